@@ -1,0 +1,63 @@
+"""Files and directories: syncfs(2), FICLONE, inode flags, directory fsync."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from _struct import pack, unpack
+
+from cowshed_linux.libc import C, check
+
+_FICLONE = 0x40049409
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+FS_IMMUTABLE, FS_APPEND = 0x10, 0x20
+
+
+def syncfs(fd: int) -> None:
+    """Write back the file system of fd. Reports errors only since fd was opened: open it before the first write."""
+    check(C.syncfs(fd), "syncfs")
+
+
+def sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def reflink(source: int, target: int) -> None:
+    """Let target share all data of source (ioctl_ficlone(2)). EOPNOTSUPP, EXDEV or EINVAL where that cannot be."""
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def inode_flags(fd: int) -> int:
+    """FS_IOC_GETFLAGS; 0 where the file system has none."""
+    try:
+        return int(unpack("@l", fcntl.ioctl(fd, _GETFLAGS, pack("@l", 0)))[0])
+    except OSError:
+        return 0
+
+
+def set_inode_flags(fd: int, flags: int) -> None:
+    fcntl.ioctl(fd, _SETFLAGS, pack("@l", flags))
+
+
+def write_atomically(path: str, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace path by data: a reader sees the old file or the new one, also after a power cut if durable."""
+    temporary = f"{path}.{os.getpid()}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if durable:
+            os.fsync(fd)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    if durable:
+        sync_directory(os.path.dirname(path) or ".")

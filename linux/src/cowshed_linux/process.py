@@ -1,0 +1,90 @@
+"""Processes: clone3(2), unshare(2), setns(2), prctl(2), close_range(2), pidfds."""
+
+from __future__ import annotations
+
+import os
+
+from cowshed_linux import libc
+from cowshed_linux.libc import C, check, ffi, string, syscall
+
+CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x80, 0x20000, 0x2000000, 0x4000000
+CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x8000000, 0x10000000, 0x20000000, 0x40000000
+CLONE_PIDFD, CLONE_PARENT, CLONE_INTO_CGROUP = 0x1000, 0x8000, 0x200000000
+WALL = 0x40000000  # waitpid(2) __WALL: also children that send no SIGCHLD
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME, PR_CAPBSET_DROP = 1, 4, 8, 15, 24
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
+CLOSE_RANGE_CLOEXEC = 4
+
+_CLONE_ARGS = ffi.sizeof("clone_args")
+
+
+def clone3(flags: int, *, exit_signal: int = 17, cgroup: int = -1, pidfd: bool = False) -> tuple[int, int]:
+    """Fork with new namespaces; (pid, pidfd or -1) in the parent, (0, -1) in the child.
+
+    Only from a single-threaded process. With CLONE_PARENT exit_signal must be 0. cgroup is a descriptor of a cgroup v2
+    directory that the child is born in.
+    """
+    arguments = ffi.new("clone_args *")
+    arguments.flags, arguments.exit_signal = flags, exit_signal
+    slot = None
+    if pidfd:
+        slot = ffi.new("int *", -1)
+        arguments.pidfd = int(ffi.cast("uintptr_t", slot))
+        arguments.flags |= CLONE_PIDFD
+    if cgroup >= 0:
+        arguments.cgroup = cgroup
+        arguments.flags |= CLONE_INTO_CGROUP
+    pid = syscall("clone3", libc.CLONE3, arguments, _CLONE_ARGS)
+    return pid, (slot[0] if slot is not None and pid else -1)
+
+
+def unshare(flags: int) -> None:
+    check(C.unshare(flags), f"unshare {flags:#x}")
+
+
+def setns(fd: int, kind: int) -> None:
+    check(C.setns(fd, kind), f"setns {kind:#x}")
+
+
+def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
+    return check(C.prctl(option, a, b, c, d), f"prctl {option}")
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, *, on_exec: bool = False) -> None:
+    """Close descriptors first … last, or let execve(2) do it."""
+    syscall("close_range", libc.CLOSE_RANGE, first, last, CLOSE_RANGE_CLOEXEC if on_exec else 0)
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A duplicate of descriptor fd of another process."""
+    return syscall(f"pidfd_getfd {fd}", libc.PIDFD_GETFD, pidfd, fd, 0)
+
+
+def set_hostname(name: str) -> None:
+    check(C.sethostname(string(name), len(os.fsencode(name))), f"sethostname {name}")
+
+
+def set_domainname(name: str) -> None:
+    check(C.setdomainname(string(name), len(os.fsencode(name))), f"setdomainname {name}")
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot: with the pid and the boot id its name for ever (proc(5), stat
+    field 22). ProcessLookupError if there is none."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ProcessLookupError(3, f"no process {pid}") from None
+    try:
+        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> str:
+    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 64).decode().strip()
+    finally:
+        os.close(fd)
