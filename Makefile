@@ -25,6 +25,41 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade $(NO_EMIT) requirements/dev.in -o requirements/dev.txt
 
+# Debian packages of the demo and the tests: a registry, an image's contents, file systems to test on
+DEMO_PACKAGES := docker-registry busybox-static
+TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps
+
+.PHONY: demo
+demo: setup  ## pull an image from a registry, run it on overlay, then on another driver
+	@tools/apt $(DEMO_PACKAGES)
+	@python3 tools/demo
+
+.PHONY: test
+test: setup  ## all tests, the conformance suite on every driver, then the list of what was skipped and why
+	@tools/apt $(TEST_PACKAGES)
+	tools/test $(TESTS)
+
+.PHONY: conformance
+conformance: setup  ## the suite alone: make conformance DRIVER=overlay [OPTIONS="--backing xfs"]
+	@tools/apt $(TEST_PACKAGES)
+	$(BIN)/pytest --pyargs cowshed_conformance --driver $(or $(DRIVER),overlay) $(OPTIONS)
+
+.PHONY: check
+check: setup  ## all static checks: format, lint, types, architecture, dependencies
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	tools/deptry $(MEMBERS)
+
+.PHONY: bench
+bench: setup  ## time the commands against the peers that are installed (benchmarks/README.md)
+	$(BIN)/python benchmarks/commands.py
+
+.PHONY: docs
+docs: setup  ## write the command reference from the parser's tables, and check the links of all pages
+	$(BIN)/python tools/docs
+
 .PHONY: clean
 clean:  ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .coverage* .import_linter_cache
