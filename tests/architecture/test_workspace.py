@@ -1,4 +1,4 @@
-"""The shape of the workspace, held by tests: the lock fits the packages, every package looks alike, no address is kept."""
+"""The shape of the workspace: the lock fits the packages, every package looks alike, no address is kept."""
 
 import re
 import subprocess
