@@ -1,0 +1,122 @@
+"""The engine from outside: the installed command, a real registry, a store of its own for each test."""
+
+import glob
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from cowshed_testing.images import Image, LayerTar, busybox_layer
+from cowshed_testing.registry import Registry
+
+TOP = Path(__file__).parents[2]
+COMMAND = str(TOP / ".venv/bin/cowshed")
+
+
+class Engine:
+    """`cowshed` on one store. A call returns the finished process; `ok` insists on status 0 and gives the output."""
+
+    def __init__(self, folder: Path, driver: str | None = None) -> None:
+        self.root, self.run_root = folder / "store", folder / "run"
+        self.driver = driver
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("COWSHED_")}
+        self.env["HOME"] = str(folder)
+
+    def words(self, *words: str) -> list[str]:
+        chosen = ["--driver", self.driver] if self.driver else []
+        return [COMMAND, "--root", str(self.root), "--run-root", str(self.run_root), *chosen, *words]
+
+    def __call__(self, *words: str, feed: bytes | None = None, env: dict | None = None, timeout: float = 120):
+        return subprocess.run(
+            self.words(*words),
+            input=feed,
+            stdin=subprocess.DEVNULL if feed is None else None,
+            capture_output=True,
+            env={**self.env, **(env or {})},
+            timeout=timeout,
+        )
+
+    def ok(self, *words: str, feed: bytes | None = None) -> str:
+        done = self(*words, feed=feed)
+        assert done.returncode == 0, (words, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+        return done.stdout.decode()
+
+    def spawn(self, *words: str, **options) -> subprocess.Popen:
+        return subprocess.Popen(self.words(*words), env={**self.env, **options.pop("env", {})}, **options)
+
+    def names(self) -> list[str]:
+        return self.ok("ps", "-a", "--format", "{{.Names}}").split()
+
+    def processes(self) -> list[int]:
+        """Every process of this store: its run directory stands in their command line, or a container's cgroup."""
+        found = []
+        mark = str(self.run_root).encode()
+        for path in glob.glob("/proc/[0-9]*/cmdline"):
+            try:
+                if mark in Path(path).read_bytes():
+                    found.append(int(path.split("/")[2]))
+            except OSError:
+                continue
+        return found
+
+    def close(self) -> None:
+        for name in self("ps", "-aq", "--no-trunc").stdout.decode().split():
+            self("rm", "-f", name)
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+        deadline = time.monotonic() + 10
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
+    def assert_clean(self) -> None:
+        """No mount of the store in any namespace, no cgroup, no process of a container."""
+        root = str(self.root).encode()
+        for path in glob.glob("/proc/[0-9]*/mountinfo"):
+            try:
+                assert root not in Path(path).read_bytes(), f"a mount is left: {path}"
+            except OSError:
+                continue
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    with Registry(str(tmp_path_factory.mktemp("registry"))) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def greeting(registry):
+    """Three layers: a shell, files, and a whiteout above them."""
+    layers = [
+        busybox_layer(),
+        LayerTar().dir("srv").file("srv/one", "one\n").file("srv/two", "two\n").bytes(),
+        LayerTar().whiteout("srv/two").file("srv/three", "three\n").bytes(),
+    ]
+    return registry.push(Image(layers, {"WorkingDir": "/srv", "Env": ["PATH=/bin", "GREETING=hello"]}), "test/greeting")
+
+
+@pytest.fixture(params=["overlay", "copy"])
+def driver(request):
+    return request.param
+
+
+@pytest.fixture
+def engine(tmp_path, driver):
+    it = Engine(tmp_path, driver)
+    yield it
+    it.close()
+    it.assert_clean()
+
+
+@pytest.fixture
+def pulled(engine, greeting):
+    engine.ok("pull", "-q", greeting)
+    engine.image = greeting
+    return engine
