@@ -6,7 +6,7 @@ import fcntl
 import os
 from _struct import pack, unpack
 
-from cowshed_linux.libc import C, check
+from cowshed_linux.libc import GETDENTS64, C, check, ffi, syscall
 
 _FICLONE = 0x40049409
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
@@ -61,3 +61,17 @@ def write_atomically(path: str, data: bytes, *, mode: int = 0o600, durable: bool
     os.rename(temporary, path)
     if durable:
         sync_directory(os.path.dirname(path) or ".")
+
+
+def directory_tells_types(fd: int) -> bool:
+    """Whether getdents64(2) says what kind each entry is (d_type), or DT_UNKNOWN. fd: a directory with entries."""
+    buffer = ffi.new("char[]", 4096)
+    count = syscall("getdents64", GETDENTS64, fd, buffer, 4096)
+    raw = bytes(ffi.buffer(buffer, count))
+    at = 0
+    while at < count:
+        length, kind = unpack("=HB", raw[at + 16 : at + 19])
+        if kind == 0:
+            return False
+        at += length
+    return True

@@ -1,0 +1,98 @@
+"""The engine's side of `cowshed.storage.api.Host`: all that a driver does outside its own root goes through here."""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.layers import faults
+from cowshed.layers.mounting import mounted
+from cowshed.storage.errors import Cancelled, ToolFailed
+from cowshed_linux import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from contextlib import AbstractContextManager
+    from typing import TypeVar
+
+    from cowshed.storage import api
+
+    T = TypeVar("T")
+
+
+class EngineHost:
+    """Runs tools, mounts, syncs and counts steps for drivers. `cancel()` makes the next step raise Cancelled."""
+
+    def __init__(self, report: Callable[[str, int, int | None], None] | None = None) -> None:
+        self._report = report
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        ok: Collection[int] = (0,),
+        mounts: Sequence[tuple[api.MountPlan, str]] = (),
+    ) -> api.CompletedRun:
+        """Run a tool with LC_ALL=C; with mounts, in a private mount namespace in which they are mounted.
+
+        Raises ToolFailed if the tool is missing, takes longer than timeout seconds, or ends with a status not in ok.
+        """
+        import subprocess
+
+        from cowshed.storage.api import CompletedRun
+
+        def enter() -> None:
+            from cowshed.layers.mounting import detached
+            from cowshed_linux import mount, process
+
+            process.unshare(process.CLONE_NEWNS)
+            mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
+            for plan, target in mounts:
+                mount.attach(detached(plan), target)
+
+        environment = {**os.environ, "LC_ALL": "C"}
+        try:
+            done = subprocess.run(
+                list(argv),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout,
+                preexec_fn=enter if mounts else None,
+            )
+        except FileNotFoundError:
+            raise ToolFailed(f"{argv[0]} is not installed", remedy=f"install {argv[0]}") from None
+        except subprocess.TimeoutExpired:
+            raise ToolFailed(f"{argv[0]} did not end within {timeout:g} s") from None
+        if done.returncode not in ok:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise ToolFailed(
+                f"{' '.join(argv)} ended with status {done.returncode}: {said[-1] if said else 'no message'}"
+            )
+        return CompletedRun(tuple(argv), done.returncode, done.stdout, done.stderr)
+
+    def call(self, name: str, function: Callable[[], T]) -> T:
+        self.step(f"call.{name}")
+        return function()
+
+    def mounted(self, plan: api.MountPlan) -> AbstractContextManager[api.MountedTree]:
+        return mounted(plan)
+
+    def sync(self, fd: int) -> None:
+        files.syncfs(fd)
+
+    def step(self, name: str) -> None:
+        faults.step(name)
+        if self._cancelled:
+            raise Cancelled(f"cancelled at {name}")
+
+    def progress(self, text: str, done: int, total: int | None) -> None:
+        if self._report is not None:
+            self._report(text, done, total)
+        if self._cancelled:
+            raise Cancelled(f"cancelled: {text}")

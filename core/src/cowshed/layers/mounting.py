@@ -1,0 +1,130 @@
+"""Executes mount plans: a plan in, one detached mount out.
+
+A detached mount is a descriptor that belongs to no namespace: nothing on the host changes, and closing it (or dying)
+unmounts. The runtime attaches it in the container's own namespace; apply, diff and cp work beneath it by descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.storage import api
+from cowshed_linux import mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DATA_PAGE = 4000  # mount(2) takes one page of options; beyond it the string is cut without a word
+
+
+def detached(plan: api.MountPlan, *, read_only: bool = False) -> int:
+    """Mount a plan; the descriptor of the detached mount of its last step.
+
+    Raises OSError with the kernel's own words and the options in the text.
+    """
+    done: list[int] = []
+    try:
+        for step in plan.steps:
+            done.append(_execute(step, done))
+        tree = done.pop()
+        if plan.subpath:
+            whole = tree
+            try:
+                tree = mount.clone(plan.subpath, at=whole)
+            finally:
+                os.close(whole)
+        if read_only:
+            try:
+                mount.set_attributes(tree, mount.ATTR_RDONLY)
+            except BaseException:
+                os.close(tree)
+                raise
+        return tree
+    finally:
+        for fd in done:
+            os.close(fd)
+
+
+class mounted:
+    """`with mounted(plan) as tree:` a MountedTree for this process, gone when the block ends."""
+
+    def __init__(self, plan: api.MountPlan, *, read_only: bool = False) -> None:
+        self._plan, self._read_only = plan, read_only
+
+    def __enter__(self) -> api.MountedTree:
+        self._fd = detached(self._plan, read_only=self._read_only)
+        return api.MountedTree(self._fd, f"/proc/self/fd/{self._fd}")
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _execute(step: api.Mount, done: list[int]) -> int:
+    if isinstance(step, api.Bind):
+        tree = mount.clone(_path(step.source, done))
+        if step.read_only:
+            try:
+                mount.set_attributes(tree, mount.ATTR_RDONLY)
+            except BaseException:
+                os.close(tree)
+                raise
+        return tree
+    if isinstance(step, api.Overlay):
+        return _overlay(step, done)
+    if isinstance(step, api.FileSystem):
+        attributes = mount.ATTR_RDONLY if step.read_only else 0
+        return mount.file_system(step.fstype, step.source, step.options, attributes)
+    return _aufs(step)
+
+
+def _path(source: api.Source, done: list[int]) -> str:
+    if isinstance(source, api.Step):
+        return f"/proc/self/fd/{done[source.index]}" + (f"/{source.subpath}" if source.subpath else "")
+    return source
+
+
+def _overlay(step: api.Overlay, done: list[int]) -> int:
+    lowers = [_path(lower, done) for lower in step.lowers]
+    data = [_path(lower, done) for lower in step.data_lowers]
+    attributes = mount.ATTR_RDONLY if step.upper is None else 0
+    try:
+        options = [*_one_by_one(lowers, data), *_upper(step), *step.options]
+        return mount.file_system("overlay", "cowshed", options, attributes)
+    except OSError as error:
+        if "lowerdir+" not in str(error) or error.errno != 22 or data:
+            raise
+    # Before Linux 6.8 all lower directories are one string of a page at most: short names, made of descriptors.
+    opened = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for lower in lowers]
+    try:
+        joined = ":".join([f"/proc/self/fd/{fd}" for fd in opened])
+        if len(joined) > _DATA_PAGE:
+            raise OSError(
+                7, f"mount overlay: {len(lowers)} layers do not fit in one page of options; Linux 6.8 has no such limit"
+            )
+        return mount.file_system("overlay", "cowshed", [("lowerdir", joined), *_upper(step), *step.options], attributes)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _one_by_one(lowers: list[str], data: list[str]) -> Iterator[tuple[str, str]]:
+    for lower in lowers:
+        yield "lowerdir+", lower
+    for lower in data:
+        yield "datadir+", lower
+
+
+def _upper(step: api.Overlay) -> tuple[tuple[str, str], ...]:
+    if step.upper is None or step.work is None:
+        return ()
+    return ("upperdir", step.upper), ("workdir", step.work)
+
+
+def _aufs(step: api.Aufs) -> int:
+    branches = [f"{path}={'rw' if step.writable and n == 0 else 'ro'}" for n, path in enumerate(step.branches)]
+    text = "br:" + ":".join(branches)
+    if len(text) > _DATA_PAGE:
+        raise OSError(7, f"mount aufs: {len(branches)} branches do not fit in one page of options")
+    name, _, value = text.partition(":")
+    return mount.file_system("aufs", "cowshed", [(name, value), *step.options])
