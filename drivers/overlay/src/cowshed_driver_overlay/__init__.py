@@ -22,7 +22,7 @@ plugin = DriverPlugin(
             "directories of lower layers can be renamed; diffs are then found by comparing",
             _SWITCH,
             creation_only=True,
-        ),  # fmt: skip
+        ),
         Option(
             "metacopy",
             str,
@@ -30,7 +30,7 @@ plugin = DriverPlugin(
             "chmod and chown copy no data; diffs are then found by comparing",
             _SWITCH,
             creation_only=True,
-        ),  # fmt: skip
+        ),
     ),
     probe=probe,
     init=init,

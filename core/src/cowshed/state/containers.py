@@ -1,0 +1,77 @@
+"""Containers in the store."""
+
+from __future__ import annotations
+
+from cowshed.errors import Ambiguous, Conflict, NotFound
+from cowshed.state.rows import ContainerRow
+from cowshed_runtime.fastjson import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cowshed.state.store import Store, Transaction
+
+_COLUMNS = (
+    "number, id, name, image_id, image_ref, driver, state, created, config, started, finished, pid, exit_code, error, "
+    "oom, restarts, wanted, labels"
+)
+_JSON = ("config", "labels")
+
+
+def _row(values: tuple[Any, ...]) -> ContainerRow:
+    cells = list(values)
+    cells[8], cells[14], cells[17] = loads(cells[8]), bool(cells[14]), loads(cells[17])
+    return ContainerRow(*cells)
+
+
+def insert(tx: Transaction, row: ContainerRow) -> None:
+    """Conflict if the name is taken."""
+    taken = tx.execute("select id from containers where name = ?", row.name)
+    if taken:
+        raise Conflict(
+            f"the container name {row.name} is in use by {taken[0][0][:12]}",
+            remedy="remove that one, or choose another",
+        )
+    values = [getattr(row, name) for name in _COLUMNS.split(", ")]
+    values[8], values[17] = dumps(row.config), dumps(row.labels)
+    tx.execute(f"insert into containers ({_COLUMNS}) values ({', '.join('?' * len(values))})", *values)
+
+
+def update(tx: Transaction, number: int, **fields: Any) -> None:
+    names = ", ".join([f"{name} = ?" for name in fields])
+    values = [dumps(value) if name in _JSON else value for name, value in fields.items()]
+    tx.execute(f"update containers set {names} where number = ?", *values, number)
+
+
+def delete(tx: Transaction, number: int) -> None:
+    tx.execute("delete from volume_users where container = ?", number)
+    tx.execute("delete from containers where number = ?", number)
+
+
+def get(store: Store | Transaction, number: int) -> ContainerRow | None:
+    run = store.query if hasattr(store, "query") else store.execute
+    rows = run(f"select {_COLUMNS} from containers where number = ?", number)
+    return _row(rows[0]) if rows else None
+
+
+def find(store: Store, name: str) -> ContainerRow:
+    """By full name, full id, or a prefix of an id that fits one container. NotFound, Ambiguous."""
+    wanted = name.removeprefix("/")
+    rows = store.query(f"select {_COLUMNS} from containers where name = ? or id = ?", wanted, wanted)
+    if not rows and wanted and all(c in "0123456789abcdef" for c in wanted):
+        rows = store.query(f"select {_COLUMNS} from containers where id >= ? and id < ?", wanted, wanted + "g")
+        if len(rows) > 1:
+            raise Ambiguous(f"{name} fits {len(rows)} containers", remedy="give more of the id")
+    if not rows:
+        raise NotFound(f"no such container: {name}", remedy="cowshed ps -a lists them")
+    return _row(rows[0])
+
+
+def list_all(store: Store) -> list[ContainerRow]:
+    """Newest first."""
+    return [_row(r) for r in store.query(f"select {_COLUMNS} from containers order by created desc, number desc")]
+
+
+def of_image(store: Store, image_id: str) -> list[ContainerRow]:
+    return [_row(r) for r in store.query(f"select {_COLUMNS} from containers where image_id = ?", image_id)]

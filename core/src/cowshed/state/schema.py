@@ -1,0 +1,103 @@
+"""The schema of the store's database, as the list of steps that lead to it. A step, once released, never changes.
+
+A database of version N has had the first N steps. A version beyond the list was made by a newer Cowshed.
+"""
+
+from __future__ import annotations
+
+STEPS = (
+    """
+    create table meta (key text primary key, value) without rowid;
+
+    create table drivers (
+        name text primary key,
+        store text not null,           -- identity that the driver's init() gave
+        options text not null,         -- JSON: those that creation fixed
+        remembered text not null       -- JSON: where stevedore found the plug-in
+    ) without rowid;
+
+    create table layers (
+        number integer primary key,    -- 1 … 2**24-1; lock byte, project id, thin device id
+        id text not null unique,       -- 32 hex digits
+        driver text not null references drivers(name),
+        kind text not null check (kind in ('active', 'committed')),
+        parent integer references layers(number),
+        chain_id text,                 -- of a committed layer
+        diff_id text,
+        data text not null default '{}',
+        durable integer not null default 0,
+        boot_id text not null,
+        created integer not null       -- ns since the epoch
+    );
+    create unique index layers_by_chain on layers(driver, chain_id) where chain_id is not null;
+    create index layers_by_parent on layers(parent);
+
+    create table journal (
+        number integer primary key references layers(number),
+        op text not null check (op in ('prepare', 'run', 'apply', 'commit', 'remove')),
+        args text not null default '{}'
+    );
+
+    create table images (
+        id text primary key,           -- sha256 of the config
+        manifest_digest text not null,
+        manifest blob not null,
+        media_type text not null,
+        config blob not null,
+        diff_ids text not null,        -- JSON list
+        top_chain text not null,       -- chain id of all layers, '' if there are none
+        blobs text not null,           -- JSON list of [digest, media type, size], lowest layer first
+        platform text not null,
+        size integer not null,         -- bytes of the blobs
+        created integer not null,
+        pulled integer not null
+    ) without rowid;
+
+    create table chains (              -- which chain ids an image stands on
+        image text not null references images(id) on delete cascade,
+        chain_id text not null,
+        primary key (chain_id, image)
+    ) without rowid;
+
+    create table tags (
+        name text primary key,         -- canonical: registry/repository:tag or …@digest
+        image text not null references images(id)
+    ) without rowid;
+    create index tags_by_image on tags(image);
+
+    create table containers (
+        number integer primary key,
+        id text not null unique,
+        name text not null unique,
+        image_id text references images(id),
+        image_ref text not null,
+        driver text not null,
+        state text not null check (state in ('creating', 'created', 'running', 'exited', 'removing')),
+        created integer not null,
+        started integer,
+        finished integer,
+        pid integer,
+        exit_code integer,
+        error text not null default '',
+        oom integer not null default 0,
+        restarts integer not null default 0,
+        wanted text not null default 'stopped',
+        labels text not null default '{}',
+        config text not null
+    );
+    create index containers_by_image on containers(image_id);
+
+    create table volumes (
+        name text primary key,
+        created integer not null,
+        anonymous integer not null default 0,
+        labels text not null default '{}'
+    ) without rowid;
+
+    create table volume_users (
+        volume text not null references volumes(name),
+        container integer not null references containers(number) on delete cascade,
+        primary key (volume, container)
+    ) without rowid;
+    """,
+)

@@ -1,0 +1,42 @@
+"""Volumes in the store."""
+
+from __future__ import annotations
+
+from cowshed.state.rows import VolumeRow
+from cowshed_runtime.fastjson import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.state.store import Store, Transaction
+
+
+def insert(tx: Transaction, row: VolumeRow) -> None:
+    """Write a volume; one of that name that is there already stays as it is."""
+    tx.execute(
+        "insert or ignore into volumes values (?, ?, ?, ?)", row.name, row.created, row.anonymous, dumps(row.labels)
+    )
+
+
+def use(tx: Transaction, name: str, container: int) -> None:
+    tx.execute("insert or ignore into volume_users values (?, ?)", name, container)
+
+
+def delete(tx: Transaction, name: str) -> None:
+    tx.execute("delete from volumes where name = ?", name)
+
+
+def list_all(store: Store) -> list[VolumeRow]:
+    rows = store.query("select name, created, anonymous, labels from volumes order by name")
+    return [VolumeRow(name, created, bool(anonymous), loads(labels)) for name, created, anonymous, labels in rows]
+
+
+def users(store: Store, name: str) -> list[int]:
+    return [r[0] for r in store.query("select container from volume_users where volume = ?", name)]
+
+
+def of_container(store: Store, number: int) -> list[VolumeRow]:
+    rows = store.query(
+        "select name, created, anonymous, labels from volumes join volume_users on volume = name where container = ?",
+        number,
+    )
+    return [VolumeRow(name, created, bool(anonymous), loads(labels)) for name, created, anonymous, labels in rows]

@@ -1,0 +1,152 @@
+"""Finding storage drivers: stevedore lives here and nowhere else.
+
+stevedore with importlib.metadata costs 50 ms to import, more than all else that `run` does. So what it found for a
+driver is remembered by the store (`Remembered`), and the module is imported directly while the `entry_points.txt` that
+named it is unchanged.
+
+Its traps are kept out: the list of entry points comes from importlib.metadata and not from the cache in the home
+directory, whose times are 32-bit floats (an entry point added within two minutes stays unseen); duplicates are counted
+here, before anything is loaded; the plug-in is taken from the extension itself, so that one that is falsy works; a
+failing import is kept with its reason and stops nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.errors import NotFound
+from cowshed.storage.api import API_VERSION, ENTRY_POINT_GROUP, DriverPlugin
+from cowshed.storage.errors import Unsupported
+from cowshed.storage.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+@record(frozen=True)
+class Remembered:
+    """Where a plug-in was found, and by which file, as it was then."""
+
+    name: str
+    attr: str  # module:attribute
+    path: str  # of entry_points.txt
+    mtime_ns: int
+    size: int
+
+
+@record(frozen=True)
+class Found:
+    """An installed plug-in: usable, or broken and why."""
+
+    name: str
+    distribution: str
+    plugin: DriverPlugin | None
+    error: str = ""
+
+
+def as_dict(remembered: Remembered) -> dict[str, Any]:
+    return {key: getattr(remembered, key) for key in ("name", "attr", "path", "mtime_ns", "size")}
+
+
+def load(name: str, remembered: Remembered | None = None) -> tuple[DriverPlugin, Remembered]:
+    """The plug-in called name. NotFound if there is none or it is broken, Unsupported if it wants another interface."""
+    if remembered is not None and _unchanged(remembered):
+        from importlib import import_module
+
+        module, _, attribute = remembered.attr.partition(":")
+        return _fit(name, getattr(import_module(module), attribute)), remembered
+    points = [point for point in _entry_points() if point.name == name]
+    if not points:
+        known = sorted({point.name for point in _entry_points()})
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, known, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"install it; installed are {', '.join(known) or 'none'}"
+        raise NotFound(f"no storage driver is called {name}", remedy=remedy)
+    if len(points) > 1:
+        owners = " and ".join(sorted({_owner(point) for point in points}))
+        raise NotFound(f"storage driver {name} is claimed by {owners}", remedy="uninstall one of them")
+    (found,) = _extensions([points[0]])
+    if found.plugin is None:
+        raise NotFound(f"storage driver {name} of {found.distribution} is broken: {found.error}", remedy="reinstall it")
+    return found.plugin, _remember(points[0])
+
+
+def installed() -> list[Found]:
+    """Every plug-in of the group by name, the broken and the doubly claimed ones with their reason."""
+    points = sorted(_entry_points(), key=lambda point: point.name)
+    names = [point.name for point in points]
+    result = []
+    for point in points:
+        if names.count(point.name) > 1:
+            others = sorted({_owner(p) for p in points if p.name == point.name})
+            result.append(Found(point.name, _owner(point), None, f"the name is claimed by {' and '.join(others)}"))
+        else:
+            result.extend(_extensions([point]))
+    return result
+
+
+def _fit(name: str, plugin: Any) -> DriverPlugin:
+    if not isinstance(plugin, DriverPlugin):
+        raise Unsupported(f"storage driver {name}: its entry point names no DriverPlugin")
+    if plugin.name != name:
+        raise Unsupported(f"storage driver {name} calls itself {plugin.name}")
+    major, minor = plugin.api
+    if major != API_VERSION[0] or minor > API_VERSION[1]:
+        ours = ".".join(map(str, API_VERSION))
+        raise Unsupported(
+            f"storage driver {name} needs interface {major}.{minor}; this engine has {ours}",
+            remedy="upgrade the older one",
+        )
+    return plugin
+
+
+def _entry_points() -> list[Any]:
+    from importlib import metadata
+
+    return list(metadata.entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _extensions(points: list[Any]) -> list[Found]:
+    from stevedore.extension import ExtensionManager
+
+    class Manager(ExtensionManager):  # type: ignore[misc]
+        def list_entry_points(self) -> list[Any]:
+            return points
+
+    failures: list[Found] = []
+
+    def failed(manager: Any, point: Any, error: BaseException) -> None:
+        failures.append(Found(point.name, _owner(point), None, f"{type(error).__name__}: {error}".replace("\n", " ")))
+
+    manager = Manager(ENTRY_POINT_GROUP, invoke_on_load=False, on_load_failure_callback=failed)
+    found = []
+    for extension in manager:
+        try:
+            found.append(Found(extension.name, _owner(extension.entry_point), _fit(extension.name, extension.plugin)))
+        except Unsupported as error:
+            found.append(Found(extension.name, _owner(extension.entry_point), None, str(error)))
+    return found + failures
+
+
+def _owner(point: Any) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown distribution"
+
+
+def _remember(point: Any) -> Remembered:
+    path = next((str(f.locate()) for f in point.dist.files or () if f.name == "entry_points.txt"), "")
+    if not path:
+        return Remembered(point.name, point.value, "", 0, 0)
+    status = os.stat(path)
+    return Remembered(point.name, point.value, path, status.st_mtime_ns, status.st_size)
+
+
+def _unchanged(remembered: Remembered) -> bool:
+    if not remembered.path:
+        return False
+    try:
+        status = os.stat(remembered.path)
+    except OSError:
+        return False
+    return (status.st_mtime_ns, status.st_size) == (remembered.mtime_ns, remembered.size)
