@@ -31,6 +31,17 @@ typedef struct { uint64_t flags, mode, resolve; } open_how;
 typedef struct { uint32_t version; int pid; } cap_header;
 typedef struct { uint32_t effective, permitted, inheritable; } cap_data;
 typedef struct { unsigned short length; void *filter; } sock_fprog;
+
+typedef struct { unsigned int arg; int op; uint64_t datum_a, datum_b; } scmp_arg_cmp;
+void *seccomp_init(uint32_t action);
+void seccomp_release(void *filter);
+int seccomp_arch_add(void *filter, uint32_t arch);
+uint32_t seccomp_arch_resolve_name(const char *name);
+int seccomp_syscall_resolve_name(const char *name);
+int seccomp_rule_add_array(void *filter, uint32_t action, int call, unsigned int count, const scmp_arg_cmp *args);
+int seccomp_export_bpf(void *filter, int fd);
+typedef struct { unsigned int major, minor, micro; } scmp_version;
+const scmp_version *seccomp_version(void);
 """
 
 HERE = Path(__file__).parent

@@ -74,7 +74,8 @@ class Layers:
             raise StoreError(f"lock byte {number} of a new layer is taken", remedy="cowshed system check")
         layer = api.Layer(LayerId(id_ or os.urandom(16).hex()), number, api.Kind.ACTIVE, parent)
         tx.execute(
-            "insert into layers (number, id, driver, kind, parent, boot_id, created) values (?, ?, ?, 'active', ?, ?, ?)",
+            "insert into layers (number, id, driver, kind, parent, boot_id, created) "
+            "values (?, ?, ?, 'active', ?, ?, ?)",
             number, layer.id, self.name, parent.number if parent else None, process.boot_id(), _now(),
         )  # fmt: skip
         tx.execute("insert into journal (number, op) values (?, ?)", number, op)
@@ -134,7 +135,8 @@ class Layers:
                 # A twin that a power cut made suspect gives its name up; it goes when nothing stands on it.
                 tx.execute("update layers set chain_id = null where driver = ? and chain_id = ?", self.name, chain_id)
                 tx.execute(
-                    "update layers set kind = 'committed', chain_id = ?, diff_id = ?, data = ?, durable = ? where number = ?",
+                    "update layers set kind = 'committed', chain_id = ?, diff_id = ?, data = ?, durable = ? "
+                    "where number = ?",
                     chain_id, diff_id, dumps(dict(layer.data)), int(durable), layer.number,
                 )  # fmt: skip
                 tx.execute("delete from journal where number = ?", layer.number)

@@ -41,7 +41,8 @@ def insert(tx: Transaction, image: ImageRow) -> None:
     """Write an image; one that is there already gets the newer manifest and keeps everything else."""
     tx.execute(
         f"insert into images ({_COLUMNS}, top_chain) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "on conflict (id) do update set manifest_digest = excluded.manifest_digest, manifest = excluded.manifest, blobs = excluded.blobs, "
+        "on conflict (id) do update set "
+        "manifest_digest = excluded.manifest_digest, manifest = excluded.manifest, blobs = excluded.blobs, "
         "media_type = excluded.media_type, size = excluded.size",
         image.id, image.manifest_digest, image.manifest, image.media_type, image.config, dumps(image.diff_ids),
         dumps(image.blobs), image.platform, image.size, image.created, image.pulled,

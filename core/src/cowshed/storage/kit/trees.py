@@ -156,12 +156,13 @@ def remove_tree(path: str, *, until: float | None = None) -> bool:
     except FileNotFoundError:
         return True
     try:
-        return _remove(at, name, until)
+        return remove_entry(at, name, until)
     finally:
         os.close(at)
 
 
-def _remove(at: int, name: str, until: float | None) -> bool:
+def remove_entry(at: int, name: str | bytes, until: float | None = None) -> bool:
+    """`remove_tree` of a name in the directory that descriptor at refers to."""
     try:
         _unlink(at, name, directory=False)
         return True
@@ -181,7 +182,7 @@ def _remove(at: int, name: str, until: float | None) -> bool:
         return True
     try:
         for entry in os.listdir(below):
-            if not _remove(below, entry, until):
+            if not remove_entry(below, entry, until):
                 return False
     finally:
         os.close(below)
@@ -192,7 +193,7 @@ def _remove(at: int, name: str, until: float | None) -> bool:
     return True
 
 
-def _unlink(at: int, name: str, *, directory: bool) -> None:
+def _unlink(at: int, name: str | bytes, *, directory: bool) -> None:
     remove = os.rmdir if directory else os.unlink
     try:
         remove(name, dir_fd=at)
@@ -202,7 +203,7 @@ def _unlink(at: int, name: str, *, directory: bool) -> None:
         remove(name, dir_fd=at)
 
 
-def _lift(at: int, name: str) -> bool:
+def _lift(at: int, name: str | bytes) -> bool:
     """Take immutable and append-only away; whether there was one."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)

@@ -1,0 +1,286 @@
+"""Applying a layer's archive to a mounted tree (image-spec layer.md, Applying Changesets).
+
+Containment is by structure: every directory is opened by the kernel beneath the root's descriptor and nowhere else
+(openat2(2) RESOLVE_IN_ROOT), every change is made by name in such a directory and follows no link, attributes are set
+on descriptors or without following. A name that an image chose never becomes a path of the host.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cowshed.errors import ImageError, NoSpace
+from cowshed.layers.tarstream import (
+    BLOCKDEV,
+    CHAR,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    LINK,
+    SYMLINK,
+    Entry,
+    Feed,
+    entries,
+)
+from cowshed.storage.kit.trees import remove_entry
+from cowshed_linux.paths import open_in_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH = os.O_PATH | os.O_DIRECTORY
+_CACHED = 256
+# Private to overlay, or the host's to say: never taken from an image.
+_REFUSED_XATTRS = ("trusted.overlay.", "user.overlay.", "security.selinux", "security.ima", "security.evm")
+_KINDS = {CHAR: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
+
+
+def apply(chunks: Iterable[bytes], root: int, *, limit: int = 1 << 40) -> int:
+    """Apply an uncompressed archive to the tree at descriptor root; the number of entries.
+
+    limit is the most bytes that files may have in sum. Raises ImageError (not sound, or an attempt to break out),
+    NoSpace, OSError. Every descriptor is closed again.
+    """
+    applier = _Applier(root, limit)
+    old_mask = os.umask(0)
+    try:
+        feed = Feed(chunks)
+        for entry in entries(feed):
+            applier.entry(entry, feed)
+        applier.finish()
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            raise NoSpace(
+                f"no space to unpack {applier.doing}: {error.strerror}", remedy="cowshed rmi, or free space"
+            ) from None
+        raise ImageError(f"the layer cannot be unpacked: {applier.doing}: {error.strerror or error}") from None
+    finally:
+        os.umask(old_mask)
+        applier.close()
+    return applier.count
+
+
+class _Applier:
+    def __init__(self, root: int, limit: int) -> None:
+        self.root, self.left = root, limit
+        self.directories: dict[bytes, tuple[int, bool]] = {}  # path -> descriptor, whether children inherit its group
+        self.late: dict[bytes, Entry] = {}  # directories: times last, as every child changes them
+        self.written: set[bytes] = set()
+        self.count = 0
+        self.name = b""
+
+    @property
+    def doing(self) -> str:
+        return repr(os.fsdecode(self.name))
+
+    def close(self) -> None:
+        for fd, _ in self.directories.values():
+            os.close(fd)
+        self.directories.clear()
+
+    # ------------------------------------------------------------ directories
+
+    def directory(self, path: bytes) -> tuple[int, bool]:
+        found = self.directories.get(path)
+        if found is not None:
+            return found
+        try:
+            fd = open_in_root(self.root, path, _PATH)
+        except FileNotFoundError:
+            above, _, name = path.rpartition(b"/")
+            parent, _ = self.directory(above)
+            try:
+                os.mkdir(name, 0o755, dir_fd=parent)
+            except FileExistsError:
+                raise ImageError(
+                    f"{os.fsdecode(path)!r} is a link that leads nowhere, and files are to be put below it"
+                ) from None
+            fd = open_in_root(self.root, path, _PATH)
+        except NotADirectoryError:
+            raise ImageError(f"{os.fsdecode(path)!r} is no directory, and files are to be put below it") from None
+        entry = fd, bool(os.fstat(fd).st_mode & stat.S_ISGID)
+        self.directories[path] = entry
+        return entry
+
+    def forget(self, path: bytes) -> None:
+        """A directory goes: descriptors of it and of all below it lead nowhere, and so would cached links to it."""
+        self.close()
+        below = path + b"/"
+        self.late = {name: e for name, e in self.late.items() if name != path and not name.startswith(below)}
+
+    def clear(self, parent: int, base: bytes, path: bytes) -> None:
+        """Make room for an entry of another kind."""
+        try:
+            os.unlink(base, dir_fd=parent)
+        except IsADirectoryError:
+            remove_entry(parent, base)
+            self.forget(path)
+
+    # ------------------------------------------------------------ entries
+
+    def entry(self, entry: Entry, feed: Feed) -> None:
+        name = self.name = entry.name
+        self.count += 1
+        if len(self.directories) > _CACHED:
+            self.close()
+        if not name:
+            if entry.kind == DIRECTORY:
+                self.late[b""] = entry
+                return
+            raise ImageError("the layer's archive replaces its own root")
+        above, _, base = name.rpartition(b"/")
+        if base.startswith(_WHITEOUT):
+            feed.skip(entry.size)
+            self.whiteout(entry, above, base)
+            return
+        parent, inherits = self.directory(above)
+        if entry.kind == FILE:
+            self.file(entry, feed, parent, base, inherits)
+        elif entry.kind == DIRECTORY:
+            self.make_directory(entry, parent, base)
+        else:
+            self.special(entry, parent, base)
+        self.written.add(name)
+
+    def file(self, entry: Entry, feed: Feed, parent: int, base: bytes, inherits: bool) -> None:
+        self.left -= entry.real_size
+        if self.left < 0:
+            raise ImageError("the layer unpacks to more than is allowed")
+        try:
+            fd = os.open(base, _CREATE, entry.mode & 0o777, dir_fd=parent)
+        except FileExistsError:
+            self.clear(parent, base, entry.name)
+            parent, inherits = self.directory(entry.name.rpartition(b"/")[0])
+            fd = os.open(base, _CREATE, entry.mode & 0o777, dir_fd=parent)
+        try:
+            if entry.holes or entry.real_size != entry.size:
+                for offset, length in entry.holes:
+                    os.lseek(fd, offset, os.SEEK_SET)
+                    for view in feed.views(length):
+                        _write(fd, view)
+                os.ftruncate(fd, entry.real_size)
+            else:
+                for view in feed.views(entry.size):
+                    _write(fd, view)
+            if entry.uid or entry.gid or inherits:
+                os.fchown(fd, entry.uid, entry.gid)
+            if entry.mode & 0o7000:
+                os.fchmod(fd, entry.mode)
+            for key, value in entry.xattrs.items():
+                if not key.startswith(_REFUSED_XATTRS):
+                    os.setxattr(fd, key, value)
+            os.utime(fd, ns=(entry.mtime, entry.mtime))
+        finally:
+            os.close(fd)
+
+    def make_directory(self, entry: Entry, parent: int, base: bytes) -> None:
+        try:
+            os.mkdir(base, 0o755, dir_fd=parent)
+        except FileExistsError:
+            there = os.stat(base, dir_fd=parent, follow_symlinks=False).st_mode
+            if not stat.S_ISDIR(there):
+                os.unlink(base, dir_fd=parent)
+                os.mkdir(base, 0o755, dir_fd=parent)
+        self.late[entry.name] = entry
+
+    def special(self, entry: Entry, parent: int, base: bytes) -> None:
+        for attempt in (1, 2):
+            try:
+                self.make_special(entry, parent, base)
+                break
+            except FileExistsError:
+                if attempt == 2:
+                    raise
+                if entry.kind == LINK and entry.link == entry.name:
+                    raise ImageError(f"{self.doing} is a hard link to itself") from None
+                self.clear(parent, base, entry.name)
+                parent, _ = self.directory(entry.name.rpartition(b"/")[0])
+        if entry.kind == LINK:
+            return
+        os.chown(base, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        if entry.kind != SYMLINK:
+            os.chmod(base, entry.mode, dir_fd=parent)  # made just now as what it is: no link to follow
+        if entry.xattrs:
+            path = f"/proc/self/fd/{parent}/".encode() + base
+            for key, value in entry.xattrs.items():
+                if not key.startswith((*_REFUSED_XATTRS, "user.")):
+                    os.setxattr(path, key, value, follow_symlinks=False)
+        os.utime(base, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+
+    def make_special(self, entry: Entry, parent: int, base: bytes) -> None:
+        if entry.kind == SYMLINK:
+            if not entry.link:
+                raise ImageError(f"{self.doing} is a symbolic link to nothing")
+            os.symlink(entry.link, base, dir_fd=parent)
+        elif entry.kind == LINK:
+            above, _, target = entry.link.rpartition(b"/")
+            if not target:
+                raise ImageError(f"{self.doing} is a hard link to the root")
+            source, _ = self.directory(above)
+            os.link(target, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        else:
+            os.mknod(base, _KINDS[entry.kind] | 0o600, os.makedev(*entry.device), dir_fd=parent)
+
+    def whiteout(self, entry: Entry, above: bytes, base: bytes) -> None:
+        if entry.kind != FILE:
+            raise ImageError(f"{self.doing} is a whiteout and no plain file")
+        if base == _OPAQUE:
+            self.opaque(above)
+            return
+        target = base[len(_WHITEOUT) :]
+        if target in (b"", b".", b"..") or target.startswith(_WHITEOUT):
+            raise ImageError(f"{self.doing} is a whiteout of nothing that can be")
+        path = above + b"/" + target if above else target
+        if path in self.written:
+            return  # whiteouts are for what lies below this layer
+        try:
+            parent = open_in_root(self.root, above, _PATH)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            remove_entry(parent, target)
+            self.forget(path)
+        finally:
+            os.close(parent)
+
+    def opaque(self, path: bytes) -> None:
+        """Hide what lower layers have in a directory; what this layer has put there already stays."""
+        self.directory(path)
+        fd = open_in_root(self.root, path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name in os.listdir(fd):
+                below = (path + b"/" if path else b"") + os.fsencode(name)
+                if below not in self.written and not any(w.startswith(below + b"/") for w in self.written):
+                    remove_entry(fd, name)
+            self.forget(path + b"/")
+        finally:
+            os.close(fd)
+
+    def finish(self) -> None:
+        """Attributes of directories, deepest first."""
+        self.close()
+        for name, entry in reversed(self.late.items()):
+            self.name = name
+            try:
+                fd = open_in_root(self.root, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # replaced by a later entry
+            try:
+                os.fchown(fd, entry.uid, entry.gid)
+                os.fchmod(fd, entry.mode)
+                for key, value in entry.xattrs.items():
+                    if not key.startswith(_REFUSED_XATTRS):
+                        os.setxattr(fd, key, value)
+                os.utime(fd, ns=(entry.mtime, entry.mtime))
+            finally:
+                os.close(fd)
+
+
+def _write(fd: int, view: memoryview) -> None:
+    done = os.write(fd, view)
+    while done < len(view):
+        done += os.write(fd, view[done:])

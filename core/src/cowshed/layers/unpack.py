@@ -1,0 +1,206 @@
+"""From a stream of compressed bytes to an applied layer: read and inflate in one thread, hash in another, write in this
+one. All three release the interpreter lock for most of their time."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+
+from cowshed.errors import ImageError, Tampered
+from cowshed.layers.apply import apply
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+_PIECE = 1 << 20  # the most that one step of decompression gives: a bomb is met piece by piece
+_AHEAD = 6
+_GZIP, _ZSTD, _ZSTD_SKIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
+
+
+class _Stopped(Exception):
+    """The consumer has given up."""
+
+
+def unpack(chunks: Iterable[bytes], root: int, *, diff_id: str, limit: int = 1 << 40) -> int:
+    """Decompress, verify against diff_id, apply to the tree at root; the size of the uncompressed archive.
+
+    chunks may raise: that error comes out of here. Raises Tampered if the diff id is another, ImageError, NoSpace.
+    """
+    algorithm, _, wanted = diff_id.partition(":")
+    pipeline = _Pipeline(chunks, hashlib.new(algorithm), limit)
+    try:
+        pipeline.start()
+        apply(pipeline.pieces(), root, limit=limit)
+        pipeline.finish()
+    finally:
+        pipeline.stop()
+    if pipeline.hash.hexdigest() != wanted:
+        raise Tampered(
+            f"the layer unpacks to {algorithm}:{pipeline.hash.hexdigest()}, its image says {diff_id}",
+            remedy="pull again; if it stays so, the image is broken",
+        )
+    return pipeline.size
+
+
+class _Pipeline:
+    def __init__(self, chunks: Iterable[bytes], digest: Any, limit: int) -> None:
+        self.hash, self.size, self.limit = digest, 0, limit + (1 << 30)
+        self._chunks = chunks
+        self._apply: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
+        self._hash: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._threads = [threading.Thread(target=self._produce), threading.Thread(target=self._digest)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def _put(self, target: queue.Queue[bytes | None], piece: bytes | None) -> None:
+        while True:
+            if self._stopped:
+                raise _Stopped
+            try:
+                target.put(piece, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def _produce(self) -> None:
+        try:
+            for piece in decompress(self._chunks):
+                self.size += len(piece)
+                if self.size > self.limit:
+                    raise ImageError("the layer unpacks to more than is allowed")
+                self._put(self._hash, piece)
+                self._put(self._apply, piece)
+        except _Stopped:
+            return
+        except BaseException as error:
+            self._error = error
+        try:
+            self._put(self._hash, None)
+            self._put(self._apply, None)
+        except _Stopped:
+            return
+
+    def _digest(self) -> None:
+        while not self._stopped:
+            try:
+                piece = self._hash.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if piece is None:
+                return
+            self.hash.update(piece)
+
+    def pieces(self) -> Iterator[bytes]:
+        while True:
+            piece = self._apply.get()
+            if piece is None:
+                if self._error is not None:
+                    raise self._error
+                return
+            yield piece
+
+    def finish(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        self._stopped = True
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+
+def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """gzip (any number of members), zstd (any number of frames) or plain, told by the first bytes."""
+    source = iter(chunks)
+    first = b""
+    while len(first) < 4:
+        more = next(source, None)
+        if more is None:
+            break
+        first += more
+    if first[:2] == _GZIP:
+        return _gzip(first, source)
+    if first[:4] == _ZSTD or first[1:4] == _ZSTD_SKIP:
+        return _zstd(first, source)
+    return _plain(first, source)
+
+
+def _plain(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
+    if first:
+        yield first
+    yield from source
+
+
+def _gzip(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
+    zlib: Any
+    try:
+        from isal import isal_zlib as zlib
+    except ImportError:  # no wheel for this machine: the same interface, at half the speed
+        import zlib
+
+    decoder = zlib.decompressobj(31)
+    data: bytes | None = first
+    ended = False
+    while data is not None:
+        while data:
+            if ended:  # between members
+                if not data.strip(b"\0"):
+                    break
+                if data[:1] != _GZIP[:1]:
+                    raise ImageError("the layer has something behind its gzip data")
+                decoder, ended = zlib.decompressobj(31), False
+            try:
+                piece = decoder.decompress(data, _PIECE)
+            except zlib.error as error:
+                raise ImageError(f"the layer's gzip data is damaged: {error}") from None
+            if piece:
+                yield piece
+            ended = decoder.eof
+            data = decoder.unused_data if ended else decoder.unconsumed_tail
+        data = next(source, None)
+    if not ended:
+        raise ImageError("the layer's gzip data is cut short")
+
+
+def _zstd(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
+    import sys
+
+    zstd: Any
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+
+    options = {zstd.DecompressionParameter.window_log_max: 27}  # 128 MiB, what the command takes too
+    decoder = zstd.ZstdDecompressor(options=options)
+    data: bytes | None = first
+    fresh = True
+    while data is not None:
+        while True:
+            if decoder.eof:
+                if not data:
+                    break
+                decoder, fresh = zstd.ZstdDecompressor(options=options), True
+            try:
+                piece = decoder.decompress(data, _PIECE)
+            except zstd.ZstdError as error:
+                raise ImageError(f"the layer's zstd data is damaged: {error}") from None
+            fresh = fresh and not data
+            if piece:
+                yield piece
+            data = decoder.unused_data if decoder.eof else b""
+            if not decoder.eof and decoder.needs_input:
+                break
+        data = next(source, None)
+    if not decoder.eof and not fresh:
+        raise ImageError("the layer's zstd data is cut short")
