@@ -19,7 +19,7 @@ _ACTIONS = {
 _ARCHITECTURES = {"x86_64": ["x86_64", "x86", "x32"], "aarch64": ["aarch64", "arm"]}
 
 # What any program may call. Left out: what changes the kernel, the clock, other processes' memory or the mount table,
-# what has a record of holes and no users (io_uring, userfaultfd, bpf, perf, keyrings), and what a capability below adds.
+# what has a record of holes and no users (io_uring, userfaultfd, bpf, perf, keyrings), what a capability adds.
 _ALWAYS = """
 accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown chown32 clock_adjtime
 clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep clock_nanosleep_time64
@@ -90,7 +90,7 @@ def default_profile(capabilities: list[str]) -> dict[str, Any]:
     held = set(capabilities)
     rules += [allow(names) for capability, names in _BY_CAPABILITY.items() if capability in held]
     if "CAP_SYS_ADMIN" not in held:
-        masked = {"index": 0, "value": _NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+        masked: dict[str, int | str] = {"index": 0, "value": _NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
         rules.append(allow("clone", [masked]))
         # The flags of clone3 are behind a pointer, which a filter cannot follow: as if it did not exist, so that
         # C libraries fall back to clone.
