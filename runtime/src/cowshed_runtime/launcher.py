@@ -9,7 +9,7 @@ After the change of root nothing is imported, loaded or looked up by name: an im
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` brings enum
 import _socket
 import fcntl
 import os
@@ -273,7 +273,7 @@ def _become(
             seccomp.load(program)
     report.stage = "exec"
     try:
-        os.execve(path, arguments, environment)
+        os.execve(path, arguments, environment)  # noqa: S606 - no shell is the point
     except OSError as error:
         raise LaunchError("exec", error.errno or 0, f"{arguments[0]}: {error.strerror}", _exec_status(error)) from None
 

@@ -133,9 +133,8 @@ def _mount(root: int, entry: dict[str, Any]) -> None:
         tree = mount.file_system(kind, source, options.data, options.add)
         directory = True
     try:
-        if options.bind or kind == "bind":
-            if options.add or options.clear:
-                mount.set_attributes(tree, options.add, clear=options.clear)
+        if (options.bind or kind == "bind") and (options.add or options.clear):
+            mount.set_attributes(tree, options.add, clear=options.clear)
         if options.add_below or options.clear_below:
             mount.set_attributes(tree, options.add_below, clear=options.clear_below, recursive=True)
         target = place(root, destination, directory=directory)
@@ -259,9 +258,8 @@ def _mask(root: int, paths: Any) -> None:
     empty = null = -1
     try:
         for path in paths:
-            try:
-                target = open_in_root(root, path, os.O_PATH)
-            except (FileNotFoundError, NotADirectoryError):
+            target = _open_if_there(root, path)
+            if target < 0:
                 continue
             try:
                 if stat.S_ISDIR(os.fstat(target).st_mode):
@@ -285,3 +283,10 @@ def _mask(root: int, paths: Any) -> None:
         for fd in (empty, null):
             if fd >= 0:
                 os.close(fd)
+
+
+def _open_if_there(root: int, path: str) -> int:
+    try:
+        return open_in_root(root, path, os.O_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1

@@ -1,0 +1,81 @@
+"""The process that monitors are forked from: everything imported, one thread, its heap frozen.
+
+One per store and version of this code; it goes when it has been idle for a minute and no monitor of its is alive.
+Killing it harms no container.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # `signal` brings enum
+import _socket
+import gc
+import os
+import select
+import sys
+
+from cowshed.monitor import monitor, wire
+from cowshed_linux import mount, process
+
+_IDLE = 60_000
+
+
+def protect() -> None:
+    """Run from a read-only clone of the interpreter, so that no container can write to /proc/self/exe
+    (CVE-2019-5736)."""
+    fd = os.open("/proc/self/exe", os.O_PATH | os.O_CLOEXEC)
+    read_only = os.fstatvfs(fd).f_flag & os.ST_RDONLY
+    os.close(fd)
+    if read_only:
+        return
+    tree = mount.clone(os.readlink("/proc/self/exe"))
+    mount.set_attributes(tree, mount.ATTR_RDONLY)
+    os.execve(tree, [sys.executable, *sys.orig_argv[1:]], dict(os.environ))  # noqa: S606
+
+
+def main(path: str, ready: int) -> None:
+    """Serve requests at the socket path; write one byte to ready when it listens."""
+    os.setsid()
+    os.chdir("/")
+    process.close_range(3, ready - 1)
+    process.close_range(ready + 1)
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    os.umask(0o177)
+    listener.bind(path)
+    os.umask(0o022)
+    listener.listen(128)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    poll = select.poll()
+    poll.register(listener.fileno(), select.POLLIN)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    os.write(ready, b"x")
+    os.close(ready)
+    me = os.getuid()
+    while True:
+        if not poll.poll(_IDLE):
+            try:
+                os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                os.unlink(path)
+                if not poll.poll(100):
+                    return
+            else:
+                continue
+        fd, _ = listener._accept()  # type: ignore[attr-defined]  # of _socket
+        if os.fork() == 0:
+            listener.close()
+            connection = _socket.socket(fileno=fd)
+            try:
+                if wire.peer(connection) in (0, me):
+                    monitor.serve(connection)
+            except BaseException as error:
+                monitor.refuse(connection, error)
+            finally:
+                os._exit(1)
+        os.close(fd)
