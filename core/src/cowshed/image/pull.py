@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from functools import partial
 
 from cowshed.errors import Tampered
 from cowshed.image import manifest as manifests
@@ -102,9 +103,7 @@ class _Downloads:
         self._incoming: dict[str, Incoming] = {}
         for layer in layers:
             if layer.digest not in self._incoming and not blobs.has(layer):
-                self._incoming[layer.digest] = blobs.receive(
-                    layer, lambda offset, digest=layer.digest: client.blob(repository, digest, offset)
-                )
+                self._incoming[layer.digest] = blobs.receive(layer, partial(client.blob, repository, layer.digest))
         self._queue = list(self._incoming.values())
         self._threads = [threading.Thread(target=self._work) for _ in range(min(_PARALLEL, len(self._queue)))]
 

@@ -34,7 +34,7 @@ def realise(
 
     The top layer, None for an image without layers. On an error nothing that is new stays.
     """
-    store, locks = layers.store, layers.store.locks
+    locks = layers.store.locks
     made: list[tuple[Layer, str, str]] = []
     taken: list[int] = []
     top: Layer | None = None

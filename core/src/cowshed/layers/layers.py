@@ -147,9 +147,9 @@ class Layers:
 
     def abandon(self, layer: api.Layer) -> None:
         """Undo a layer that was begun and is not published. Its byte is held."""
-        self._erase(layer)
+        self.erase(layer)
         with self.store.transaction() as tx:
-            self._forget(tx, layer.number)
+            self.forget(tx, layer.number)
         self.store.locks.release("layers", layer.number)
 
     def finish(self, tx: Transaction, layer: api.Layer) -> None:
@@ -172,13 +172,11 @@ class Layers:
             self.store.locks.release("mounts", layer.number)
         step("layers.remove.end")
 
-    def _forget(self, tx: Transaction, number: int) -> None:
+    @staticmethod
+    def forget(tx: Transaction, number: int) -> None:
+        """Delete the rows of a layer that the driver has removed."""
         tx.execute("delete from journal where number = ?", number)
         tx.execute("delete from layers where number = ?", number)
-
-    def forget(self, tx: Transaction, number: int) -> None:
-        """The rows of a layer that the driver has removed."""
-        self._forget(tx, number)
 
     def remove_unreferenced(self, chains: Iterable[str]) -> None:
         """Remove the layers of these chain ids (top first) that no image, layer or container stands on any more."""
@@ -205,7 +203,7 @@ class Layers:
                         tx.execute("delete from journal where number = ?", number)
                     return
                 with self.store.transaction() as tx:
-                    self._forget(tx, number)
+                    self.forget(tx, number)
             finally:
                 self.store.locks.release("layers", number)
 
@@ -234,7 +232,7 @@ class Layers:
 
     # ------------------------------------------------------------ after a crash
 
-    def _erase(self, layer: api.Layer) -> None:
+    def erase(self, layer: api.Layer) -> None:
         """Remove whatever the driver may have of a half-made layer, in either state."""
         for kind in (api.Kind.ACTIVE, api.Kind.COMMITTED):
             self.driver.remove(api.Layer(layer.id, layer.number, kind, layer.parent, layer.data))
@@ -248,7 +246,7 @@ class Layers:
             elif op in ("apply", "run", "prepare"):
                 unused.prove(self.store, number, layer.id)
                 self.store.locks.release("mounts", number)
-                self._erase(layer)
+                self.erase(layer)
             else:
                 raise StorageError(f"journal entry {op} of layer {number} is not known")
         except InUse:

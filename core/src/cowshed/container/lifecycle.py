@@ -1,0 +1,350 @@
+"""The life of a container: create, start, stop, kill, remove, wait, execute."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cowshed.container import mounts, names, spec, state, users
+from cowshed.errors import Conflict, LaunchFailed, NotFound
+from cowshed.layers.faults import step
+from cowshed.layers.mounting import detached
+from cowshed.monitor import client
+from cowshed.state import containers, volumes
+from cowshed.state.rows import ContainerRow
+from cowshed_linux import process
+from cowshed_runtime.fastjson import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cowshed.engine import Engine
+    from cowshed.layers.layers import Layers
+    from cowshed.monitor.client import Session
+    from cowshed.state.rows import ImageRow
+    from cowshed.storage.api import Layer
+
+_PATIENCE = 15.0
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+def create(
+    engine: Engine, asked: dict[str, Any], image: ImageRow, reference: str, *, op: str = "prepare"
+) -> ContainerRow:
+    """Make a container: row, layer, configuration. With op "run" its journal row stays until `start` has started it.
+
+    Its `containers` and `layers` bytes are held on return; `release` lets them go.
+    """
+    from cowshed.image import realise
+
+    name = asked.get("name") or names.random_name()
+    if not set(name) <= _NAME or not name[0].isalnum() or len(name) < 2:
+        from cowshed.errors import BadUsage
+
+        raise BadUsage(f"{name!r} is no name for a container", remedy="two or more letters, digits, _ . -")
+    own = loads(image.config).get("config") or {}
+    wanted = mounts.name_volumes(mounts.parse(asked, own))
+    layers = engine.layers()
+    top = realise.top_layer(layers, image, engine.settings.durability, lambda text: None)
+    store = engine.store
+    ident = os.urandom(32).hex()
+    with store.transaction() as tx:
+        if not tx.execute("select 1 from images where id = ?", image.id):
+            raise NotFound(f"image {reference} was removed meanwhile")
+        active = layers.reserve(tx, top, op, id_=ident[:32])
+        if not store.locks.try_take("containers", active.number):
+            raise Conflict(f"container number {active.number} is in use", remedy="cowshed system check")
+        row = ContainerRow(
+            active.number, ident, name, image.id, reference, layers.name, "creating", time.time_ns(), asked,
+            labels={**(own.get("Labels") or {}), **(asked.get("labels") or {})},
+        )  # fmt: skip
+        containers.insert(tx, row)
+        mounts.write_volumes(tx, wanted, row.number)
+    step("create.written")
+    try:
+        active = layers.prepare(active)
+        _configure(engine, layers, active, row, own, wanted)
+        step("create.configured")
+        if op != "run":
+            with store.transaction() as tx:
+                layers.finish(tx, active)
+                containers.update(tx, row.number, state="created")
+    except BaseException:
+        _undo(engine, layers, active, row)
+        raise
+    return row
+
+
+def _undo(engine: Engine, layers: Layers, layer: Layer, row: ContainerRow) -> None:
+    layers.erase(layer)
+    with engine.store.transaction() as tx:
+        containers.delete(tx, row.number)
+        layers.forget(tx, row.number)
+    remove_files(engine, row)
+    release(engine, row)
+
+
+def release(engine: Engine, row: ContainerRow) -> None:
+    engine.store.locks.release("layers", row.number)
+    engine.store.locks.release("containers", row.number)
+
+
+def _configure(
+    engine: Engine, layers: Layers, active: Layer, row: ContainerRow, image: dict[str, Any], wanted: list[mounts.Wanted]
+) -> None:
+    folder = engine.folder(row)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    asked = row.config
+    hostname = asked.get("hostname") or row.id[:12]
+    text = asked.get("user") or image.get("User") or "0"
+    if text == "0" and not any(w.kind == "volume" for w in wanted):
+        user: tuple[int, int, list[int], str] = (0, 0, [], "/root")
+    else:
+        with layers.mounted(active, read_only=False) as root:
+            user = users.resolve(root, text)
+            mounts.fill_volumes(engine, wanted, root)
+    network = asked.get("network", "none")
+    _write(f"{folder}/hostname", f"{hostname}\n")
+    _write(f"{folder}/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+    _write(f"{folder}/resolv.conf", _host_file("/etc/resolv.conf") if network == "host" else "")
+    config = spec.compose(asked, image, hostname=hostname, user=user, files=folder, mounts=mounts.oci(engine, wanted))
+    _write(f"{folder}/config.json", dumps(config), mode=0o600)
+
+
+def _host_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
+def _write(path: str, text: str, mode: int = 0o644) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def config_of(engine: Engine, row: ContainerRow) -> dict[str, Any]:
+    """The container's OCI configuration."""
+    with open(f"{engine.folder(row)}/config.json", "rb") as f:
+        config: dict[str, Any] = loads(f.read())
+    return config
+
+
+def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int = 0, op: str = "") -> Session:
+    """Start a container whose `containers` byte is held. On an error a container that `run` made is undone."""
+    layers = engine.layers(row.driver)
+    layer = layers.load(row.number)
+    asked = row.config
+    place = engine.make_place(row)
+    for name in ("exit", "stopped"):
+        try:
+            os.unlink(f"{place}/{name}")
+        except FileNotFoundError:
+            continue
+    request = {
+        "number": row.number, "config": f"{engine.folder(row)}/config.json", "place": place, "name": row.id,
+        "log": f"{engine.folder(row)}/log", "cache": f"{engine.store.root}/cache", "locks": f"{engine.store.root}/locks",
+        "stdin": bool(asked.get("interactive")), "terminal": bool(asked.get("tty")),
+        **_worker(engine, row),
+    }  # fmt: skip
+    try:
+        root = detached(layers.plan(layer, read_only=False))
+        try:
+            step("start.mounted")
+            session = client.start(engine.store.run, request, root, attached=attached)
+        finally:
+            os.close(root)
+    except BaseException as error:
+        if op == "run" and (asked.get("rm") or not isinstance(error, LaunchFailed)):
+            _undo(engine, layers, layer, row)
+        elif isinstance(error, LaunchFailed):
+            with engine.store.transaction() as tx:
+                layers.finish(tx, layer)
+                containers.update(tx, row.number, state="created", exit_code=error.status, error=str(error))
+        raise
+    step("start.running")
+    with engine.store.transaction() as tx:
+        tx.execute("delete from journal where number = ?", row.number)
+        containers.update(
+            tx, row.number, state="running", started=time.time_ns(), finished=None, pid=session.pid, exit_code=None,
+            error="", wanted="running", restarts=restarted,
+        )  # fmt: skip
+    return session
+
+
+def _worker(engine: Engine, row: ContainerRow) -> dict[str, Any]:
+    """What the monitor becomes when the container has ended: the restart, or the removal that nobody else does."""
+    import sys
+
+    base = [
+        sys.executable, "-I", "-S", "-c",
+        f"import sys; sys.path[:0] = {sys.path!r}; from cowshed.cli.main import main; main()",
+        "--root", engine.settings.root, "--run-root", engine.settings.run_root,
+    ]  # fmt: skip
+    policy = row.config.get("restart") or "no"
+    if policy != "no":
+        words, always = [*base, "start", "--restarted", row.id], True
+    elif row.config.get("rm"):
+        words, always = [*base, "rm", "-f", "-v", row.id], False
+    else:
+        return {}
+    return {"worker": words, "worker_always": always, "environment": {"PATH": os.environ.get("PATH", "")}}
+
+
+def ended(engine: Engine, row: ContainerRow) -> None:
+    """Take over what the monitor wrote at the end of a container."""
+    record = client.exit_record(engine.place(row))
+    if record is None:
+        return
+    with engine.store.transaction() as tx:
+        containers.update(
+            tx, row.number, state="exited", finished=record["finished"], exit_code=record["status"], pid=None,
+            oom=int(record["oom"]),
+        )  # fmt: skip
+
+
+def wait(engine: Engine, row: ContainerRow) -> int:
+    """Until the container does not run; its exit status."""
+    monitors = engine.reader.locks.file("monitors")
+    from cowshed_linux import locks
+
+    while True:
+        locks.lock_byte(monitors, row.number, shared=True)
+        locks.unlock_byte(monitors, row.number)
+        found = state.now(engine, row)
+        if found.state != "running":
+            return found.exit_code
+        time.sleep(0.01)
+
+
+def signal(engine: Engine, row: ContainerRow, number: int) -> None:
+    """Send a signal to the container's first process. Conflict if it does not run."""
+    found = client.running(engine.place(row))
+    if found is None or not engine.reader.locks.held("monitors", row.number):
+        raise Conflict(f"container {row.name} is not running", remedy="cowshed start it")
+    pid, started, _ = found
+    try:
+        pidfd = os.pidfd_open(pid)
+        try:
+            if process.start_time(pid) == started:
+                from _signal import pidfd_send_signal  # type: ignore[import-not-found]  # `signal` brings enum
+
+                pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+    except ProcessLookupError:
+        return  # it has just ended
+
+
+def stop(engine: Engine, row: ContainerRow, *, timeout: float | None, number: int) -> None:
+    """Ask the container to end, then make it. One that does not run is left as it is."""
+    with open(f"{engine.make_place(row)}/stopped", "w"):
+        pass
+    if state.now(engine, row).state != "running":
+        return
+    try:
+        signal(engine, row, number)
+    except Conflict:
+        return
+    if not _wait_for(engine, row, 10.0 if timeout is None else timeout):
+        try:
+            signal(engine, row, 9)
+        except Conflict:
+            return
+        _wait_for(engine, row, _PATIENCE)
+    ended(engine, row)
+
+
+def _wait_for(engine: Engine, row: ContainerRow, seconds: float) -> bool:
+    """Whether the container's monitor has gone within that time. It is its process that is waited for."""
+    found = client.running(engine.place(row))
+    if found is not None:
+        import select
+
+        try:
+            pidfd = os.pidfd_open(found[2])
+        except ProcessLookupError:
+            pidfd = -1
+        if pidfd >= 0:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            poll.poll(seconds * 1000)
+            os.close(pidfd)
+    until = time.monotonic() + 1
+    while engine.reader.locks.held("monitors", row.number):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def remove(engine: Engine, row: ContainerRow, *, force: bool, with_volumes: bool) -> None:
+    """Remove a container and its layer. Conflict if it runs and force is false."""
+    store = engine.store
+    if state.now(engine, row).state == "running":
+        if not force:
+            raise Conflict(f"container {row.name} is running", remedy="stop it first, or remove it with -f")
+        with open(f"{engine.make_place(row)}/stopped", "w"):
+            pass
+        try:
+            signal(engine, row, 9)
+        except Conflict:
+            pass  # it has just ended
+        _wait_for(engine, row, _PATIENCE)
+    store.locks.take("containers", row.number, wait=_PATIENCE, what=f"container {row.name}")
+    try:
+        if not store.query("select 1 from containers where number = ?", row.number):
+            return
+        store.locks.take("layers", row.number, wait=_PATIENCE, what=f"container {row.name}")
+        layers = engine.layers(row.driver)
+        layer = layers.load(row.number)
+        mine = [v.name for v in volumes.of_container(store, row.number) if v.anonymous] if with_volumes else []
+        with store.transaction() as tx:
+            containers.update(tx, row.number, state="removing")
+            layers.intend_removal(tx, row.number)
+        step("remove.intended")
+        layers.remove(layer)
+        step("remove.removed")
+        with store.transaction() as tx:
+            containers.delete(tx, row.number)
+            layers.forget(tx, row.number)
+            for name in mine:
+                if not tx.execute("select 1 from volume_users where volume = ?", name):
+                    volumes.delete(tx, name)
+        remove_files(engine, row)
+        for name in mine:
+            from cowshed.storage.kit.trees import remove_tree
+
+            if not store.query("select 1 from volumes where name = ?", name):
+                remove_tree(f"{store.root}/volumes/{name}")
+        layers.purge(0.2)
+    finally:
+        release(engine, row)
+
+
+def remove_files(engine: Engine, row: ContainerRow) -> None:
+    for folder in (engine.folder(row), engine.place(row)):
+        try:
+            for name in os.listdir(folder):
+                os.unlink(f"{folder}/{name}")
+            os.rmdir(folder)
+        except FileNotFoundError:
+            continue
+
+
+def execute(engine: Engine, row: ContainerRow, work: dict[str, Any], *, stdin: bool) -> Session:
+    """Start another process in a running container; work: an OCI process object."""
+    found = client.running(engine.place(row))
+    if found is None or not engine.reader.locks.held("monitors", row.number):
+        raise Conflict(f"container {row.name} is not running", remedy="cowshed start it")
+    config = config_of(engine, row)
+    request = {
+        "process": work, "linux": {k: config["linux"].get(k) for k in ("namespaces", "seccomp")}, "pid": found[0],
+        "name": row.id, "cache": f"{engine.reader.root}/cache",
+    }  # fmt: skip
+    return client.execute(engine.reader.run, request, stdin=stdin)

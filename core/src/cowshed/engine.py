@@ -1,0 +1,104 @@
+"""The engine: settings, store, driver and layers of one command, each opened when it is first needed."""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.config import selection
+from cowshed.errors import NotFound
+from cowshed.layers.layers import Layers
+from cowshed.state.store import Store, open_store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.config.settings import Settings
+    from cowshed.state.rows import ContainerRow, ImageRow
+
+
+class Engine:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._store: Store | None = None
+        self._reader: Store | None = None
+        self._layers: dict[str, Layers] = {}
+
+    @property
+    def store(self) -> Store:
+        """Open for writing, with what dead commands left repaired."""
+        if self._store is None:
+            from cowshed.container import recovery
+
+            self._store = open_store(self.settings.root, self.settings.run_root)
+            recovery.recover(self)
+        return self._store
+
+    @property
+    def reader(self) -> Store:
+        """Open for reading: never waits."""
+        if self._store is not None:
+            return self._store
+        if self._reader is None:
+            self._reader = open_store(self.settings.root, self.settings.run_root, write=False)
+        return self._reader
+
+    def stored_driver(self) -> str:
+        rows = self.reader.query(
+            "select driver from layers where kind = 'committed' group by driver order by count(*) desc"
+        )
+        if rows:
+            return str(rows[0][0])
+        rows = self.reader.query("select name from drivers limit 1")
+        return str(rows[0][0]) if rows else ""
+
+    def driver_name(self) -> str:
+        choice = selection.said(self.settings, self.stored_driver())
+        if choice is None:
+            from cowshed.layers.host import EngineHost
+
+            choice = selection.choose(self.settings, "", EngineHost())
+        return choice.name
+
+    def layers(self, name: str = "") -> Layers:
+        """The layers of a driver, by default the selected one."""
+        name = name or self.driver_name()
+        if name not in self._layers:
+            from cowshed.layers.driver import open_driver
+
+            store = self.store
+            driver = open_driver(store, name, self.settings.driver_options.get(name, {}))
+            self._layers[name] = Layers(store, name, driver)
+        return self._layers[name]
+
+    def image(self, text: str) -> ImageRow:
+        """By name, digest or prefix of the id. NotFound."""
+        from cowshed.errors import BadUsage
+        from cowshed.image import reference
+        from cowshed.state import images
+
+        digits = text.removeprefix("sha256:")
+        try:
+            parsed = reference.parse(text)
+        except BadUsage:
+            parsed = None
+        if parsed is not None:
+            row = images.by_name(self.reader, parsed.name)
+            if row is None and parsed.digest:
+                row = images.by_digest(self.reader, parsed.digest)
+            if row is not None:
+                return row
+        if len(digits) >= 4 and all(c in "0123456789abcdef" for c in digits):
+            return images.by_id(self.reader, text)
+        raise NotFound(f"no such image: {text}", remedy="cowshed images lists them; cowshed pull brings one")
+
+    def place(self, row: ContainerRow) -> str:
+        """The run directory of a container."""
+        return f"{self.reader.run}/c/{row.id[:32]}"
+
+    def folder(self, row: ContainerRow) -> str:
+        """What is kept of a container beside its layer: config.json, log, hostname, hosts, resolv.conf."""
+        return f"{self.reader.root}/containers/{row.id}"
+
+    def make_place(self, row: ContainerRow) -> str:
+        path = f"{self.store.run_directory()}/c/{row.id[:32]}"
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
