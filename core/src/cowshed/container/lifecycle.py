@@ -148,7 +148,8 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
             continue
     request = {
         "number": row.number, "config": f"{engine.folder(row)}/config.json", "place": place, "name": row.id,
-        "log": f"{engine.folder(row)}/log", "cache": f"{engine.store.root}/cache", "locks": f"{engine.store.root}/locks",
+        "log": f"{engine.folder(row)}/log", "cache": f"{engine.store.root}/cache",
+        "locks": f"{engine.store.root}/locks",
         "stdin": bool(asked.get("interactive")), "terminal": bool(asked.get("tty")),
         **_worker(engine, row),
     }  # fmt: skip

@@ -56,7 +56,7 @@ def capabilities(asked: dict[str, Any]) -> list[str]:
 
     added, dropped = names(asked.get("cap_add") or []), set(names(asked.get("cap_drop") or []))
     if any(word.upper() == "ALL" for word in asked.get("cap_drop") or ()):
-        return [name for name in added]
+        return list(added)
     return [name for name in dict.fromkeys([*defaults.CAPABILITIES, *added]) if name not in dropped]
 
 

@@ -1,0 +1,90 @@
+"""stop, kill, restart, rm, wait."""
+
+from __future__ import annotations
+
+import sys
+
+from cowshed.container import lifecycle, signals
+from cowshed.errors import CowshedError, NotFound
+from cowshed.state import containers
+from cowshed.storage.errors import StorageError
+from cowshed_runtime.fastjson import loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cowshed.cli.parser import Values
+    from cowshed.engine import Engine
+    from cowshed.state.rows import ContainerRow
+
+
+def each(engine: Engine, names: list[str], work: Callable[[ContainerRow], None]) -> int:
+    """Do work for every container named and print the name; one that fails does not keep the others from it."""
+    status = 0
+    for name in names:
+        try:
+            work(containers.find(engine.reader, name))
+            print(name)
+        except (CowshedError, StorageError) as error:
+            remedy = f": {error.remedy}" if error.remedy else ""
+            sys.stderr.write(f"cowshed: {error}{remedy}\n")
+            status = 1
+    return status
+
+
+def _stop(engine: Engine, row: ContainerRow, seconds: int | None) -> None:
+    number = 15
+    text = row.config.get("stop_signal")
+    if not text and row.image_id:
+        rows = engine.reader.query("select config from images where id = ?", row.image_id)
+        text = (loads(rows[0][0]).get("config") or {}).get("StopSignal") if rows else None
+    if text:
+        number = signals.number(text)
+    timeout = seconds if seconds is not None else row.config.get("stop_timeout")
+    lifecycle.stop(engine, row, timeout=timeout, number=number)
+
+
+def stop(engine: Engine, said: Values) -> int:
+    _ = engine.store
+    return each(engine, said["operands"], lambda row: _stop(engine, row, said.time))
+
+
+def kill(engine: Engine, said: Values) -> int:
+    number = signals.number(said.signal or "KILL")
+    return each(engine, said["operands"], lambda row: lifecycle.signal(engine, row, number))
+
+
+def restart(engine: Engine, said: Values) -> int:
+    def work(row: ContainerRow) -> None:
+        _stop(engine, row, said.time)
+        engine.store.locks.take("containers", row.number, wait=15, what=f"container {row.name}")
+        lifecycle.start(engine, row, attached=False).close()
+        lifecycle.release(engine, row)
+
+    _ = engine.store
+    return each(engine, said["operands"], work)
+
+
+def remove(engine: Engine, said: Values) -> int:
+    _ = engine.store
+    names = said["operands"]
+    if said.force:
+        present = []
+        for name in names:
+            try:
+                containers.find(engine.store, name)
+                present.append(name)
+            except NotFound:
+                continue  # what -f is for
+        names = present
+    return each(
+        engine, names,
+        lambda row: lifecycle.remove(engine, row, force=bool(said.force), with_volumes=bool(said.volumes)),
+    )  # fmt: skip
+
+
+def wait(engine: Engine, said: Values) -> int:
+    for name in said["operands"]:
+        print(lifecycle.wait(engine, containers.find(engine.reader, name)))
+    return 0

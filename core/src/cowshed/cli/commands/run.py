@@ -1,0 +1,247 @@
+"""run, create, start, exec, attach."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cowshed.container import lifecycle, state
+from cowshed.errors import BadUsage, CowshedError
+from cowshed.monitor import relay
+from cowshed.state import containers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cowshed.cli.parser import Values
+    from cowshed.engine import Engine
+    from cowshed.monitor.client import Session
+    from cowshed.state.rows import ContainerRow, ImageRow
+
+_KEPT = (
+    "interactive tty rm name workdir user entrypoint volume mount tmpfs read_only hostname memory memory_swap cpus "
+    "pids_limit shm_size ulimit cap_add cap_drop security_opt privileged device stop_signal stop_timeout init restart "
+    "platform"
+).split()
+_DETACH = "ctrl-p,ctrl-q"
+
+
+def _asked(said: Values) -> dict[str, Any]:
+    """What is kept with the container, checked as far as can be without an image."""
+    asked: dict[str, Any] = {key: said[key] for key in _KEPT if key in said}
+    asked["command"] = said["operands"][1:]
+    asked["labels"] = said.label or {}
+    network = said.net or "none"
+    if network not in ("none", "host"):
+        raise BadUsage(f"--network {network} cannot be had yet: networks come next", remedy="use none or host")
+    asked["network"] = network
+    policy, _, count = asked.get("restart", "no").partition(":")
+    if policy not in ("no", "always", "unless-stopped", "on-failure") or (
+        count and (policy != "on-failure" or not count.isdigit())
+    ):
+        raise BadUsage(f"--restart {asked['restart']}: write no, always, unless-stopped or on-failure[:N]")
+    if asked.get("rm") and policy != "no":
+        raise BadUsage("--rm and --restart exclude each other")
+    if "cpus" in asked:
+        try:
+            if float(asked["cpus"]) <= 0:
+                raise ValueError
+        except ValueError:
+            raise BadUsage(f"--cpus is a number above 0, not {asked['cpus']!r}") from None
+    if "stop_signal" in asked:
+        from cowshed.container.signals import number
+
+        number(asked["stop_signal"])
+    asked["env"] = _environment(said)
+    return asked
+
+
+def _environment(said: Values) -> list[str]:
+    entries: list[str] = []
+    for path in said.env_file or ():
+        try:
+            with open(path) as f:
+                entries += [line.strip() for line in f if line.strip() and not line.lstrip().startswith("#")]
+        except OSError as error:
+            raise BadUsage(f"--env-file {path}: {error.strerror}") from None
+    entries += said.env or []
+    result = []
+    for entry in entries:
+        if "=" in entry:
+            result.append(entry)
+        elif entry in os.environ:
+            result.append(f"{entry}={os.environ[entry]}")
+    return result
+
+
+def _image(engine: Engine, text: str, said: Values) -> ImageRow:
+    from cowshed.errors import NotFound
+
+    policy = said.pull or "missing"
+    if policy != "always":
+        try:
+            return engine.image(text)
+        except NotFound:
+            if policy == "never":
+                raise
+    from cowshed.cli.commands import images
+
+    return images.fetch(engine, text, platform=said.platform, quiet=False, stream=sys.stderr)
+
+
+def _make(engine: Engine, said: Values, *, op: str) -> ContainerRow:
+    asked = _asked(said)
+    if said.cidfile and os.path.exists(said.cidfile):
+        raise BadUsage(f"--cidfile {said.cidfile} exists already", remedy="remove it if no container needs it")
+    name = said["operands"][0]
+    row = lifecycle.create(engine, asked, _image(engine, name, said), name, op=op)
+    if said.cidfile:
+        with open(said.cidfile, "w") as f:
+            f.write(row.id)
+    return row
+
+
+def create(engine: Engine, said: Values) -> int:
+    row = _make(engine, said, op="prepare")
+    lifecycle.release(engine, row)
+    print(row.id)
+    return 0
+
+
+def run(engine: Engine, said: Values) -> int:
+    detached = bool(said.detach)
+    keys = relay.detach_sequence(_DETACH if said.detach_keys is None else said.detach_keys)
+    if said.tty and not detached and said.interactive and not os.isatty(0):
+        raise BadUsage("stdin is no terminal, which -t with -i needs", remedy="leave -t away")
+    row = _make(engine, said, op="run")
+    session = lifecycle.start(engine, row, attached=not detached, op="run")
+    lifecycle.release(engine, row)
+    if detached:
+        print(row.id)
+        return 0
+    return _attached(engine, row, session, stdin=bool(said.interactive), keys=keys, proxy=said.sig_proxy is not False)
+
+
+def _attached(engine: Engine, row: ContainerRow, session: Session, *, stdin: bool, keys: bytes, proxy: bool) -> int:
+    status = relay.relay(session, stdin=stdin, detach=keys, proxy=proxy)
+    if status == relay.DETACHED:
+        return 0
+    if row.config.get("rm"):
+        lifecycle.remove(engine, row, force=True, with_volumes=True)
+    else:
+        lifecycle.ended(engine, row)
+    return status
+
+
+def start(engine: Engine, said: Values) -> int:
+    names = said["operands"]
+    attach_ = bool(said.attach or said.interactive)
+    if attach_ and len(names) > 1:
+        raise BadUsage("only one container can be attached to")
+    keys = relay.detach_sequence(_DETACH if said.detach_keys is None else said.detach_keys)
+    failed = 0
+    for name in names:
+        try:
+            row = containers.find(engine.store, name)
+            if said.restarted and not _restart_wanted(engine, row):
+                return 0
+            engine.store.locks.take("containers", row.number, wait=15, what=f"container {row.name}")
+            if state.now(engine, row).state == "running":
+                engine.store.locks.release("containers", row.number)
+                print(name)
+                continue
+            restarts = row.restarts + 1 if said.restarted else 0
+            session = lifecycle.start(engine, row, attached=attach_, restarted=restarts)
+            lifecycle.release(engine, row)
+            if attach_:
+                stdin = bool(said.interactive) and bool(row.config.get("interactive"))
+                return _attached(engine, row, session, stdin=stdin, keys=keys, proxy=True)
+            print(name)
+        except CowshedError as error:
+            if len(names) == 1:
+                raise
+            failed = 1
+            sys.stderr.write(f"cowshed: {error}\n")
+    return failed
+
+
+def _restart_wanted(engine: Engine, row: ContainerRow) -> bool:
+    """The restart policy's answer, after the wait that it prescribes: 100 ms, doubled each time up to a minute."""
+    import time
+
+    lifecycle.ended(engine, row)
+    found = state.now(engine, row)
+    policy, _, count = (row.config.get("restart") or "no").partition(":")
+    stopped = f"{engine.place(row)}/stopped"
+    if policy == "on-failure" and (found.exit_code == 0 or (count and row.restarts >= int(count))):
+        return False
+    again = 0 if found.finished - (row.started or 0) > 10 * 10**9 else row.restarts
+    until = time.monotonic() + min(0.1 * 2**again, 60)
+    while True:
+        if os.path.exists(stopped) or not engine.store.query("select 1 from containers where number = ?", row.number):
+            return False
+        left = until - time.monotonic()
+        if left <= 0:
+            return policy != "no"
+        time.sleep(min(left, 0.1))
+
+
+def attach(engine: Engine, said: Values) -> int:
+    from cowshed.monitor import client
+
+    row = containers.find(engine.reader, said["operands"][0])
+    keys = relay.detach_sequence(_DETACH if said.detach_keys is None else said.detach_keys)
+    session = client.attach(engine.place(row), terminal=bool(row.config.get("tty")))
+    found = client.running(engine.place(row))
+    session.pid = found[0] if found else 0
+    status = relay.relay(session, stdin=not said.no_stdin and bool(row.config.get("interactive")), detach=keys)
+    if status == relay.DETACHED:
+        return 0
+    return status
+
+
+def execute(engine: Engine, said: Values) -> int:
+    name, *command = said["operands"]
+    row = containers.find(engine.reader, name)
+    config = lifecycle.config_of(engine, row)
+    work = config["process"]
+    work["args"], work["terminal"] = command, bool(said.tty)
+    if said.tty and said.interactive and not said.detach and not os.isatty(0):
+        raise BadUsage("stdin is no terminal, which -t with -i needs", remedy="leave -t away")
+    given = dict(entry.split("=", 1) for entry in _environment(said))
+    environment = {
+        **dict(entry.split("=", 1) for entry in work["env"]),
+        **({"TERM": "xterm"} if said.tty else {}),
+        **given,
+    }
+    work["env"] = [f"{key}={value}" for key, value in environment.items()]
+    if said.workdir:
+        work["cwd"] = said.workdir
+    if said.user:
+        work["user"], work["capabilities"] = _user(engine, row, said.user, work)
+    if said.privileged:
+        from cowshed_linux.capabilities import NUMBERS
+
+        work["capabilities"] = {kind: list(NUMBERS) for kind in ("bounding", "effective", "permitted")}
+    session = lifecycle.execute(engine, row, work, stdin=bool(said.interactive))
+    if said.detach:
+        return 0
+    keys = relay.detach_sequence(_DETACH if said.detach_keys is None else said.detach_keys)
+    status = relay.relay(session, stdin=bool(said.interactive), detach=keys, proxy=False)
+    return 0 if status == relay.DETACHED else status
+
+
+def _user(engine: Engine, row: ContainerRow, text: str, work: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    from cowshed.container import users
+    from cowshed.monitor import client
+
+    found = client.running(engine.place(row))
+    root = os.open(f"/proc/{found[0] if found else 0}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        uid, gid, groups, _ = users.resolve(root, text)
+    finally:
+        os.close(root)
+    bounding = work["capabilities"]["bounding"]
+    kinds = ("bounding", "effective", "permitted") if uid == 0 else ("bounding",)
+    return {"uid": uid, "gid": gid, "additionalGids": groups}, dict.fromkeys(kinds, bounding)

@@ -1,0 +1,107 @@
+"""Every command and option, as data. Parser, --help, completion and the reference page come from here."""
+
+from __future__ import annotations
+
+from cowshed.cli.parser import Command, Option
+
+GLOBAL = (
+    Option("--root", "text", "where the store is"),
+    Option("--run-root", "text", "where what must not survive a reboot is"),
+    Option("--config", "text", "a configuration file to read instead of the usual ones"),
+    Option("--driver", "text", "the storage driver"),
+    Option("--driver-option", "list", "NAME=VALUE for the storage driver"),
+    Option("--debug", "flag", "show where an error came from"),
+    Option("-h --help", "flag", "this help"),
+    Option("-v --version", "flag", "the version"),
+)
+_HELP = Option("-h --help", "flag", "this help")
+_FORMAT = Option("--format", "text", "json, or a template such as '{{.Names}}'")
+_QUIET = Option("-q --quiet", "flag", "only the essential")
+_NO_TRUNC = Option("--no-trunc", "flag", "do not cut ids")
+_CREATE = (
+    Option("-i --interactive", "flag", "keep stdin open"),
+    Option("-t --tty", "flag", "give it a terminal"),
+    Option("--rm", "flag", "remove it when it has ended"),
+    Option("--name", "text", "its name"),
+    Option("-e --env", "list", "NAME=VALUE for its environment; NAME alone takes it from here"),
+    Option("--env-file", "list", "a file of such lines"),
+    Option("-w --workdir", "text", "its working directory"),
+    Option("-u --user", "text", "USER[:GROUP], by name or number"),
+    Option("--entrypoint", "text", "what is executed instead of the image's entry point"),
+    Option("-v --volume", "list", "[SOURCE:]TARGET[:OPTIONS]"),
+    Option("--mount", "list", "type=bind|volume|tmpfs,source=…,target=…[,readonly]"),
+    Option("--tmpfs", "list", "PATH[:OPTIONS]"),
+    Option("--read-only", "flag", "nothing can be written to its root"),
+    Option("-h --hostname", "text", "its host name"),
+    Option("-l --label", "pairs", "NAME=VALUE"),
+    Option("-m --memory", "size", "the most memory"),
+    Option("--memory-swap", "size", "the most memory and swap"),
+    Option("--cpus", "text", "how many processors' time"),
+    Option("--pids-limit", "int", "the most processes"),
+    Option("--shm-size", "size", "the size of /dev/shm"),
+    Option("--ulimit", "list", "NAME=SOFT[:HARD]"),
+    Option("--cap-add", "list", "a capability to have"),
+    Option("--cap-drop", "list", "a capability not to have"),
+    Option("--security-opt", "list", "no-new-privileges, seccomp=FILE|unconfined"),
+    Option("--privileged", "flag", "all capabilities and devices, no confinement"),
+    Option("--device", "list", "a device of this host [:PATH][:rwm]"),
+    Option("--stop-signal", "text", "the signal that asks it to end"),
+    Option("--stop-timeout", "int", "seconds until it is killed"),
+    Option("--pull", "text", "always, missing or never", ("always", "missing", "never")),
+    Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"),
+    Option("--cidfile", "text", "a file to write the id to"),
+    Option("--init", "flag", "a small process 1 that forwards signals and reaps"),
+    Option("--restart", "text", "no, always, unless-stopped, on-failure[:N]"),
+    Option("--network --net", "text", "none or host"),
+    Option("--help", "flag", "this help"),
+)
+_DETACH_KEYS = Option("--detach-keys", "text", "the keys that detach (ctrl-p,ctrl-q)")
+_PROXY = Option("--sig-proxy", "flag", "pass signals on")
+_TIME = Option("-t --time", "int", "seconds until it is killed")
+
+COMMANDS = (
+    Command("run", "run:run", "IMAGE [COMMAND…]", "make a container and start it",
+            (*_CREATE, Option("-d --detach", "flag", "do not stay attached"), _DETACH_KEYS, _PROXY), 1, foreign=True),
+    Command("create", "run:create", "IMAGE [COMMAND…]", "make a container", _CREATE, 1, foreign=True),
+    Command("start", "run:start", "CONTAINER…", "start containers",
+            (Option("-a --attach", "flag", "stay attached"), Option("-i --interactive", "flag", "with stdin"),
+             Option("--restarted", "flag", "used by the restart policy"), _DETACH_KEYS, _HELP), 1),
+    Command("exec", "run:execute", "CONTAINER COMMAND…", "start a process in a running container",
+            (Option("-i --interactive", "flag", "keep stdin open"), Option("-t --tty", "flag", "give it a terminal"),
+             Option("-d --detach", "flag", "do not wait"), Option("-e --env", "list", "NAME=VALUE"),
+             Option("-w --workdir", "text", "its working directory"), Option("-u --user", "text", "USER[:GROUP]"),
+             Option("--privileged", "flag", "with all capabilities"), _DETACH_KEYS, _HELP), 2, foreign=True),
+    Command("attach", "run:attach", "CONTAINER", "attach to a running container",
+            (Option("--no-stdin", "flag", "do not read stdin"), _DETACH_KEYS, _PROXY, _HELP), 1, 1),
+    Command("stop", "control:stop", "CONTAINER…", "ask containers to end, then make them", (_TIME, _HELP), 1),
+    Command("kill", "control:kill", "CONTAINER…", "send a signal",
+            (Option("-s --signal", "text", "the signal (KILL)"), _HELP), 1),
+    Command("restart", "control:restart", "CONTAINER…", "stop and start", (_TIME, _HELP), 1),
+    Command("rm", "control:remove", "CONTAINER…", "remove containers",
+            (Option("-f --force", "flag", "also running ones"), Option("-v --volumes", "flag", "and their anonymous volumes"),
+             _HELP), 1),
+    Command("wait", "control:wait", "CONTAINER…", "wait until containers end; print their exit statuses", (_HELP,), 1),
+    Command("ps", "show:ps", "", "list containers",
+            (Option("-a --all", "flag", "not only running ones"), _QUIET, _NO_TRUNC, _FORMAT,
+             Option("-f --filter", "pairs", "name=, status=, label="), _HELP), 0, 0),
+    Command("inspect", "show:inspect", "NAME…", "all that is known of containers or images", (_FORMAT, _HELP), 1),
+    Command("logs", "show:logs", "CONTAINER", "what a container has written",
+            (Option("-f --follow", "flag", "go on while it runs"), Option("-n --tail", "text", "how many lines from the end"),
+             Option("--since", "text", "not before: seconds since the epoch, or 10m, 2h"),
+             Option("--until", "text", "not after"), Option("-t --timestamps", "flag", "with times"), _HELP), 1, 1),
+    Command("pull", "images:pull", "IMAGE", "bring an image from its registry",
+            (_QUIET, Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"), _HELP), 1, 1),
+    Command("images", "images:images", "", "list images", (_QUIET, _NO_TRUNC, _FORMAT, _HELP), 0, 0),
+    Command("rmi", "images:remove", "IMAGE…", "remove images",
+            (Option("-f --force", "flag", "also with several names"), _HELP), 1),
+    Command("tag", "images:tag", "IMAGE NAME", "give an image another name", (_HELP,), 2, 2),
+    Command("history", "images:history", "IMAGE", "how an image came about", (_QUIET, _NO_TRUNC, _FORMAT, _HELP), 1, 1),
+    Command("image inspect", "images:inspect", "IMAGE…", "all that is known of images", (_FORMAT, _HELP), 1),
+    Command("driver list", "drivers:list_", "", "installed storage drivers", (_FORMAT, _HELP), 0, 0),
+    Command("driver why", "drivers:why", "", "which driver is chosen, and every fact that leads there",
+            (_FORMAT, _HELP), 0, 0),
+    Command("system check", "system:check", "", "hold the database and the drivers' stores against each other",
+            (_HELP,), 0, 0),
+    Command("completion", "system:completion", "SHELL", "completion for bash, zsh or fish", (_HELP,), 1, 1),
+    Command("version", "system:version", "", "the version", (_HELP,), 0, 0),
+)  # fmt: skip
