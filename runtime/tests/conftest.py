@@ -1,0 +1,195 @@
+"""Real containers: a busybox root file system, a forked launcher, and this process as the monitor."""
+
+import os
+import shutil
+import socket
+import uuid
+from pathlib import Path
+
+import pytest
+
+from cowshed_linux import mount, process
+from cowshed_runtime import cgroup, defaults, launcher
+from cowshed_runtime.errors import LaunchError
+from cowshed_runtime.fastjson import dumps, loads
+
+BUSYBOX = "/bin/busybox"
+APPLETS = "sh cat ls id mount umount sleep true false test stat readlink grep wc tty stty hostname head touch dd kill ps env"
+
+
+class Started:
+    """A process that runs: its pid, its terminal or -1, and the reading ends of its streams."""
+
+    def __init__(self, pid: int, terminal: int, out: int, err: int) -> None:
+        self.pid, self.terminal, self.out, self.err = pid, terminal, out, err
+        self.status: int | None = None
+
+    def read(self) -> tuple[str, str]:
+        """Everything until the end of both streams, then the status of the process."""
+        text = []
+        for fd in (self.out, self.err):
+            data = b""
+            while block := os.read(fd, 65536):
+                data += block
+            os.close(fd)
+            text.append(data.decode(errors="replace"))
+        self.out = self.err = -1
+        self.wait()
+        return text[0], text[1]
+
+    def line(self) -> str:
+        """The next line of the output."""
+        data = b""
+        while not data.endswith(b"\n"):
+            byte = os.read(self.out, 1)
+            assert byte, f"the output ended after {data!r}"
+            data += byte
+        return data.decode().strip()
+
+    def wait(self) -> int:
+        if self.status is None:
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, process.WALL)[1])
+            self.status = 128 - code if code < 0 else code
+        return self.status
+
+
+class Done:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    def __repr__(self) -> str:
+        return f"<status {self.status} out {self.out!r} err {self.err!r}>"
+
+
+class Box:
+    """One container to be: `rootfs` and `config` may be changed before it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.rootfs, self.cache = folder, folder / "rootfs", folder / "cache"
+        self.cache.mkdir()
+        self.name = f"test-{uuid.uuid4().hex}"
+        self.config = defaults.config()
+        self.config["process"]["env"] = ["PATH=/bin"]
+        self.config["hostname"] = "box"
+        self.running: list[Started] = []
+        self.filtered = False
+        for name in ("bin", "dev", "proc", "sys", "etc", "tmp"):
+            (self.rootfs / name).mkdir(parents=True)
+        shutil.copy(BUSYBOX, self.rootfs / "bin/busybox")
+        for name in APPLETS.split():
+            (self.rootfs / "bin" / name).symlink_to("busybox")
+
+    @property
+    def process(self) -> dict:
+        return self.config["process"]
+
+    @property
+    def linux(self) -> dict:
+        return self.config["linux"]
+
+    def _fork(self, work) -> Started:
+        """Run work(stdio) in a launcher, with pipes for output, as the monitor does."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        out_r, out_w = os.pipe()
+        err_r, err_w = os.pipe()
+        null = os.open("/dev/null", os.O_RDONLY)
+        helper = os.fork()
+        if helper == 0:
+            try:
+                made = work((null, out_w, err_w))
+                said: list = [made.pid]
+                passed = [made.terminal] if made.terminal >= 0 else []
+            except LaunchError as error:
+                said, passed = [error.stage, error.errno, str(error), error.status], []
+            except BaseException as error:
+                said, passed = ["bug", 0, f"{type(error).__name__}: {error}", 0], []
+            socket.send_fds(theirs, [dumps(said).encode()], passed)
+            os._exit(0)
+        theirs.close()
+        for fd in (out_w, err_w, null):
+            os.close(fd)
+        message, passed, _, _ = socket.recv_fds(ours, 65536, 1)
+        ours.close()
+        os.waitpid(helper, 0)
+        said = loads(message)
+        if len(said) != 1:
+            os.close(out_r)
+            os.close(err_r)
+            self._reap()
+            stage, number, text, status = said
+            raise LaunchError(stage, number, text, status)
+        started = Started(said[0], passed[0] if passed else -1, out_r, err_r)
+        self.running.append(started)
+        return started
+
+    def _reap(self) -> None:
+        """The first process of a launch that failed is this process's child. Nothing else may be waited for."""
+        known = {started.pid for started in self.running}
+        with open(f"/proc/self/task/{os.getpid()}/children") as f:
+            children = {int(pid) for pid in f.read().split()}
+        for pid in children - known:
+            os.waitpid(pid, process.WALL)
+
+    def start(self, *words: str) -> Started:
+        if words:
+            self.process["args"] = list(words)
+        if self.filtered:
+            from cowshed_runtime import seccomp
+
+            self.linux["seccomp"] = seccomp.default_profile(self.process["capabilities"]["bounding"])
+        root = mount.clone(str(self.rootfs))
+        try:
+            return self._fork(
+                lambda stdio: launcher.launch(self.config, root, stdio, name=self.name, cache=str(self.cache))
+            )
+        finally:
+            os.close(root)
+
+    def run(self, *words: str) -> Done:
+        started = self.start(*words)
+        out, err = started.read()
+        cgroup.remove(self.name)
+        return Done(started.wait(), out, err)
+
+    def sh(self, script: str) -> Done:
+        return self.run("/bin/sh", "-c", script)
+
+    def exec_start(self, first: Started, *words: str, **changes) -> Started:
+        work = {**self.process, "args": list(words), "terminal": False, **changes}
+        return self._fork(
+            lambda stdio: launcher.join(work, self.linux, first.pid, stdio, name=self.name, cache=str(self.cache))
+        )
+
+    def exec(self, first: Started, *words: str, **changes) -> Done:
+        started = self.exec_start(first, *words, **changes)
+        out, err = started.read()
+        return Done(started.wait(), out, err)
+
+    def refused(self, *words: str) -> LaunchError:
+        """Start and insist that it fails, and leaves no cgroup."""
+        with pytest.raises(LaunchError) as caught:
+            self.start(*(words or ("/bin/true",)))
+        assert caught.value.stage != "bug", caught.value
+        assert not [path for path in cgroup.layout.directories(self.name) if os.path.exists(path)]
+        return caught.value
+
+    def close(self) -> None:
+        cgroup.remove(self.name)
+        for started in self.running:
+            started.wait()
+            for fd in (started.out, started.err, started.terminal):
+                if fd >= 0:
+                    os.close(fd)
+
+
+@pytest.fixture
+def box(tmp_path):
+    if os.geteuid():
+        pytest.skip("needs root: it makes namespaces and mounts")
+    if not os.path.exists(BUSYBOX):
+        pytest.skip(f"needs {BUSYBOX} (Debian: busybox-static)")
+    made = Box(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
