@@ -11,17 +11,35 @@ if TYPE_CHECKING:
 
 @record(frozen=True)
 class LayerRow:
-    number: int
-    id: str
+    number: int  # 1 … 2**24-1: lock byte, project id, thin device id
+    id: str  # 32 hex digits
     driver: str
-    kind: str
+    kind: str  # active, committed
     parent: int | None
     chain_id: str | None
     diff_id: str | None
-    data: dict[str, Any]
-    durable: bool
-    boot_id: str
-    created: int
+    data: dict[str, Any]  # what the driver said of it
+    durable: bool  # survives a power cut
+    boot_id: str  # of the boot in which it was made
+    created: int  # ns since the epoch
+
+
+@record(frozen=True)
+class JournalRow:
+    """What was begun with a layer and is not known to have ended."""
+
+    number: int
+    op: str  # prepare, run, apply, commit, remove
+    args: dict[str, Any]
+    driver: str
+
+
+@record(frozen=True)
+class DriverRow:
+    name: str
+    store: str  # identity that the driver's init() gave
+    options: dict[str, Any]  # those that creation fixed
+    remembered: dict[str, Any]  # where its plug-in was found
 
 
 @record(frozen=True)

@@ -100,4 +100,11 @@ STEPS = (
         primary key (volume, container)
     ) without rowid;
     """,
+    """
+    create table leases (              -- blobs that a running command counts on; void when its byte is free
+        digest text not null,
+        taker integer not null,        -- byte of the lock file `leases`
+        primary key (digest, taker)
+    ) without rowid;
+    """,
 )

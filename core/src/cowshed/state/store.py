@@ -2,7 +2,10 @@
 
 The database is SQLite in WAL mode with synchronous=FULL. Readers take no lock and never wait; write transactions are
 short, with nothing else inside. Only SQLite opens the database file: POSIX locks are lost when a process closes any
-descriptor of it.
+descriptor of it. `_sqlite3` is used without `sqlite3`, whose date adapters cost 4 ms of every command.
+
+A command that may write holds the `store` lock shared, so that a migration waits for it, and lets it go while it only
+relays or waits (`relax`). The next transaction takes it again, and notices if the schema was changed meanwhile.
 """
 
 from __future__ import annotations
@@ -19,37 +22,58 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-_FOLDERS = ("locks", "blobs", "blobs/sha256", "blobs/partial", "drivers", "containers", "volumes", "cache")
-_BALLAST = 4 << 20
-_WRITE_WAIT, _READ_WAIT = 10.0, 2.0
-_FULL = ("full", "disk I/O error", "unable to open database file", "readonly database")
+BALLAST = 4 << 20  # bytes
+_WRITE_WAIT, _READ_WAIT = 10.0, 2.0  # seconds
 
 
 class Store:
-    """An open store. Not to be carried across fork."""
+    """An open store. For one thread, and not to be carried across fork."""
 
-    def __init__(self, root: str, run_root: str, db: Any, *, writable: bool, stale: bool = False) -> None:
+    def __init__(
+        self, root: str, run_root: str, db: Any, *, writable: bool, freeing: bool = False, stale: bool = False
+    ) -> None:
         self.root, self._db, self.writable = root, db, writable
-        self.stale = stale  # what is read is a copy made because the disk is full
+        self.freeing = freeing  # may use the space kept for removals
+        self.stale = stale  # what is read is a copy, made because the disk is full
+        self._shared = False
+        self.locks = Locks(f"{root}/locks")
         self.id: str = self.value("store")
         self.run = f"{run_root}/{self.id[:12]}"
-        self.locks = Locks(f"{root}/locks")
 
     def value(self, key: str) -> Any:
+        """What `meta` keeps under key, None if nothing."""
         rows = self.query("select value from meta where key = ?", key)
         return rows[0][0] if rows else None
 
     def query(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """All rows. Raises StoreError, NoSpace, Busy."""
         try:
             return self._db.execute(sql, parameters).fetchall()  # type: ignore[no-any-return]
         except _sqlite3.Error as error:
-            raise _translated(error, self.root) from error
+            raise translated(error, self.root) from error
 
     def transaction(self) -> Transaction:
-        """`with store.transaction() as tx:` everything or nothing, durable on return."""
+        """`with store.transaction() as tx:` everything or nothing, durable on return. StoreError, NoSpace, Busy."""
         if not self.writable:
             raise StoreError(f"the store at {self.root} is open for reading only")
         return Transaction(self)
+
+    def hold(self) -> None:
+        """Take the `store` lock shared, if it is not held: nobody changes the schema from now on. Busy, NewerStore."""
+        if self._shared:
+            return
+        if not self.locks.share("store", wait=_WRITE_WAIT):
+            raise Busy(f"the store at {self.root} is being migrated by another command", remedy="try again")
+        self._shared = True
+        if int(self.query("pragma user_version")[0][0]) != len(STEPS):
+            self.relax()
+            raise NewerStore(f"the store at {self.root} was migrated by a newer Cowshed meanwhile", remedy="use that")
+
+    def relax(self) -> None:
+        """Let the `store` lock go, for a long wait in which nothing is written; `transaction` takes it again."""
+        if self._shared:
+            self._shared = False
+            self.locks.let_go("store")
 
     def run_directory(self) -> str:
         """RUNROOT/ID, made if it is missing; gone after a reboot."""
@@ -57,27 +81,37 @@ class Store:
         return self.run
 
     def close(self) -> None:
+        """Give everything back; with freeing, keep a ballast again where there is room for it."""
         self._db.close()
         self.locks.close()
+        if self.freeing:
+            from cowshed.state import making
 
-    def release_ballast(self) -> None:
-        """Give back the space kept for a full disk, so that a removal can be written down."""
-        try:
-            os.unlink(f"{self.root}/ballast")
-        except FileNotFoundError:
-            return
+            making.make_ballast(self.root)
 
-    def keep_ballast(self) -> None:
-        make_ballast(self.root)
+    def make_room(self) -> None:
+        """On a full disk, give the ballast back to the file system, so that a removal can be written down."""
+        status = os.statvfs(self.root)
+        if status.f_bavail * status.f_frsize < BALLAST:
+            try:
+                os.unlink(f"{self.root}/ballast")
+            except FileNotFoundError:
+                return
 
 
 class Transaction:
-    """BEGIN IMMEDIATE … COMMIT. Take no lock, call no driver, delete no file inside."""
+    """BEGIN IMMEDIATE … COMMIT. Take no lock, call no driver, delete no file inside.
+
+    The one exception: bytes of a number that this transaction makes. They are free by construction.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def __enter__(self) -> Transaction:
+        self.store.hold()
+        if self.store.freeing:
+            self.store.make_room()
         self.execute("begin immediate")
         return self
 
@@ -101,39 +135,81 @@ class Transaction:
             self.execute("rollback")
 
 
-def open_store(root: str, run_root: str, *, write: bool = True) -> Store:
-    """Open the store at root, making it if there is none and write is true.
+def open_store(root: str, run_root: str, *, write: bool = True, freeing: bool = False) -> Store:
+    """Open the store at root; if nothing is there, make one. The root may have been moved since it was made.
+
+    freeing is for commands that give space back: on a full disk they may use the ballast. A reader on a full disk gets
+    a copy of the database, marked `stale`.
 
     Raises StoreError (cannot be used, why), NewerStore (made by a newer Cowshed), NoSpace, Busy.
     """
     path = f"{root}/db.sqlite"
     if not os.path.exists(path):
-        if not write and not os.path.isdir(root):
-            write = True
-        _make(root)
-    db = _connect(path, write=write)
+        from cowshed.state import making
+
+        making.make(root)
+    db = None
     try:
-        version = _version(db, root)
+        db = _ready(path, root, write=write, freeing=freeing)
+        store = Store(root, run_root, db, writable=write, freeing=freeing)
+        if write:
+            store.hold()
+        return store
+    except NoSpace:
+        if db is not None:
+            db.close()
+        if write:
+            raise
+        from cowshed.state import making
+
+        return Store(root, run_root, making.copy_of(root, run_root), writable=False, stale=True)
+    except BaseException:
+        if db is not None:
+            db.close()
+        raise
+
+
+def _ready(path: str, root: str, *, write: bool, freeing: bool) -> Any:
+    """A connection to a database of this version."""
+    db = _opened(path, root, write=write, freeing=freeing)
+    try:
+        version = version_of(db, root)
+        if version < len(STEPS):
+            db.close()
+            from cowshed.state import making
+
+            making.migrate(root)
+            return _opened(path, root, write=write, freeing=freeing)
         if version > len(STEPS):
             raise NewerStore(
                 f"the store at {root} has schema {version}; this Cowshed knows {len(STEPS)}",
                 remedy="use a newer Cowshed",
             )
-        if version < len(STEPS):
-            _migrate(root, db)
-        return Store(root, run_root, db, writable=write)
-    except NoSpace:
-        db.close()
-        if write:
-            raise
-        return _copy(root, run_root)
+        return db
     except BaseException:
         db.close()
         raise
 
 
-def _connect(path: str, *, write: bool) -> Any:
+def _opened(path: str, root: str, *, write: bool, freeing: bool) -> Any:
+    try:
+        return connect(path, write=write)
+    except NoSpace:
+        if not freeing:
+            raise
+    # Even the connection needs a file beside the database: the ballast makes room for it.
+    try:
+        os.unlink(f"{root}/ballast")
+    except FileNotFoundError:
+        raise NoSpace(f"the disk that holds the store at {root} is full", remedy="free space on it") from None
+    return connect(path, write=write)
+
+
+def connect(path: str, *, write: bool) -> Any:
+    """A connection that has proved to be usable by reading the schema's version."""
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    root = os.path.dirname(path)
+    db = None
     try:
         db = _sqlite3.connect(
             f"file:{quoted}?mode={'rw' if write else 'ro'}",
@@ -144,119 +220,44 @@ def _connect(path: str, *, write: bool) -> Any:
         if write:
             db.execute("pragma synchronous = full")
             db.execute("pragma foreign_keys = on")
+        version_of(db, root)
         return db
     except _sqlite3.Error as error:
-        raise _translated(error, os.path.dirname(path)) from error
+        if db is not None:
+            db.close()
+        raise translated(error, root) from error
+    except BaseException:
+        if db is not None:
+            db.close()
+        raise
 
 
-def _version(db: Any, root: str) -> int:
+def version_of(db: Any, root: str) -> int:
+    """How many steps of the schema a database has had."""
     try:
         return int(db.execute("pragma user_version").fetchone()[0])
     except _sqlite3.Error as error:
-        raise _translated(error, root) from error
+        raise translated(error, root) from error
 
 
-def _make(root: str) -> None:
-    """Lay out an empty store. Two processes may do so at once: the lock lets one work and the other find it done."""
-    from cowshed_linux import locks
+def translated(error: Exception, root: str) -> StoreError | NoSpace | Busy:
+    """What an error of SQLite means for the store at root."""
+    name = str(getattr(error, "sqlite_errorname", ""))
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return Busy(f"the store at {root} is busy: {error}", remedy="try again")
+    if name == "SQLITE_FULL" or (
+        name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")) and _full(root)
+    ):
+        return NoSpace(f"the disk that holds the store at {root} is full", remedy="cowshed rm, rmi, or free space")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreError(f"the database of the store at {root} is damaged: {error}", remedy="restore db.sqlite")
+    return StoreError(f"the store at {root} cannot be used: {error}", remedy="cowshed system check")
 
+
+def _full(root: str) -> bool:
+    """Whether the disk lacks room for even the small file that SQLite shares among connections."""
     try:
-        for folder in ("", *_FOLDERS):
-            os.makedirs(f"{root}/{folder}", mode=0o700, exist_ok=True)
-        fd = locks.open_file(f"{root}/locks/store")
-    except OSError as error:
-        raise StoreError(
-            f"no store can be made at {root}: {error.strerror}", remedy="choose another place with --root"
-        ) from None
-    try:
-        locks.lock_file(fd)
-        if os.path.exists(f"{root}/db.sqlite"):
-            return
-        new = f"{root}/db.new.{os.getpid()}"
-        db = _sqlite3.connect(new, isolation_level=None)
-        try:
-            db.execute("pragma journal_mode = wal")
-            db.execute("begin immediate")
-            _apply_steps(db, 0)
-            db.execute("insert into meta values ('store', ?), ('next', 1)", (os.urandom(16).hex(),))
-            db.execute("commit")
-        except _sqlite3.Error as error:
-            raise _translated(error, root) from error
-        finally:
-            db.close()
-        from cowshed_linux import files
-
-        os.rename(new, f"{root}/db.sqlite")
-        files.sync_directory(root)
-        make_ballast(root)
-    finally:
-        os.close(fd)
-
-
-def _apply_steps(db: Any, version: int) -> None:
-    for step in STEPS[version:]:
-        for statement in step.split(";\n"):
-            if statement.strip():
-                db.execute(statement)
-    db.execute(f"pragma user_version = {len(STEPS)}")
-
-
-def _migrate(root: str, db: Any) -> None:
-    """Bring an older database to this version, alone: the store lock is taken exclusively."""
-    from cowshed_linux import locks
-
-    fd = locks.open_file(f"{root}/locks/store")
-    try:
-        if not locks.lock_file(fd, wait=False):
-            raise Busy(
-                f"the store at {root} needs a migration while other commands run", remedy="try again when they end"
-            )
-        db.execute("begin immediate")
-        _apply_steps(db, _version(db, root))
-        db.execute("commit")
-    except _sqlite3.Error as error:
-        raise _translated(error, root) from error
-    finally:
-        os.close(fd)
-
-
-def _copy(root: str, run_root: str) -> Store:
-    """On a full disk even reading fails: SQLite wants to write its shared memory file. A copy elsewhere can be read."""
-    target = f"{run_root}/full"
-    os.makedirs(target, mode=0o700, exist_ok=True)
-    for name in ("db.sqlite", "db.sqlite-wal"):
-        try:
-            with open(f"{root}/{name}", "rb") as source, open(f"{target}/{name}", "wb") as copy:
-                copy.write(source.read())
-        except FileNotFoundError:
-            continue
-    return Store(root, run_root, _connect(f"{target}/db.sqlite", write=True), writable=False, stale=True)
-
-
-def make_ballast(root: str) -> None:
-    """Keep a few MiB that a full disk can give back. Without room for it there is none, and that is no error."""
-    path = f"{root}/ballast"
-    if os.path.exists(path):
-        return
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, _BALLAST)
-        finally:
-            os.close(fd)
-    except OSError:
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            return
-
-
-def _translated(error: Exception, root: str) -> StoreError | NoSpace | Busy:
-    text = str(error)
-    if "locked" in text or "busy" in text:
-        return Busy(f"the store at {root} is busy: {text}", remedy="try again")
-    if any(sign in text for sign in _FULL):
         status = os.statvfs(root)
-        if status.f_bavail * status.f_frsize < 1 << 20 or "full" in text:
-            return NoSpace(f"the disk that holds the store at {root} is full", remedy="cowshed rm, rmi, or free space")
-    return StoreError(f"the store at {root} cannot be read: {text}", remedy="cowshed system check")
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < 1 << 20 or (status.f_files > 0 and status.f_favail == 0)

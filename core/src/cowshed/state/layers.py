@@ -1,0 +1,138 @@
+"""Layers in the store. Who may call: whoever holds the byte of the layer's number, but for reading."""
+
+from __future__ import annotations
+
+from cowshed.errors import Busy, StoreError
+from cowshed.state.rows import LayerRow
+from cowshed_runtime.fastjson import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from cowshed.state.store import Store, Transaction
+
+LAST_NUMBER = (1 << 24) - 1
+_COLUMNS = "number, id, driver, kind, parent, chain_id, diff_id, data, durable, boot_id, created"
+# A committed layer that no image, no layer and no unfinished work stands on.
+_UNREFERENCED = (
+    "select number from layers l where driver = ? and kind = 'committed' "
+    "and not exists (select 1 from layers child where child.parent = l.number) "
+    "and (chain_id is null or not exists (select 1 from chains where chains.chain_id = l.chain_id)) "
+    "and not exists (select 1 from journal where journal.number = l.number)"
+)
+
+
+def _row(values: tuple[Any, ...]) -> LayerRow:
+    cells = list(values)
+    cells[7], cells[8] = loads(cells[7]), bool(cells[8])
+    return LayerRow(*cells)
+
+
+def next_number(tx: Transaction) -> int:
+    """A number that no layer and no container has; the counter moves on, so numbers come again as late as can be."""
+    number = int(tx.execute("select value from meta where key = 'next'")[0][0])
+    for _ in range(LAST_NUMBER):
+        if number > LAST_NUMBER:
+            number = 1
+        if not tx.execute(
+            "select 1 from layers where number = ? union all select 1 from containers where number = ?", number, number
+        ):
+            tx.execute("update meta set value = ? where key = 'next'", number + 1)
+            return number
+        number += 1
+    raise StoreError(f"all {LAST_NUMBER} layer numbers are in use", remedy="remove containers or images")
+
+
+def insert_active(
+    tx: Transaction, number: int, id_: str, driver: str, parent: int | None, *, boot_id: str, created: int
+) -> None:
+    """Write a new active layer. Busy if its parent is gone or going: another command is removing it."""
+    if parent is not None and not tx.execute(
+        "select 1 from layers where number = ? and kind = 'committed' or number = ? and exists "
+        "(select 1 from journal where journal.number = layers.number and op = 'apply')",
+        parent,
+        parent,
+    ):
+        raise Busy(f"layer {parent}, which the new one stands on, was removed meanwhile", remedy="try again")
+    if parent is not None and tx.execute("select 1 from journal where number = ? and op = 'remove'", parent):
+        raise Busy(f"layer {parent}, which the new one stands on, is being removed", remedy="try again")
+    tx.execute(
+        "insert into layers (number, id, driver, kind, parent, boot_id, created) values (?, ?, ?, 'active', ?, ?, ?)",
+        number, id_, driver, parent, boot_id, created,
+    )  # fmt: skip
+
+
+def set_committed(
+    tx: Transaction, number: int, *, driver: str, chain_id: str | None, diff_id: str | None, data: Mapping[str, Any],
+    durable: bool,
+) -> None:  # fmt: skip
+    """Mark a layer committed. A twin that had its chain id gives it up, and goes when nothing stands on it."""
+    if chain_id is not None:
+        tx.execute(
+            "update layers set chain_id = null where driver = ? and chain_id = ? and number != ?",
+            driver, chain_id, number,
+        )  # fmt: skip
+    tx.execute(
+        "update layers set kind = 'committed', chain_id = ?, diff_id = ?, data = ?, durable = ? where number = ?",
+        chain_id, diff_id, dumps(dict(data)), int(durable), number,
+    )  # fmt: skip
+
+
+def set_data(tx: Transaction, number: int, data: Mapping[str, Any]) -> None:
+    tx.execute("update layers set data = ? where number = ?", dumps(dict(data)), number)
+
+
+def set_durable(tx: Transaction, number: int) -> None:
+    tx.execute("update layers set durable = 1 where number = ?", number)
+
+
+def delete(tx: Transaction, number: int) -> None:
+    """Forget a layer and what was begun with it. StoreError if another layer stands on it."""
+    tx.execute("delete from journal where number = ?", number)
+    tx.execute("delete from layers where number = ?", number)
+
+
+def chain(store: Store, number: int) -> list[tuple[int, str, str, dict[str, Any]]]:
+    """(number, id, kind, data) of a layer, its parent, … down to the base; empty if the layer is not known."""
+    rows = store.query(
+        "with recursive c(number, id, kind, parent, data) as ("
+        " select number, id, kind, parent, data from layers where number = ?"
+        " union all select l.number, l.id, l.kind, l.parent, l.data from layers l join c on l.number = c.parent)"
+        " select number, id, kind, data from c",
+        number,
+    )
+    return [(n, id_, kind, loads(data)) for n, id_, kind, data in rows]
+
+
+def get(store: Store | Transaction, number: int) -> LayerRow | None:
+    run = store.query if hasattr(store, "query") else store.execute
+    rows = run(f"select {_COLUMNS} from layers where number = ?", number)
+    return _row(rows[0]) if rows else None
+
+
+def by_id(store: Store, id_: str) -> LayerRow | None:
+    rows = store.query(f"select {_COLUMNS} from layers where id = ?", id_)
+    return _row(rows[0]) if rows else None
+
+
+def by_chain(store: Store, driver: str, chain_id: str) -> LayerRow | None:
+    """The committed layer that realises a chain id and is not being removed."""
+    rows = store.query(
+        f"select {_COLUMNS} from layers where driver = ? and chain_id = ? and kind = 'committed' "
+        "and not exists (select 1 from journal where journal.number = layers.number and op = 'remove')",
+        driver,
+        chain_id,
+    )
+    return _row(rows[0]) if rows else None
+
+
+def list_all(store: Store, driver: str) -> list[LayerRow]:
+    return [_row(r) for r in store.query(f"select {_COLUMNS} from layers where driver = ? order by number", driver)]
+
+
+def unreferenced(store: Store | Transaction, driver: str) -> list[int]:
+    """Numbers of the committed layers that no image, layer or unfinished work stands on, newest first."""
+    run = store.query if hasattr(store, "query") else store.execute
+    return [r[0] for r in run(_UNREFERENCED + " order by number desc", driver)]

@@ -1,0 +1,88 @@
+"""Leases: blobs that a running command counts on before an image lists them.
+
+A pull that finds a blob in place downloads it no more; so nobody may delete that blob until the image is written down.
+A lease is a row per blob, with a byte of the lock file `leases` that its taker holds for life: when the taker dies the
+byte is free and the lease is void.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.errors import Busy
+from cowshed.state import images
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from cowshed.state.store import Store
+
+_WAIT = 60.0  # seconds for another command to delete blobs
+
+
+class Lease:
+    """`with Lease(store, digests):` nobody deletes these blobs meanwhile. Look whether they are there only inside."""
+
+    def __init__(self, store: Store, digests: Iterable[str]) -> None:
+        self._store, self._digests = store, sorted(set(digests))
+
+    def __enter__(self) -> Lease:
+        store = self._store
+        self._byte = 0
+        while not self._byte or not store.locks.try_take("leases", self._byte):
+            self._byte = int.from_bytes(os.urandom(5), "big")
+        void = _void(store)
+        if not store.locks.share("blobs", wait=_WAIT):
+            raise Busy("blobs are being deleted by another command", remedy="try again")
+        try:
+            with store.transaction() as tx:
+                for taker in void:
+                    tx.execute("delete from leases where taker = ?", taker)
+                for digest in self._digests:
+                    tx.execute("insert into leases values (?, ?)", digest, self._byte)
+        finally:
+            store.locks.let_go("blobs")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with self._store.transaction() as tx:
+                tx.execute("delete from leases where taker = ?", self._byte)
+        finally:
+            self._store.locks.release("leases", self._byte)
+
+
+def _takers(store: Store) -> list[int]:
+    return [r[0] for r in store.query("select distinct taker from leases")]
+
+
+def _alive(store: Store, taker: int) -> bool:
+    return store.locks.mine("leases", taker) or store.locks.held("leases", taker)
+
+
+def _void(store: Store) -> list[int]:
+    return [taker for taker in _takers(store) if not _alive(store, taker)]
+
+
+def leased(store: Store) -> set[str]:
+    """Digests of the blobs that living commands count on."""
+    alive = {taker for taker in _takers(store) if _alive(store, taker)}
+    return {digest for digest, taker in store.query("select digest, taker from leases") if taker in alive}
+
+
+def delete_unused(store: Store, digests: Iterable[str], remove: Callable[[str], None]) -> list[str]:
+    """Call remove for each of these blobs that no image lists and no command counts on; those that were removed."""
+    if not store.locks.exclude("blobs", wait=_WAIT):
+        raise Busy("blobs are in use by another command", remedy="try again")
+    try:
+        kept = leased(store)
+        gone = [digest for digest in images.unused_blobs(store, list(digests)) if digest not in kept]
+        for digest in gone:
+            remove(digest)
+        return gone
+    finally:
+        store.locks.let_go("blobs")
