@@ -338,7 +338,7 @@ def remove_files(engine: Engine, row: ContainerRow) -> None:
             continue
 
 
-def execute(engine: Engine, row: ContainerRow, work: dict[str, Any], *, stdin: bool) -> Session:
+def execute(engine: Engine, row: ContainerRow, work: dict[str, Any], *, stdin: bool, attached: bool = True) -> Session:
     """Start another process in a running container; work: an OCI process object."""
     found = client.running(engine.place(row))
     if found is None or not engine.reader.locks.held("monitors", row.number):
@@ -348,4 +348,4 @@ def execute(engine: Engine, row: ContainerRow, work: dict[str, Any], *, stdin: b
         "process": work, "linux": {k: config["linux"].get(k) for k in ("namespaces", "seccomp")}, "pid": found[0],
         "name": row.id, "cache": f"{engine.reader.root}/cache",
     }  # fmt: skip
-    return client.execute(engine.reader.run, request, stdin=stdin)
+    return client.execute(engine.reader.run, request, stdin=stdin, attached=attached)

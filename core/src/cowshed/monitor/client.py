@@ -9,6 +9,7 @@ import sys
 from cowshed.errors import LaunchFailed, NotFound
 from cowshed.monitor import wire
 from cowshed_linux import locks
+from cowshed_runtime import fastjson
 from cowshed_runtime.fastjson import dumps, loads
 
 TYPE_CHECKING = False
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PIPE, _SET_PIPE_SIZE = 1 << 20, 1031
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_RUNTIME = os.path.dirname(os.path.abspath(fastjson.__file__ or ""))
+_SOURCES = [
+    *[f"{_HERE}/{name}.py" for name in ("monitor", "zygote", "wire")],
+    *[f"{_RUNTIME}/{name}.py" for name in ("launcher", "rootfs", "cgroup", "seccomp")],
+]
 
 
 class Session:
@@ -52,23 +59,30 @@ def start(run: str, request: dict[str, Any], root: int, *, attached: bool) -> Se
     return _started(connection, outputs, terminal=request["terminal"])
 
 
-def execute(run: str, request: dict[str, Any], *, stdin: bool) -> Session:
-    """Start a process in a running container. For a detached one, close the session and do not wait."""
-    outputs, ends = _pipes()
+def execute(run: str, request: dict[str, Any], *, stdin: bool, attached: bool = True) -> Session:
+    """Start a process in a running container. One that is not attached writes to /dev/null; close its session and do
+    not wait."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    outputs, ends = _pipes() if attached else ([], [null, os.dup(null)])
     given = -1
+    stdin = stdin and attached
     if stdin and not request["process"].get("terminal"):
         feed, given = os.pipe()
     else:
-        feed = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    connection = _zygote(run)
-    wire.send(connection, dumps({**request, "op": "exec"}).encode(), [feed, *ends])
-    for fd in (feed, *ends):
-        os.close(fd)
+        feed = os.dup(null)
+    if attached:
+        os.close(null)
+    try:
+        connection = _zygote(run)
+        wire.send(connection, dumps({**request, "op": "exec"}).encode(), [feed, *ends])
+    finally:
+        for fd in (feed, *ends):
+            os.close(fd)
     session = _started(connection, outputs, terminal=bool(request["process"].get("terminal")))
     if session.terminal:
         for fd in outputs:
             os.close(fd)
-        session.outputs = [os.dup(session.input)]
+        session.outputs = [os.dup(session.input)] if attached else []
     elif given >= 0:
         session.input = given
     return session
@@ -80,9 +94,14 @@ def attach(place: str, *, terminal: bool) -> Session:
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     try:
         folder = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        connection.connect(f"/proc/self/fd/{folder}/attach")
-        os.close(folder)
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/attach")
+        finally:
+            os.close(folder)
     except OSError:
+        for fd in (*outputs, *ends):
+            os.close(fd)
+        connection.close()
         raise NotFound("the container is not running", remedy="start it: cowshed start") from None
     wire.send(connection, b"A", ends)
     for fd in ends:
@@ -149,11 +168,10 @@ def running(place: str) -> tuple[int, int, int] | None:
 
 def _zygote(run: str) -> Any:
     """A connection to the zygote of the store whose run directory is `run`, spawned if there is none."""
-    here = os.path.dirname(os.path.abspath(__file__))
     version = 0
-    for name in ("monitor.py", "zygote.py"):  # another version has another socket; the older one drains
-        version ^= os.stat(f"{here}/{name}").st_mtime_ns
-    path = f"{run}/zygote-{version & 0xFFFFFFFF:08x}"
+    for path in _SOURCES:  # another version has another socket; the older one drains
+        version = (version * 31 + os.stat(path).st_mtime_ns) & 0xFFFFFFFF
+    path = f"{run}/zygote-{version:08x}"
     connection = _connect(path)
     if connection is not None:
         return connection
@@ -189,8 +207,9 @@ def _spawn(path: str) -> None:
     ready, write_end = os.pipe()
     os.set_inheritable(write_end, True)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    search = [folder for folder in sys.path if folder.startswith("/")]  # never what the working directory holds
     code = (
-        f"import sys; sys.path[:0] = {sys.path!r}; from cowshed.monitor import zygote; zygote.protect(); "
+        f"import sys; sys.path[:0] = {search!r}; from cowshed.monitor import zygote; zygote.protect(); "
         f"zygote.main({path!r}, {write_end})"
     )
     os.posix_spawn(

@@ -11,6 +11,7 @@ import _signal  # type: ignore[import-not-found]  # `signal` brings enum
 import _socket
 import os
 import select
+from time import time_ns
 
 from cowshed.monitor import frames, wire
 from cowshed_linux import locks, process
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031
 _BUFFER = 1 << 18
+_GONE = select.EPOLLIN | select.EPOLLRDHUP  # a client says nothing more: what is seen of its socket is its end
+_RECORD = 256  # bytes kept in the run directory for the exit record, so that it can be written when that is full
 
 
 def serve(connection: Any) -> None:
@@ -92,23 +95,30 @@ def _status(raw: int) -> int:
     return 128 + (raw & 127) if raw & 127 else raw >> 8
 
 
-class _Monitor:
-    def __init__(self, request: dict[str, Any], connection: Any, descriptors: list[int]) -> None:
-        self.request, self.client = request, connection
-        self.root = descriptors[0]
-        self.place = request["place"]
-        # Attached clients: [socket, pipe for stdout, pipe for stderr, bytes not yet taken for each].
-        self.clients: list[list[Any]] = []
-        if len(descriptors) > 2:
-            self.add(connection, descriptors[1], descriptors[2])
-        self.input = self.terminal = -1
-        self.sources: dict[int, int] = {}
-        self.locks: list[int] = []
+class _Client:
+    """An attached command: its socket, the write ends of its two pipes, and what it has not taken yet of each."""
 
-    def add(self, connection: Any, out: int, err: int) -> None:
+    def __init__(self, connection: Any, out: int, err: int) -> None:
         os.set_blocking(out, False)
         os.set_blocking(err, False)
-        self.clients.append([connection, out, err, b"", b""])
+        self.connection = connection
+        self.ends = [-1, out, err]
+        self.pending = [b"", b"", b""]
+
+
+class _Monitor:
+    def __init__(self, request: dict[str, Any], connection: Any, descriptors: list[int]) -> None:
+        self.request, self.starter = request, connection
+        self.root = descriptors[0]
+        self.place = request["place"]
+        self.clients: list[_Client] = []
+        if len(descriptors) > 2:
+            self.clients.append(_Client(connection, descriptors[1], descriptors[2]))
+        self.input = self.terminal = self.log = -1
+        self.pid = self.logged = 0
+        self.sources: dict[int, int] = {}
+        self.locks: list[int] = []
+        self.blocked = False
 
     # ------------------------------------------------------------ the life of a container
 
@@ -122,24 +132,44 @@ class _Monitor:
             self.locks.append(fd)
         with open(request["config"], "rb") as f:
             config = loads(f.read())
-        pid = self.start(config)
-        self.listen()
-        self.write("pid", f"{pid} {process.start_time(pid)} {os.getpid()}")
-        given = self.terminal if self.terminal >= 0 else self.input
-        wire.send(self.client, b"S%d" % pid, [given] if given >= 0 else [])
-        log = -1
         if request["log"]:
-            log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        if not self.clients:
-            self.client.close()
+            self.log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self.logged = os.fstat(self.log).st_size
+        self.pid = pid = self.start(config)
+        try:
+            self.listen()
+            self.write("exit.new", " " * _RECORD)
+            self.write("pid.new", f"{pid} {process.start_time(pid)} {os.getpid()}")
+            os.rename(f"{self.place}/pid.new", f"{self.place}/pid")
+        except BaseException:
+            os.kill(pid, 9)
+            os.waitpid(pid, process.WALL)
+            cgroup.remove(request["name"])
+            raise
+        self.answer()
         null = os.open("/dev/null", os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
         os.close(null)
         del config, self.request
-        status = self.relay(pid, log)
+        status = self.relay()
         self.request = request
         self.end(status)
+
+    def answer(self) -> None:
+        """Tell the command that started the container; one that has been killed meanwhile is no reason to end it."""
+        given = self.terminal if self.terminal >= 0 else self.input
+        try:
+            wire.send(self.starter, b"S%d" % self.pid, [given] if given >= 0 else [])
+        except OSError:
+            self.clients.clear()
+        if not self.clients:
+            self.starter.close()
+        elif self.input >= 0:
+            # The attached command alone holds the other end of stdin now: when it closes it, the container's stdin
+            # has ended.
+            os.close(self.input)
+            self.input = -1
 
     def start(self, config: dict[str, Any]) -> int:
         request = self.request
@@ -188,52 +218,59 @@ class _Monitor:
         os.close(folder)
         self.listener.listen(16)
 
-    def relay(self, pid: int, log: int) -> int:
-        """Copy output to the log and to attached clients until the container has ended; its status."""
-        poll = select.epoll()
-        pidfd = os.pidfd_open(pid)
-        listener = self.listener.fileno()
+    def relay(self) -> int:
+        """Copy output to the log and to attached clients until the container has ended; its status.
+
+        A client that does not take what it was given stops the reading, and so in the end the container.
+        """
+        self.poll = poll = select.epoll()
+        pid, listener, pidfd = self.pid, self.listener.fileno(), os.pidfd_open(self.pid)
         for fd in (pidfd, listener, *self.sources):
             poll.register(fd, select.EPOLLIN)
+        for client in self.clients:
+            poll.register(client.connection.fileno(), _GONE)
         buffer = bytearray(_BUFFER)
         status = -1
-        while status < 0 or self.sources:
-            # A client that does not take what it was given stops the reading, and so in the end the container.
-            waiting = False
-            for client in self.clients:
-                if client[3] or client[4]:
-                    waiting = True
-            if waiting:
-                self.flush()
-                poll.poll(0.01) if status < 0 else None
-            for fd, _ in poll.poll(0 if waiting else (-1 if status < 0 else 0.05)):
-                if fd == listener:
-                    self.accept()
+        while True:
+            if status >= 0 and not self.blocked:
+                self.rest(buffer)
+                if not self.sources and not self.blocked:
+                    break
+            arrived = False
+            for fd, _ in poll.poll():
+                if fd in self.sources:
+                    if not self.blocked and self.copy(fd, buffer) is False:
+                        self.done(fd)
+                elif fd == listener:
+                    arrived = True
                 elif fd == pidfd:
                     status = _status(os.waitpid(pid, process.WALL)[1])
                     poll.unregister(pidfd)
                     os.close(pidfd)
-                elif not waiting and not self.copy(fd, buffer, log):
-                    poll.unregister(fd)
-                    del self.sources[fd]
-                    os.close(fd)
-            if status >= 0 and not waiting:
-                # Something that was left in the container's streams is still wanted; a process that outlives it is not.
-                for fd in list(self.sources):
-                    while self.copy(fd, buffer, log) is True:
-                        continue
-                    poll.unregister(fd)
-                    del self.sources[fd]
-                    if fd != self.terminal:
-                        os.close(fd)
-        for _ in range(3000):
-            if not any(client[3] or client[4] for client in self.clients):
-                break
-            self.flush()
-            select.select([], [], [], 0.01)
+                else:
+                    self.ready(fd)
+            if arrived:  # last: its descriptors must not be taken for closed ones that have events here
+                self.accept()
+        poll.close()
         return status
 
-    def copy(self, fd: int, buffer: bytearray, log: int) -> bool | None:
+    def rest(self, buffer: bytearray) -> None:
+        """What is left in the streams of a container that has ended. Whatever still holds them is not waited for."""
+        for fd in list(self.sources):
+            while self.copy(fd, buffer):
+                if self.blocked:
+                    return
+            self.done(fd)
+
+    def done(self, fd: int) -> None:
+        """A stream has ended."""
+        if not self.blocked:
+            self.poll.unregister(fd)
+        del self.sources[fd]
+        if fd != self.terminal:
+            os.close(fd)
+
+    def copy(self, fd: int, buffer: bytearray) -> bool | None:
         """Move what is there; False at the end of the stream, None if nothing is there now."""
         try:
             count = os.readv(fd, [buffer])
@@ -245,60 +282,108 @@ class _Monitor:
             return False
         stream = self.sources[fd]
         data = memoryview(buffer)[:count]
-        if log >= 0:
-            from time import time_ns
-
-            try:
-                os.writev(log, [frames.HEADER.pack(time_ns(), count, stream), data])
-            except OSError:
-                log = -1  # a full disk ends the log, not the container
+        if self.log >= 0:
+            self.record(stream, data)
         for client in list(self.clients):
             self.give(client, stream, data)
         return True
 
-    def give(self, client: list[Any], stream: int, data: Any) -> None:
+    def record(self, stream: int, data: memoryview) -> None:
+        """Append a frame to the log, whole or not at all: a full disk makes a hole in it and does not end the
+        container."""
+        size = frames.HEADER.size + len(data)
         try:
-            done = os.write(client[stream], data) if not client[stream + 2] else 0
+            if os.writev(self.log, [frames.HEADER.pack(time_ns(), len(data), stream), data]) == size:
+                self.logged += size
+                return
+        except OSError:
+            pass  # as after a short write
+        os.ftruncate(self.log, self.logged)
+
+    def give(self, client: _Client, stream: int, data: memoryview | bytes) -> None:
+        end = client.ends[stream]
+        if end < 0:
+            return
+        try:
+            done = os.write(end, data)
         except BlockingIOError:
             done = 0
         except OSError:
             self.drop(client)
             return
         if done < len(data):
-            client[stream + 2] += bytes(data[done:])
+            client.pending[stream] = bytes(data[done:])
+            self.poll.register(end, select.EPOLLOUT)
+            if not self.blocked:
+                self.blocked = True
+                for fd in self.sources:
+                    self.poll.unregister(fd)
 
-    def flush(self) -> None:
-        for client in list(self.clients):
-            for stream in (1, 2):
-                pending = client[stream + 2]
-                if pending:
-                    client[stream + 2] = b""
+    def ready(self, fd: int) -> None:
+        """A client has gone (its socket says so), or takes more of what it was given."""
+        for client in self.clients:
+            if client.connection.fileno() == fd:
+                self.drop(client)
+                return
+            for stream in (frames.STDOUT, frames.STDERR):
+                if client.ends[stream] == fd:
+                    pending, client.pending[stream] = client.pending[stream], b""
+                    self.poll.unregister(fd)
                     self.give(client, stream, pending)
+                    self.unblock()
+                    return
 
-    def drop(self, client: list[Any]) -> None:
-        if client in self.clients:
-            self.clients.remove(client)
-            os.close(client[1])
-            os.close(client[2])
-            client[0].close()
+    def unblock(self) -> None:
+        """Read the container's streams again if all clients have taken everything."""
+        if not self.blocked:
+            return
+        for client in self.clients:
+            if client.pending[1] or client.pending[2]:
+                return
+        self.blocked = False
+        for fd in self.sources:
+            self.poll.register(fd, select.EPOLLIN)
+
+    def drop(self, client: _Client) -> None:
+        self.clients.remove(client)
+        self.poll.unregister(client.connection.fileno())
+        client.connection.close()
+        for stream in (frames.STDOUT, frames.STDERR):
+            if client.pending[stream]:
+                client.pending[stream] = b""
+                self.poll.unregister(client.ends[stream])
+            os.close(client.ends[stream])
+        self.unblock()
 
     def accept(self) -> None:
         fd, _ = self.listener._accept()  # type: ignore[attr-defined]  # of _socket
         connection = _socket.socket(fileno=fd)
-        message, descriptors = wire.receive(connection)
-        if message != b"A" or len(descriptors) != 2 or wire.peer(connection) not in (0, os.getuid()):
-            connection.close()
-            return
-        given = self.terminal if self.terminal >= 0 else self.input
-        wire.send(connection, b"S0", [given] if given >= 0 else [])
-        self.add(connection, descriptors[0], descriptors[1])
+        descriptors: list[int] = []
+        try:
+            if wire.peer(connection) in (0, os.getuid()):
+                connection.settimeout(1)  # who connects and says nothing must not stop the relay
+                message, descriptors = wire.receive(connection)
+                connection.settimeout(None)
+                if message == b"A" and len(descriptors) == 2:
+                    given = self.terminal if self.terminal >= 0 else self.input
+                    wire.send(connection, b"S%d" % self.pid, [given] if given >= 0 else [])
+                    self.clients.append(_Client(connection, descriptors[0], descriptors[1]))
+                    self.poll.register(fd, _GONE)
+                    return
+        except OSError:
+            pass  # it has gone, or said nothing in time
+        for end in descriptors:
+            os.close(end)
+        connection.close()
 
     def end(self, status: int) -> None:
-        from time import time_ns
-
+        """Leave the record, clean up, tell the clients; become the worker if it is to be."""
         request = self.request
         oom = cgroup.oom_killed(request["name"])
-        self.write("exit", dumps({"status": status, "finished": time_ns(), "oom": oom}))
+        # Into the space kept for it: a run directory that is full does not lose the status.
+        record = dumps({"status": status, "finished": time_ns(), "oom": oom})
+        self.write("exit.new", record.ljust(_RECORD), truncate=False)
+        os.rename(f"{self.place}/exit.new", f"{self.place}/exit")
         os.close(self.root)
         cgroup.remove(request["name"])
         self.listener.close()
@@ -310,39 +395,64 @@ class _Monitor:
         for fd in self.locks:
             os.close(fd)
         served = False
-        for client in list(self.clients):
-            os.close(client[1])
-            os.close(client[2])
+        for client in self.clients:
+            os.close(client.ends[frames.STDOUT])
+            os.close(client.ends[frames.STDERR])
             try:
-                wire.send(client[0], b"E%d" % status, [])
-                served = True
+                wire.send(client.connection, b"E%d" % status, [])
             except OSError:
                 continue  # gone without a word
+            # Only the command that started the container cleans up after it.
+            served = served or client.connection is self.starter
         worker = request.get("worker")
-        if worker and not (served and not request.get("worker_always")):
+        if worker and (request.get("worker_always") or not served):
             os.execve(worker[0], worker, request["environment"])  # noqa: S606
 
-    def write(self, name: str, text: str) -> None:
-        path = f"{self.place}/{name}"
-        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    def write(self, name: str, text: str, *, truncate: bool = True) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if truncate else 0)
+        fd = os.open(f"{self.place}/{name}", flags, 0o600)
         os.write(fd, text.encode())
         os.close(fd)
-        os.rename(f"{path}.new", path)
 
 
 def _execute(request: dict[str, Any], connection: Any, descriptors: list[int]) -> None:
-    """Another process in a running container: its streams are the client's own pipes; this one waits for its end."""
+    """Another process in a running container: its streams are the client's own; this one waits for its end."""
     work = request["process"]
     stdio = (descriptors[0], descriptors[1], descriptors[2])
     name, cache, target = request["name"], request["cache"], request["pid"]
     pid, terminal = _launched(lambda: launcher.join(work, request["linux"], target, stdio, name=name, cache=cache))
-    wire.send(connection, b"S%d" % pid, [terminal] if terminal >= 0 else [])
     for fd in descriptors:
         os.close(fd)
+    try:
+        wire.send(connection, b"S%d" % pid, [terminal] if terminal >= 0 else [])
+    except OSError:
+        pass  # seen below: a client that has gone
     if terminal >= 0:
-        os.close(terminal)
+        _keep_terminal(connection, pid, terminal)
     status = _status(os.waitpid(pid, process.WALL)[1])
     try:
         wire.send(connection, b"E%d" % status, [])
     except OSError:
         return  # detached
+
+
+def _keep_terminal(connection: Any, pid: int, terminal: int) -> None:
+    """Hold a terminal until its process has ended; read it when its client does not any more, so that the process is
+    neither hung up nor stopped by a client that detaches."""
+    poll = select.poll()
+    pidfd = os.pidfd_open(pid)
+    poll.register(pidfd, select.POLLIN)
+    poll.register(connection.fileno(), select.POLLIN | select.POLLRDHUP)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == pidfd:
+                os.close(pidfd)
+                return
+            if fd == terminal:
+                try:
+                    os.read(terminal, 1 << 16)
+                except OSError:
+                    poll.unregister(terminal)  # EIO: no slave is open
+            else:
+                poll.unregister(fd)
+                poll.register(terminal, select.POLLIN)

@@ -9,7 +9,7 @@ import _signal  # type: ignore[import-not-found]  # `signal` brings enum
 import os
 import select
 
-from cowshed.errors import BadUsage
+from cowshed.errors import BadUsage, CowshedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cowshed.monitor.client import Session
 
 DETACHED = -1
+LOST = 128 + 13  # as if by SIGPIPE: nobody reads this process's output any more
+_GET_SIZE, _SET_SIZE = 0x5413, 0x5414  # TIOCGWINSZ, TIOCSWINSZ: ioctl_tty(2)
 _CHUNK = 1 << 18
 _PROXIED = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2)
 
@@ -36,7 +38,8 @@ def detach_sequence(text: str) -> bytes:
 
 
 def relay(session: Session, *, stdin: bool, detach: bytes = b"", proxy: bool = True) -> int:
-    """Copy the streams until the container ends; its exit status, or DETACHED if the detach keys were typed."""
+    """Copy the streams until the container ends; its exit status, or DETACHED if the detach keys were typed, or
+    LOST when nobody reads the output any more. CowshedError if the output cannot be written (a full disk)."""
     saved = _raw() if session.terminal and stdin else None
     try:
         return _Relay(session, stdin=stdin, detach=detach, proxy=proxy and not session.terminal).run()
@@ -44,7 +47,7 @@ def relay(session: Session, *, stdin: bool, detach: bytes = b"", proxy: bool = T
         if saved is not None:
             import termios
 
-            termios.tcsetattr(0, termios.TCSADRAIN, saved)
+            termios.tcsetattr(0, termios.TCSANOW, saved)  # at once: a terminal stopped by ctrl-S would never drain
 
 
 def _raw() -> Any:
@@ -66,27 +69,31 @@ def _raw() -> Any:
 
 class _Relay:
     def __init__(self, session: Session, *, stdin: bool, detach: bytes, proxy: bool) -> None:
-        self.session, self.detach, self.matched = session, detach if session.terminal else b"", 0
-        self.pending = b""
+        self.session, self.keys = session, detach if session.terminal else b""
+        self.held = self.pending = b""
         self.reading = stdin and session.input >= 0
         self.poll = select.poll()
         self.targets = dict(zip(session.outputs, (1, 2), strict=False))
+        self.plain: set[int] = set()
+        self.lost = False
         self.wake, self.wake_end = os.pipe()
-        os.set_blocking(self.wake_end, False)
-        os.set_blocking(self.wake, False)
+        for fd in (self.wake, self.wake_end):
+            os.set_blocking(fd, False)
         self.proxied: tuple[int, ...] = _PROXIED if proxy else ()
 
     def run(self) -> int:
         session = self.session
-        old = {number: _signal.signal(number, _note) for number in (*self.proxied, _signal.SIGWINCH)}
-        _signal.set_wakeup_fd(self.wake_end)
+        old = {number: _signal.signal(number, self.signalled) for number in (*self.proxied, _signal.SIGWINCH)}
+        if session.terminal:  # what is typed goes to the container, so these come from outside and end this process
+            old.update({number: _signal.signal(number, _leave) for number in (_signal.SIGHUP, _signal.SIGTERM)})
+        # The handlers do the work, also when this process waits for whoever reads its output; the pipe is there for a
+        # signal that arrives just before poll.
+        before = _signal.set_wakeup_fd(self.wake_end, warn_on_full_buffer=False)
         try:
             self.resize()
-            for fd in self.targets:
+            for fd in (*self.targets, session.connection.fileno(), self.wake):
                 self.poll.register(fd, select.POLLIN)
-            self.poll.register(session.connection.fileno(), select.POLLIN)
-            self.poll.register(self.wake, select.POLLIN)
-            if session.input >= 0 and not session.terminal:
+            if session.input >= 0:
                 os.set_blocking(session.input, False)
             if self.reading:
                 self.poll.register(0, select.POLLIN)
@@ -94,153 +101,178 @@ class _Relay:
                 self.end_of_input()
             return self.loop()
         finally:
-            _signal.set_wakeup_fd(-1)
+            _signal.set_wakeup_fd(before)
             for number, handler in old.items():
                 _signal.signal(number, handler)
+            os.close(self.wake)
+            os.close(self.wake_end)
 
     def loop(self) -> int:
         control = self.session.connection.fileno()
-        ended = False
         while True:
-            if ended and not self.targets:
-                return self.session.wait()
             for fd, _ in self.poll.poll():
                 if fd in self.targets:
                     if not self.output(fd):
                         self.poll.unregister(fd)
                         del self.targets[fd]
                 elif fd == control:
-                    ended = True
-                    self.poll.unregister(control)
-                    if (
-                        self.session.terminal
-                        and self.session.outputs[0] in self.targets
-                        and len(self.session.outputs) == 1
-                    ):
-                        self.drain(self.session.outputs[0])
+                    return self.rest()
                 elif fd == self.wake:
-                    self.signals()
-                elif fd == 0:
+                    os.read(self.wake, 4096)
+                elif fd == 0 and self.reading:
                     if self.typed():
                         return DETACHED
                 elif fd == self.session.input:
                     self.push()
+                if self.lost:
+                    return LOST
 
-    def drain(self, fd: int) -> None:
-        """The rest of an executed process's terminal, which has no end of its own while this process holds it."""
-        os.set_blocking(fd, False)
-        while self.output(fd):
-            continue
-        self.poll.unregister(fd)
-        del self.targets[fd]
+    def rest(self) -> int:
+        """The container or process has ended: what is still in its streams, and its status.
 
-    def output(self, fd: int) -> bool:
+        The ends of an executed process's streams may be held by others, so the end of a stream is not waited for.
+        """
+        for fd in self.targets:
+            os.set_blocking(fd, False)
+            while self.output(fd, rest=True):
+                continue
+        return LOST if self.lost else self.session.wait()
+
+    def output(self, fd: int, *, rest: bool = False) -> bool:
+        """Move what is there; False at the end of the stream, and, for the rest of it, if nothing is there."""
         target = self.targets[fd]
         try:
-            return os.splice(fd, target, _CHUNK) > 0
-        except BlockingIOError:
-            return False
+            if fd not in self.plain:
+                try:
+                    return os.splice(fd, target, _CHUNK) > 0
+                except BlockingIOError:
+                    pass  # either there is nothing, or the target takes nothing and may not be waited for
+                except OSError as error:
+                    if error.errno != 22:  # EINVAL: a target opened for appending, a terminal on an older kernel
+                        raise
+                    self.plain.add(fd)
+            try:
+                data = os.read(fd, _CHUNK)
+            except BlockingIOError:
+                return not rest
+            except OSError:
+                return False  # EIO: the last slave of a terminal is closed
+            self.write(target, data)
+            return bool(data)
         except OSError as error:
-            if error.errno not in (22, 5):
-                return self.gone(error)
-        try:
-            data = os.read(fd, _CHUNK)
-        except OSError:
+            if error.errno == 5 and fd == self.session.input:
+                return False
+            if error.errno != 32:
+                raise CowshedError(f"the container's output cannot be written: {error.strerror}") from None
+            self.lost = True  # EPIPE
             return False
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(target, view) :]
-        except OSError as error:
-            return self.gone(error)
-        return bool(data)
 
     @staticmethod
-    def gone(error: OSError) -> bool:
-        """Nobody reads what the container says any more; the closed pipe tells it."""
-        if error.errno != 32:
-            raise error
-        return False
+    def write(target: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(target, view) :]
+            except BlockingIOError:  # somebody who shares it made it so
+                ready = select.poll()
+                ready.register(target, select.POLLOUT)
+                ready.poll()
 
     def typed(self) -> bool:
         """Take input; whether the detach keys were in it."""
         try:
             data = os.read(0, 1 << 16)
+        except BlockingIOError:
+            return False
         except OSError:
             data = b""
         if not data:
             self.poll.unregister(0)
             self.reading = False
-            if not self.session.terminal and not self.pending:
-                self.end_of_input()
+            self.pending, self.held = self.pending + self.held, b""
+            self.push()
             return False
-        if self.detach:
-            for n, byte in enumerate(data):
-                self.matched = self.matched + 1 if byte == self.detach[self.matched] else int(byte == self.detach[0])
-                if self.matched == len(self.detach):
-                    kept = data[: max(0, n + 1 - len(self.detach))]
-                    if kept:
-                        os.write(self.session.input, kept)
-                    return True
-            if self.matched:  # the beginning of the sequence: held back until it is decided
-                data, self.held = data[: -self.matched] if len(data) > self.matched else b"", data[-self.matched :]
-                if not data:
-                    return False
-            elif getattr(self, "held", b""):
-                data, self.held = self.held + data, b""
+        data, self.held, detached = split_keys(self.held + data, self.keys)
         self.pending += data
         self.push()
-        return False
+        return detached
 
     def push(self) -> None:
         """Write what was typed; while the container does not take it, read no more."""
+        if self.session.input < 0:
+            return
         try:
             while self.pending:
                 self.pending = self.pending[os.write(self.session.input, self.pending) :]
         except BlockingIOError:
-            self.poll.register(self.session.input, select.POLLOUT)
-            if self.reading:
-                self.poll.modify(0, 0)
+            self.watch(0 if self.reading else -1, 0)
+            self.watch(self.session.input, select.POLLOUT)
             return
-        except OSError:
+        except OSError:  # the container has closed its stdin
             self.pending = b""
             if self.reading:
                 self.poll.unregister(0)
                 self.reading = False
-        try:
-            self.poll.unregister(self.session.input)
-        except KeyError:
-            pass  # it was not waited for
+        self.watch(self.session.input, 0)
         if self.reading:
-            self.poll.modify(0, select.POLLIN)
+            self.watch(0, select.POLLIN)
         elif not self.session.terminal:
             self.end_of_input()
+
+    def watch(self, fd: int, events: int) -> None:
+        """Wait for these events of a descriptor of input; for none, not even for its end."""
+        if fd < 0:
+            return
+        if events:
+            self.poll.register(fd, events)
+            return
+        try:
+            self.poll.unregister(fd)
+        except KeyError:
+            pass  # it was not waited for
 
     def end_of_input(self) -> None:
         if self.session.input >= 0:
             os.close(self.session.input)
             self.session.input = -1
 
-    def signals(self) -> None:
-        for number in os.read(self.wake, 256):
-            if number == _signal.SIGWINCH:
-                self.resize()
-            elif number in self.proxied:
-                try:
-                    os.kill(self.session.pid, number)
-                except ProcessLookupError:
-                    continue
+    def signalled(self, number: int, frame: object) -> None:
+        if number == _signal.SIGWINCH:
+            self.resize()
+        elif self.session.pid > 0:
+            try:
+                os.kill(self.session.pid, number)
+            except ProcessLookupError:
+                return  # it has just ended
 
     def resize(self) -> None:
-        if self.session.terminal and self.session.input >= 0:
-            import fcntl
+        """Give the container's terminal the size of this one."""
+        if not self.session.terminal or self.session.input < 0:
+            return
+        import fcntl
 
+        for fd in (0, 1, 2):
             try:
-                size = fcntl.ioctl(0, 0x5413, bytes(8))  # TIOCGWINSZ
-                fcntl.ioctl(self.session.input, 0x5414, size)  # TIOCSWINSZ
+                size = fcntl.ioctl(fd, _GET_SIZE, bytes(8))
+                fcntl.ioctl(self.session.input, _SET_SIZE, size)
+                return
             except OSError:
-                return  # stdin is no terminal
+                continue  # no terminal
 
 
-def _note(number: int, frame: object) -> None:
-    """Signals are read from the wake-up pipe; the handler only has to exist."""
+def _leave(number: int, frame: object) -> None:
+    """End this process by way of what restores the terminal."""
+    raise SystemExit(128 + number)
+
+
+def split_keys(data: bytes, keys: bytes) -> tuple[bytes, bytes, bool]:
+    """(what to pass on, what to hold back since it may begin the detach keys, whether they are in data)."""
+    if not keys:
+        return data, b"", False
+    at = data.find(keys)
+    if at >= 0:
+        return data[:at], b"", True
+    for length in range(min(len(keys) - 1, len(data)), 0, -1):
+        if keys.startswith(data[-length:]):
+            return data[:-length], data[-length:], False
+    return data, b"", False

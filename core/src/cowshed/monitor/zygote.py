@@ -57,18 +57,30 @@ def main(path: str, ready: int) -> None:
     os.write(ready, b"x")
     os.close(ready)
     me = os.getuid()
+    leaving = False
     while True:
-        if not poll.poll(_IDLE):
+        if not leaving and not poll.poll(_IDLE):
             try:
                 os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                os.unlink(path)
-                if not poll.poll(100):
-                    return
+                leaving = True
+                try:
+                    os.unlink(path)  # from here on a new one is made at this path
+                except FileNotFoundError:
+                    pass
             else:
                 continue
+        if leaving and not poll.poll(100):
+            return  # who had connected before that has been served
         fd, _ = listener._accept()  # type: ignore[attr-defined]  # of _socket
-        if os.fork() == 0:
+        try:
+            child = os.fork()
+        except OSError as error:
+            connection = _socket.socket(fileno=fd)
+            monitor.refuse(connection, error)
+            connection.close()
+            continue
+        if child == 0:
             listener.close()
             connection = _socket.socket(fileno=fd)
             try:

@@ -224,7 +224,7 @@ def execute(engine: Engine, said: Values) -> int:
         from cowshed_linux.capabilities import NUMBERS
 
         work["capabilities"] = {kind: list(NUMBERS) for kind in ("bounding", "effective", "permitted")}
-    session = lifecycle.execute(engine, row, work, stdin=bool(said.interactive))
+    session = lifecycle.execute(engine, row, work, stdin=bool(said.interactive), attached=not said.detach)
     if said.detach:
         return 0
     keys = relay.detach_sequence(_DETACH if said.detach_keys is None else said.detach_keys)
