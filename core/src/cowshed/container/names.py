@@ -6,13 +6,13 @@ import os
 
 _ADJECTIVES = (
     "amber brave calm clever dapper eager fair fleet gentle grand happy hardy jolly keen kind lively lucky mellow "
-    "merry mild neat noble patient placid proud quick quiet ready rosy sleek smart snug steady sturdy sunny sweet swift tidy "
-    "warm wise"
+    "merry mild neat noble patient placid proud quick quiet ready rosy sleek smart snug steady sturdy sunny sweet "
+    "swift tidy warm wise"
 ).split()
 _ANIMALS = (
     "angus ayrshire belted bison brahman buffalo calf charolais chianina dexter devon drover fleckvieh galloway "
-    "gelbvieh guernsey hereford highland holstein jersey kerry limousin longhorn maine_anjou normande ongole pinzgauer randall "
-    "salers shorthorn simmental sussex swiss tarentaise wagyu watusi yak zebu"
+    "gelbvieh guernsey hereford highland holstein jersey kerry limousin longhorn maine_anjou normande ongole "
+    "pinzgauer randall salers shorthorn simmental sussex swiss tarentaise wagyu watusi yak zebu"
 ).split()
 
 

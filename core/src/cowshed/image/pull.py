@@ -10,7 +10,7 @@ from functools import partial
 from cowshed.errors import Tampered
 from cowshed.image import manifest as manifests
 from cowshed.image.blobs import Blobs, Incoming
-from cowshed.image.realise import Source, realise
+from cowshed.image.realise import realise
 from cowshed.registry.client import Client
 from cowshed.state import images
 from cowshed.state.rows import ImageRow
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
+    from cowshed.image.realise import Source
     from cowshed.image.reference import Reference
     from cowshed.layers.layers import Layers
 

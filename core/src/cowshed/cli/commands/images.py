@@ -34,9 +34,13 @@ def fetch(engine: Engine, text: str, *, platform: str | None, quiet: bool, strea
     wanted = manifest.normal_platform(platform) if platform else manifest.host_platform()
     settings = engine.settings
     return pull_(
-        engine.layers(), parsed, platform=wanted, registries=settings.registries, durability=settings.durability,
+        engine.layers(),
+        parsed,
+        platform=wanted,
+        registries=settings.registries,
+        durability=settings.durability,
         report=report,
-    )  # fmt: skip
+    )
 
 
 def pull(engine: Engine, said: Values) -> int:
@@ -58,11 +62,18 @@ def images(engine: Engine, said: Values) -> int:
                 repository, tag = familiar.partition("@")[0], "<none>"
             else:
                 repository, _, tag = familiar.rpartition(":")
-            rows.append({
-                "Repository": repository, "Tag": tag, "ID": id_, "CreatedSince": f"{output.ago(image.created)} ago",
-                "CreatedAt": output.rfc3339(image.created), "Size": output.size(image.size), "Digest": image.manifest_digest,
-                "Platform": image.platform,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "Repository": repository,
+                    "Tag": tag,
+                    "ID": id_,
+                    "CreatedSince": f"{output.ago(image.created)} ago",
+                    "CreatedAt": output.rfc3339(image.created),
+                    "Size": output.size(image.size),
+                    "Digest": image.manifest_digest,
+                    "Platform": image.platform,
+                }
+            )
     if not said.quiet:
         output.listing(rows, ("Repository", "Tag", "ID", "CreatedSince", "Size"), said.format, what="images")
     return 0
@@ -139,10 +150,15 @@ def history(engine: Engine, said: Values) -> int:
     for entry in config.get("history") or ():
         size = 0 if entry.get("empty_layer") else (sizes.pop(0) if sizes else 0)
         created_by = str(entry.get("created_by") or entry.get("comment") or "")
-        rows.append({
-            "ID": "<missing>", "CreatedSince": entry.get("created") or "", "CreatedBy": created_by if said.no_trunc else created_by[:60],
-            "Size": output.size(size), "Comment": entry.get("comment") or "",
-        })  # fmt: skip
+        rows.append(
+            {
+                "ID": "<missing>",
+                "CreatedSince": entry.get("created") or "",
+                "CreatedBy": created_by if said.no_trunc else created_by[:60],
+                "Size": output.size(size),
+                "Comment": entry.get("comment") or "",
+            }
+        )
     rows.reverse()
     if rows:
         rows[0]["ID"] = image.id if said.no_trunc else image.id[7:19]

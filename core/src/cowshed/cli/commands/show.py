@@ -45,11 +45,20 @@ def ps(engine: Engine, said: Values) -> int:
             print(id_)
             continue
         command = " ".join(row.config.get("command") or ()) or "-"
-        rows.append({
-            "ID": id_, "Image": row.image_ref, "Command": command if said.no_trunc else command[:30],
-            "CreatedAt": output.rfc3339(row.created), "RunningFor": f"{output.ago(row.created)} ago", "Status": _status(row, now),
-            "State": now.state, "Names": row.name, "Driver": row.driver, "Labels": ",".join(f"{k}={v}" for k, v in row.labels.items()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "ID": id_,
+                "Image": row.image_ref,
+                "Command": command if said.no_trunc else command[:30],
+                "CreatedAt": output.rfc3339(row.created),
+                "RunningFor": f"{output.ago(row.created)} ago",
+                "Status": _status(row, now),
+                "State": now.state,
+                "Names": row.name,
+                "Driver": row.driver,
+                "Labels": ",".join(f"{k}={v}" for k, v in row.labels.items()),
+            }
+        )
     if not said.quiet:
         output.listing(rows, ("ID", "Image", "Command", "RunningFor", "Status", "Names"), said.format, what="ps")
     return 0
@@ -59,27 +68,52 @@ def _document(engine: Engine, row: ContainerRow) -> dict[str, Any]:
     now = state.now(engine, row)
     asked = row.config
     return {
-        "Id": row.id, "Created": output.rfc3339(row.created), "Name": f"/{row.name}", "Image": row.image_id,
-        "Driver": row.driver, "RestartCount": row.restarts, "LogPath": f"{engine.folder(row)}/log",
+        "Id": row.id,
+        "Created": output.rfc3339(row.created),
+        "Name": f"/{row.name}",
+        "Image": row.image_id,
+        "Driver": row.driver,
+        "RestartCount": row.restarts,
+        "LogPath": f"{engine.folder(row)}/log",
         "State": {
-            "Status": now.state, "Running": now.state == "running", "Paused": False, "Restarting": False,
-            "OOMKilled": now.oom, "Dead": False, "Pid": now.pid, "ExitCode": now.exit_code, "Error": row.error,
-            "StartedAt": output.rfc3339(row.started or 0), "FinishedAt": output.rfc3339(now.finished),
+            "Status": now.state,
+            "Running": now.state == "running",
+            "Paused": False,
+            "Restarting": False,
+            "OOMKilled": now.oom,
+            "Dead": False,
+            "Pid": now.pid,
+            "ExitCode": now.exit_code,
+            "Error": row.error,
+            "StartedAt": output.rfc3339(row.started or 0),
+            "FinishedAt": output.rfc3339(now.finished),
         },
         "Config": {
-            "Hostname": asked.get("hostname") or row.id[:12], "User": asked.get("user") or "", "Tty": bool(asked.get("tty")),
-            "OpenStdin": bool(asked.get("interactive")), "Env": asked.get("env") or [], "Cmd": asked.get("command") or [],
-            "Image": row.image_ref, "WorkingDir": asked.get("workdir") or "", "Labels": row.labels,
+            "Hostname": asked.get("hostname") or row.id[:12],
+            "User": asked.get("user") or "",
+            "Tty": bool(asked.get("tty")),
+            "OpenStdin": bool(asked.get("interactive")),
+            "Env": asked.get("env") or [],
+            "Cmd": asked.get("command") or [],
+            "Image": row.image_ref,
+            "WorkingDir": asked.get("workdir") or "",
+            "Labels": row.labels,
             "Entrypoint": [asked["entrypoint"]] if asked.get("entrypoint") else None,
         },
         "HostConfig": {
-            "AutoRemove": bool(asked.get("rm")), "Privileged": bool(asked.get("privileged")),
-            "ReadonlyRootfs": bool(asked.get("read_only")), "Memory": asked.get("memory") or 0,
-            "PidsLimit": asked.get("pids_limit"), "NetworkMode": asked.get("network", "none"),
-            "Binds": asked.get("volume") or [], "CapAdd": asked.get("cap_add"), "CapDrop": asked.get("cap_drop"),
-            "RestartPolicy": {"Name": asked.get("restart") or "no"}, "Init": bool(asked.get("init")),
+            "AutoRemove": bool(asked.get("rm")),
+            "Privileged": bool(asked.get("privileged")),
+            "ReadonlyRootfs": bool(asked.get("read_only")),
+            "Memory": asked.get("memory") or 0,
+            "PidsLimit": asked.get("pids_limit"),
+            "NetworkMode": asked.get("network", "none"),
+            "Binds": asked.get("volume") or [],
+            "CapAdd": asked.get("cap_add"),
+            "CapDrop": asked.get("cap_drop"),
+            "RestartPolicy": {"Name": asked.get("restart") or "no"},
+            "Init": bool(asked.get("init")),
         },
-    }  # fmt: skip
+    }
 
 
 def inspect(engine: Engine, said: Values) -> int:
@@ -129,8 +163,11 @@ def logs(engine: Engine, said: Values) -> int:
             raise BadUsage(f"--tail is a number or all, not {said.tail!r}")
         tail = int(said.tail)
     rendering.render(
-        f"{engine.folder(row)}/log", tail=tail, since=_moment(said.since), until=_moment(said.until),
+        f"{engine.folder(row)}/log",
+        tail=tail,
+        since=_moment(said.since),
+        until=_moment(said.until),
         timestamps=bool(said.timestamps),
         follow=(lambda: engine.reader.locks.held("monitors", row.number)) if said.follow else None,
-    )  # fmt: skip
+    )
     return 0
