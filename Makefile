@@ -5,9 +5,9 @@ SHELL := /bin/bash
 
 VENV    := .venv
 BIN     := $(VENV)/bin
-MEMBERS := linux runtime core drivers/overlay drivers/copy tests/conformance
+MEMBERS := linux runtime core drivers/overlay drivers/copy
 SOURCES := $(addsuffix /src,$(MEMBERS))
-NO_EMIT := $(addprefix --no-emit-package ,cowshed-linux cowshed-runtime cowshed cowshed-driver-overlay cowshed-driver-copy cowshed-conformance)
+NO_EMIT := $(addprefix --no-emit-package ,cowshed-linux cowshed-runtime cowshed cowshed-driver-overlay cowshed-driver-copy)
 
 .PHONY: help
 help:  ## this list
@@ -35,14 +35,9 @@ demo: setup  ## pull an image from a registry, run it on overlay, then on anothe
 	@python3 tools/demo
 
 .PHONY: test
-test: setup  ## all tests, the conformance suite on every driver, then the list of what was skipped and why
+test: setup  ## all tests, then the list of what was skipped and why
 	@tools/apt $(TEST_PACKAGES)
 	tools/test $(TESTS)
-
-.PHONY: conformance
-conformance: setup  ## the suite alone: make conformance DRIVER=overlay [OPTIONS="--backing xfs"]
-	@tools/apt $(TEST_PACKAGES)
-	$(BIN)/pytest --pyargs cowshed_conformance --driver $(or $(DRIVER),overlay) $(OPTIONS)
 
 .PHONY: check
 check: setup  ## all static checks: format, lint, types, architecture, dependencies
@@ -51,14 +46,6 @@ check: setup  ## all static checks: format, lint, types, architecture, dependenc
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	tools/deptry $(MEMBERS)
-
-.PHONY: bench
-bench: setup  ## time the commands against the peers that are installed (benchmarks/README.md)
-	$(BIN)/python benchmarks/commands.py
-
-.PHONY: docs
-docs: setup  ## write the command reference from the parser's tables, and check the links of all pages
-	$(BIN)/python tools/docs
 
 .PHONY: clean
 clean:  ## remove what make made

@@ -1,7 +1,5 @@
 """Launching: streams, status, identity, what a container sees."""
 
-import os
-
 
 def test_true_and_false(box):
     assert box.run("/bin/true").status == 0

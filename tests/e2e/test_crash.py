@@ -12,7 +12,6 @@ VICTIMS = {
     "pull": ("pull", "-q", "IMAGE"),
     "run": ("run", "--rm", "IMAGE", "true"),
     "create": ("create", "--name", "made", "IMAGE", "true"),
-    "commit": ("commit", "base", "test/new:1"),
     "rm": ("rm", "-f", "base"),
     "rmi": ("rmi", "IMAGE"),
 }

@@ -73,11 +73,15 @@ def enter(root: int, config: dict[str, Any], terminal: list[int]) -> None:
     of the container's own devpts is appended to terminal, then its slave."""
     linux = config.get("linux") or {}
     mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
-    mount.attach(root, "/tmp" if os.path.isdir("/tmp") else "/proc")  # any directory serves until pivot_root
+    # What is bound is opened first: the root is about to hide whatever lies below the directory that it is put on,
+    # which may be any, as it is for the moment until pivot_root only.
+    entries = config.get("mounts") or ()
+    trees = [_source(entry) for entry in entries]
+    mount.attach(root, "/tmp" if os.path.isdir("/tmp") else "/proc")
     os.fchdir(root)
-    for entry in config.get("mounts") or ():
+    for entry, (bound, directory) in zip(entries, trees, strict=True):
         try:
-            _mount(root, entry)
+            _mount(root, entry, bound, directory)
         except OSError as error:
             text = (
                 f"mount {entry.get('source') or entry.get('type')} at {entry['destination']}: {error.strerror or error}"
@@ -119,21 +123,32 @@ def place(root: int, path: str, *, directory: bool) -> int:
         return fd
 
 
-def _mount(root: int, entry: dict[str, Any]) -> None:
+def _source(entry: dict[str, Any]) -> tuple[int, bool]:
+    """A detached copy of what a bind mount shows, and whether it is a directory; -1 for other mounts."""
+    options = Options(entry.get("options") or [])
+    if not options.bind and entry.get("type") != "bind":
+        return -1, True
+    try:
+        tree = mount.clone(entry["source"], recursive=options.recursive)
+        return tree, stat.S_ISDIR(os.fstat(tree).st_mode)
+    except OSError as error:
+        text = f"mount {entry['source']} at {entry['destination']}: {error.strerror or error}"
+        raise LaunchError("mount", error.errno or 0, text) from None
+
+
+def _mount(root: int, entry: dict[str, Any], bound: int, directory: bool) -> None:
     options = Options(entry.get("options") or [])
     kind, destination = entry.get("type") or "", entry["destination"]
-    if options.bind or kind == "bind":
-        tree = mount.clone(entry["source"], recursive=options.recursive)
-        directory = stat.S_ISDIR(os.stat(entry["source"]).st_mode)
+    if bound >= 0:
+        tree = bound
     elif kind == "cgroup":
         _cgroup(root, destination, options)
         return
     else:
         source = entry.get("source") or kind
         tree = mount.file_system(kind, source, options.data, options.add)
-        directory = True
     try:
-        if (options.bind or kind == "bind") and (options.add or options.clear):
+        if bound >= 0 and (options.add or options.clear):
             mount.set_attributes(tree, options.add, clear=options.clear)
         if options.add_below or options.clear_below:
             mount.set_attributes(tree, options.add_below, clear=options.clear_below, recursive=True)
