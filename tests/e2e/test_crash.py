@@ -28,6 +28,7 @@ def make_base(engine):
 
 def assert_sound(engine):
     """The next commands work and what the store says of itself is clean."""
+    engine.ok("pull", "-q", engine.image)
     engine.ok("run", "--rm", engine.image, "true")
     assert engine.ok("system", "check").strip().splitlines()[-1] == "clean"
     for name in engine.names():
@@ -46,8 +47,9 @@ def steps_of(engine, command, tmp_path):
 @pytest.mark.parametrize("name", VICTIMS)
 def test_killed_at_each_named_step(pulled, name, tmp_path):
     make_base(pulled)
-    if name == "pull":
+    if name in ("pull", "rmi"):
         pulled.ok("rm", "-f", "base")
+    if name == "pull":
         pulled.ok("rmi", "-f", pulled.image)
     steps = steps_of(pulled, words(name, pulled.image), tmp_path)
     assert steps, f"{name} passes no named step"
@@ -55,8 +57,9 @@ def test_killed_at_each_named_step(pulled, name, tmp_path):
         pulled("rm", "-f", "made")
         pulled.ok("pull", "-q", pulled.image)
         make_base(pulled)
-        if name == "pull":
+        if name in ("pull", "rmi"):
             pulled.ok("rm", "-f", "base")
+        if name == "pull":
             pulled.ok("rmi", "-f", pulled.image)
         done = pulled(*words(name, pulled.image), env={"COWSHED_FAULT": f"kill@{step}"})
         assert done.returncode == -signal.SIGKILL, (step, done)
