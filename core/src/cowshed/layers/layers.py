@@ -70,8 +70,6 @@ class Layers:
     def reserve(self, tx: Transaction, parent: api.Layer | None, op: str, *, id_: str | None = None) -> api.Layer:
         """Inside a transaction: a new number, its byte, the row of an active layer and its journal row."""
         number = self._next_number(tx)
-        if not self.store.locks.try_take("layers", number):
-            raise StoreError(f"lock byte {number} of a new layer is taken", remedy="cowshed system check")
         layer = api.Layer(LayerId(id_ or os.urandom(16).hex()), number, api.Kind.ACTIVE, parent)
         tx.execute(
             "insert into layers (number, id, driver, kind, parent, boot_id, created) "
@@ -81,13 +79,14 @@ class Layers:
         tx.execute("insert into journal (number, op) values (?, ?)", number, op)
         return layer
 
-    @staticmethod
-    def _next_number(tx: Transaction) -> int:
+    def _next_number(self, tx: Transaction) -> int:
+        """The next number that no row and no byte is of; a command whose transaction failed may still hold one."""
         number = int(tx.execute("select value from meta where key = 'next'")[0][0])
         while True:
             if number > _LAST_NUMBER:
                 number = 1
-            if not tx.execute("select 1 from layers where number = ?", number):
+            free = not tx.execute("select 1 from layers where number = ?", number)
+            if free and self.store.locks.try_take("layers", number):
                 break
             number += 1
         tx.execute("update meta set value = ? where key = 'next'", number + 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from cowshed.errors import Busy
 from cowshed.storage.errors import InUse, LayerId
 
 TYPE_CHECKING = False
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
 
 
+_PATIENCE = 2.0  # seconds for a monitor that is just ending, or a command that looks into the layer
+
+
 def prove(store: Store, number: int, layer: str) -> None:
     """Take the layer's `mounts` byte, which the caller releases, and look into every mount namespace. InUse names the
     holder."""
-    if not store.locks.try_take("mounts", number):
-        raise InUse(f"layer {layer[:12]} is mounted by a running command or container", layer=LayerId(layer))
+    try:
+        store.locks.take("mounts", number, wait=_PATIENCE)
+    except Busy:
+        text = f"layer {layer[:12]} is mounted by a running command or container"
+        raise InUse(text, layer=LayerId(layer)) from None
     holder = shown_to(layer)
     if holder:
         store.locks.release("mounts", number)
