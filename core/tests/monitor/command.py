@@ -17,7 +17,7 @@ def main(order: dict) -> int:
         session = client.start(order["run"], request, root, attached=order["attached"])
         if not order["attached"]:
             return 0
-        stdin = stdin and request["stdin"] or (terminal and stdin)
+        stdin = (stdin and request["stdin"]) or (terminal and stdin)
     elif operation == "exec":
         session = client.execute(order["run"], request, stdin=stdin, attached=order.get("attached", True))
         if not order.get("attached", True):
