@@ -89,6 +89,7 @@ def tag(engine: Engine, said: Values) -> int:
 
 def remove(engine: Engine, said: Values) -> int:
     status = 0
+    engine.freeing = True
     _ = engine.store
     for text in said["operands"]:
         try:
