@@ -1,4 +1,4 @@
-"""What `cowshed run`, `exec` and `attach` do with a monitor, as a process of its own: python -I command.py ORDER."""
+"""What `cowshed run`, `exec` and `attach` do with a monitor, as a process of its own: python -P command.py ORDER."""
 
 import json
 import sys

@@ -20,8 +20,6 @@ BUSYBOX = "/bin/busybox"
 APPLETS = "sh cat echo sleep seq stty true wc yes dd kill ls readlink head test trap".split()
 COMMAND = str(Path(__file__).with_name("command.py"))
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="starting containers needs root")
-
 
 def until(what, seconds: float = 10):
     """What `what` returns, as soon as it is true."""
@@ -29,6 +27,17 @@ def until(what, seconds: float = 10):
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+    return found
+
+
+def links(pid: int) -> set[str]:
+    """What the descriptors of a process refer to."""
+    found = set()
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    except OSError:
+        return found  # it is ending
     return found
 
 
@@ -60,7 +69,8 @@ class Store:
         finally:
             os.close(fd)
 
-    def zygotes(self) -> list[int]:
+    def processes(self) -> list[int]:
+        """The zygotes of this store and the monitors, which are forks of theirs."""
         found = []
         for path in glob.glob("/proc/[0-9]*/cmdline"):
             try:
@@ -70,15 +80,18 @@ class Store:
                 continue
         return found
 
+    def zygotes(self) -> list[int]:
+        listening = Path("/proc/net/unix").read_text()
+        inodes = {f"socket:[{line.split()[6]}]" for line in listening.splitlines() if f"{self.run}/zygote-" in line}
+        return [pid for pid in self.processes() if inodes & links(pid)]
+
     def close(self) -> None:
-        for container in self.containers:
-            container.kill()
-        for pid in self.zygotes():
+        for pid in self.processes():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        until(lambda: not self.zygotes())
+        until(lambda: not self.processes())
 
 
 class Container:
@@ -106,7 +119,7 @@ class Container:
             "place": str(self.place), **options,
         }  # fmt: skip
         stdio = stdio or {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen([sys.executable, "-I", COMMAND, json.dumps(order)], **stdio)
+        process = subprocess.Popen([sys.executable, "-P", COMMAND, json.dumps(order)], **stdio)
         self.commands.append(process)
         return process
 
@@ -158,7 +171,18 @@ class Container:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory):
+def whole_store(tmp_path_factory):
     made = Store(tmp_path_factory.mktemp("monitor"))
     yield made
     made.close()
+
+
+@pytest.fixture
+def store(whole_store):
+    """One store and zygote for all tests; each test's containers end with it."""
+    if os.geteuid() != 0:
+        pytest.skip("starting containers needs root")
+    yield whole_store
+    for container in whole_store.containers:
+        container.kill()
+    whole_store.containers.clear()

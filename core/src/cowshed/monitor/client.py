@@ -209,8 +209,9 @@ def _spawn(path: str) -> None:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     search = [folder for folder in sys.path if folder.startswith("/")]  # never what the working directory holds
     code = (
-        f"import sys; sys.path[:0] = {search!r}; from cowshed.monitor import zygote; zygote.protect(); "
-        f"zygote.main({path!r}, {write_end})"
+        f"import os, sys; sys.path[:0] = {search!r}\n"
+        f"try:\n from cowshed.monitor import zygote; zygote.protect(); zygote.main({path!r}, {write_end})\n"
+        f"except BaseException as error:\n os.write({write_end}, f'{{type(error).__name__}}: {{error}}'.encode())"
     )
     os.posix_spawn(
         sys.executable,
@@ -220,7 +221,8 @@ def _spawn(path: str) -> None:
     )
     os.close(write_end)
     os.close(null)
-    said = os.read(ready, 1)
+    said = os.read(ready, 4096)
     os.close(ready)
-    if not said:
-        raise LaunchFailed("the process that starts containers cannot be started", remedy="run with --debug")
+    if said != b"x":
+        reason = said.decode(errors="replace") or "it was killed"
+        raise LaunchFailed(f"the process that starts containers cannot be started: {reason}")
