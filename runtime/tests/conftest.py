@@ -14,7 +14,9 @@ from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps, loads
 
 BUSYBOX = "/bin/busybox"
-APPLETS = "sh cat ls id mount umount sleep true false test stat readlink grep wc tty stty hostname head touch dd kill ps env"
+APPLETS = (
+    "sh cat ls id mount umount sleep true false test stat readlink grep wc tty stty hostname head touch dd kill ps env"
+)
 
 
 class Started:

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_ACTIONS = {
+ACTIONS = {
     "SCMP_ACT_ALLOW": seccomp.ALLOW, "SCMP_ACT_KILL": seccomp.KILL, "SCMP_ACT_KILL_THREAD": seccomp.KILL,
     "SCMP_ACT_KILL_PROCESS": seccomp.KILL_PROCESS, "SCMP_ACT_TRAP": seccomp.TRAP, "SCMP_ACT_LOG": seccomp.LOG,
     "SCMP_ACT_ERRNO": seccomp.ERRNO, "SCMP_ACT_TRACE": seccomp.TRACE,
@@ -118,7 +118,7 @@ def program(profile: dict[str, Any], cache: str) -> bytes:
 
 
 def _action(name: str, errno: int | None) -> int:
-    action = _ACTIONS[name]
+    action = ACTIONS[name]
     return action | (1 if errno is None else errno) if action in (seccomp.ERRNO, seccomp.TRACE) else action
 
 
