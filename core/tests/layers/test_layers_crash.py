@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from cowshed.storage import api
 
 WORK = Path(__file__).parent / "work.py"
 spec = importlib.util.spec_from_file_location("layers_work", WORK)

@@ -77,7 +77,8 @@ def _trial(driver: api.Driver, layer: api.Layer) -> bool:
     last = plan.steps[-1]
     if not isinstance(last, api.Overlay) or last.upper is None or ("userxattr", None) in last.options:
         return True
-    if not os.path.isdir(last.upper) or not os.path.isdir(last.work or ""):
+    needed = [last.upper, last.work or "", *[lower for lower in last.lowers if isinstance(lower, str)]]
+    if not all(map(os.path.isdir, needed)):
         return True  # half removed: the kernel would only complain in its log
     options = [(key, value) for key, value in last.options if key != "index"]
     trial = api.Overlay(last.lowers, last.upper, last.work, last.data_lowers, (*options, ("index", "on")))
