@@ -167,7 +167,13 @@ class Container:
         until(lambda: not self.store.held("monitors", self.number))
         for process in self.commands:
             process.kill()
-            process.communicate()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    try:
+                        stream.close()
+                    except BrokenPipeError:
+                        continue  # what was still to be fed
 
 
 @pytest.fixture(scope="session")

@@ -52,10 +52,13 @@ class Session:
 def start(run: str, request: dict[str, Any], root: int, *, attached: bool) -> Session:
     """Start a container; see monitor.py for the request. LaunchFailed with the status to exit with."""
     outputs, ends = _pipes() if attached else ([], [])
-    connection = _zygote(run)
-    wire.send(connection, dumps({**request, "op": "run"}).encode(), [root, *ends])
-    for fd in ends:
-        os.close(fd)
+    try:
+        connection = _zygote(run)
+        size = _size() if request["terminal"] else None
+        wire.send(connection, dumps({**request, "op": "run", "size": size}).encode(), [root, *ends])
+    finally:
+        for fd in ends:
+            os.close(fd)
     return _started(connection, outputs, terminal=request["terminal"])
 
 
@@ -74,6 +77,8 @@ def execute(run: str, request: dict[str, Any], *, stdin: bool, attached: bool = 
         os.close(null)
     try:
         connection = _zygote(run)
+        if request["process"].get("terminal"):
+            request = {**request, "process": {"consoleSize": _size(), **request["process"]}}
         wire.send(connection, dumps({**request, "op": "exec"}).encode(), [feed, *ends])
     finally:
         for fd in (feed, *ends):
@@ -119,6 +124,17 @@ def _started(connection: Any, outputs: list[int], *, terminal: bool) -> Session:
         text, status, _ = loads(message[1:])
         raise LaunchFailed(f"the container cannot be started: {text}", status=status)
     raise LaunchFailed("the process that starts containers was killed", remedy="try again")
+
+
+def _size() -> dict[str, int] | None:
+    """The size of this process's terminal as OCI's consoleSize, so that a program sees it from its first moment."""
+    for fd in (0, 1, 2):
+        try:
+            size = os.get_terminal_size(fd)
+        except OSError:
+            continue  # no terminal
+        return {"height": size.lines, "width": size.columns}
+    return None
 
 
 def _pipes() -> tuple[list[int], list[int]]:

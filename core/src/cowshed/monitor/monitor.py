@@ -89,6 +89,8 @@ def _launch(request: dict[str, Any], root: int, stdio: tuple[int, int, int]) -> 
     """In the launcher: the configuration is read there, so that it takes no memory of the monitor."""
     with open(request["config"], "rb") as f:
         config = loads(f.read())
+    if request.get("size"):
+        config["process"]["consoleSize"] = request["size"]
     return launcher.launch(config, root, stdio, name=request["name"], cache=request["cache"])
 
 
