@@ -139,7 +139,9 @@ class FileSystem(_Mount):
         except FileNotFoundError:
             return
         try:
-            copy_tree(below, tree)
+            into = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+            copy_tree(below, into)
+            os.close(into)
         finally:
             os.close(below)
 
