@@ -83,7 +83,7 @@ def remove(
         if active is not None:
             raise Conflict(f"image {said} is used by the running container {active.name}", remedy="stop it first")
         if users and not force:
-            raise Conflict(f"image {said} is used by container {users[0].name}", remedy="remove it first, or use --force")
+            raise Conflict(f"image {said} is used by container {users[0].name}", remedy="remove it, or use --force")
         for each in names:
             images.untag(tx, each)
         if not users:

@@ -91,7 +91,7 @@ class Authorizer:
             fields["service"] = said["service"]
         if known is not None and not self._belongs(realm):
             raise AuthError(
-                f"{self._endpoint.host} wants its credentials sent to {_host(realm)}, which is not known to belong to it",
+                f"{self._endpoint.host} wants its credentials sent to {_host(realm)}, not known to belong to it",
                 remedy=f'if it does, add it to token_servers of registries."{self._endpoint.account}"',
             )
         if known is not None and known.identity_token:
@@ -105,13 +105,14 @@ class Authorizer:
         self._take(answer)
 
     def _ask(self, url: str, headers: dict[str, str], body: bytes | None) -> Response:
-        home = _host(self._endpoint.url)
+        home = self._endpoint.name
         return self._transport.request(url, headers, body=body, redirects=0, trusted=_host(url) == home, home=home)
 
     def _take(self, answer: Response) -> None:
         data = answer.read(_TOKEN_LIMIT + 1)
         if answer.status in (400, 401, 403):
-            raise self._refused("its token server refuses" + (" the credentials" if self._known() else " without a login"))
+            what = "the credentials" if self._known() else "without a login"
+            raise self._refused(f"its token server refuses {what}")
         if answer.status != 200 or len(data) > _TOKEN_LIMIT:
             raise AuthError(f"the token server of {self._endpoint.host} answers with status {answer.status}",
                             remedy="try again later")  # fmt: skip
@@ -132,7 +133,7 @@ class Authorizer:
             parts = urllib.parse.urlsplit(realm)
             host = parts.hostname
         except ValueError:
-            host = None
+            parts, host = urllib.parse.urlsplit(""), None
         plain_is_fine = self._endpoint.scheme == "http"
         if (
             not host
@@ -143,7 +144,7 @@ class Authorizer:
             raise AuthError(f"{self._endpoint.host} names the token server {realm[:100]!r}, which is not to be trusted")
 
     def _belongs(self, realm: str) -> bool:
-        return belongs(_host(realm), _host(self._endpoint.url), self._endpoint.token_servers)
+        return belongs(_host(realm), self._endpoint.name, self._endpoint.token_servers)
 
 
 def belongs(server: str, registry: str, listed: Iterable[str] = ()) -> bool:

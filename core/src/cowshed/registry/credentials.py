@@ -107,7 +107,7 @@ def _from_helper(helper: str, server: str) -> Credentials | None:
             [program, "get"], input=server.encode(), capture_output=True, timeout=_HELPER_SECONDS, check=False
         )
     except FileNotFoundError:
-        raise AuthError(f"the credential helper {program} is not installed", remedy="install it, or log in anew") from None
+        raise AuthError(f"the credential helper {program} is not installed", remedy="install it, or log in") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AuthError(f"the credential helper {program} cannot be asked: {error}") from None
     if done.returncode != 0:

@@ -1,12 +1,12 @@
 """Where a registry's content is asked for: itself and its mirrors, as the configuration says.
 
-    [registries."docker.io"]
-    mirrors = ["http://10.0.0.2:5000", {url = "https://mirror.example/prefix", insecure = true}]
-    fallback = false          # ask the mirrors only; default true: the registry itself comes last
-    insecure = true           # plain HTTP; the default for a registry on loopback, and for no other
-    ca = "/etc/cowshed/ca.pem"  # certificates to trust beside the system's
-    token_servers = ["sso.example.com"]  # further hosts that may be given this registry's credentials
-    blocked = true            # refuse to ask
+[registries."docker.io"]
+mirrors = ["http://10.0.0.2:5000", {url = "https://mirror.example/prefix", insecure = true}]
+fallback = false          # ask the mirrors only; default true: the registry itself comes last
+insecure = true           # plain HTTP; the default for a registry on loopback, and for no other
+ca = "/etc/cowshed/ca.pem"  # certificates to trust beside the system's
+token_servers = ["sso.example.com"]  # further hosts that may be given this registry's credentials
+blocked = true            # refuse to ask
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Endpoint:
         return f"{self.scheme}://{self.host}"
 
     @property
-    def local(self) -> bool:
-        """Whether it is on loopback: then it may send us to loopback too."""
-        return is_loopback(self.host)
+    def name(self) -> str:
+        """The host without its port."""
+        return (urllib.parse.urlsplit(self.url).hostname or "").lower()
 
     def path(self, repository: str, kind: str, name: str) -> str:
         """The target of a request; mirrors are told whose content is wanted (distribution-spec, Registry Proxying)."""
@@ -79,13 +79,14 @@ def _mirror(said: Any, registry: str, where: str) -> Endpoint:
         parts = urllib.parse.urlsplit(text)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        host = None
+        parts, host = urllib.parse.urlsplit(""), None
     if parts.scheme not in ("http", "https") or not host or parts.username or parts.query or parts.fragment:
         raise ConfigError(f"{where}.mirrors: {table['url']!r} is no address of a mirror",
                           remedy='write "https://HOST[:PORT][/PREFIX]"')  # fmt: skip
     prefix = parts.path.strip("/").removeprefix("v2").strip("/")
     scheme = "http" if table.get("insecure") else parts.scheme
-    return Endpoint(scheme, parts.netloc, f"{prefix}/" if prefix else "", registry, parts.netloc, table.get("ca", ""), ())
+    prefix = f"{prefix}/" if prefix else ""
+    return Endpoint(scheme, parts.netloc, prefix, registry, parts.netloc, table.get("ca", ""), ())
 
 
 def _check(table: Mapping[str, Any], keys: Mapping[str, type], where: str) -> None:

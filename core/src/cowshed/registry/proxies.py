@@ -38,7 +38,9 @@ def proxy_for(scheme: str, host: str, port: int, environ: Mapping[str, str] = os
     except ValueError:
         parts, at, number = urllib.parse.urlsplit(""), None, None
     if not at or parts.scheme != "http":
-        raise ConfigError(f"{name.upper()} is {_hidden(text)!r}, which is no http proxy", remedy="write http://HOST:PORT")
+        raise ConfigError(
+            f"{name.upper()} is {_hidden(text)!r}, which is no http proxy", remedy="write http://HOST:PORT"
+        )
     authorization = ""
     if parts.username:
         import base64

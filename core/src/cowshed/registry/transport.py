@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from ssl import SSLContext
 
+    from cowshed.registry.proxies import Proxy
+
 CHUNK = 1 << 18
 TIMEOUT = 60.0  # seconds without a byte
 _SLOWEST = 64 << 10  # bytes that must come in each TIMEOUT: who drips does not hold us for ever
 _REDIRECTS = 8
 _REDIRECTED = (301, 302, 303, 307, 308)
 _DRAIN = 64 << 10
+_SAFE = "/%:@!$&'()*+,;=~-._"
 
 Origin = tuple[str, str, int]
 
@@ -175,16 +178,22 @@ class Transport:
         return RegistryError(f"{self._what} {does}, which is not to be trusted")
 
     def _exchange(self, origin: Origin, url: str, headers: dict[str, str], body: bytes | None, home: str) -> Response:
+        scheme, host, port = origin
         parts = urllib.parse.urlsplit(url)
-        target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        target = urllib.parse.quote(parts.path or "/", safe=_SAFE)
         if parts.query:
-            target += "?" + urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+            target += "?" + urllib.parse.quote(parts.query, safe=_SAFE + "?")
+        proxy = proxy_for(scheme, host, port)
+        if proxy is not None and scheme == "http":
+            target = f"http://{f'[{host}]' if ':' in host else host}:{port}{target}"
+            if proxy.authorization:
+                headers = {**headers, "Proxy-Authorization": proxy.authorization}
         while True:
             connection = self._take(origin)
             kept = connection is not None
             try:
                 if connection is None:
-                    connection, target = self._connect(origin, target, headers, home)
+                    connection = self._connect(origin, proxy, home)
                 connection.request("POST" if body is not None else "GET", target, body, headers)
                 return Response(self, origin, connection)
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -211,22 +220,15 @@ class Transport:
             remedy = "if it speaks plain HTTP, set `insecure = true` in the registry's settings"
         return RegistryError(f"{self._what} cannot be reached at {origin[1]}:{origin[2]}: {text}", remedy=remedy)
 
-    def _connect(
-        self, origin: Origin, target: str, headers: dict[str, str], home: str
-    ) -> tuple[http.client.HTTPConnection, str]:
+    def _connect(self, origin: Origin, proxy: Proxy | None, home: str) -> http.client.HTTPConnection:
         scheme, host, port = origin
-        proxy = proxy_for(scheme, host, port)
         if proxy is None:
             connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
         else:
             connection = http.client.HTTPConnection(proxy.host, proxy.port, timeout=TIMEOUT)
-            via = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
             if scheme == "https":
+                via = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
                 connection.set_tunnel(host, port, via)
-            else:
-                shown = f"[{host}]" if ":" in host else host
-                target = f"http://{shown}:{port}{target}"
-                headers.update(via)
         self._own(connection)
         try:
             self._check_host(host, home)
@@ -238,7 +240,7 @@ class Transport:
         except BaseException:
             self._end(connection)
             raise
-        return connection, target
+        return connection
 
     def _tls(self) -> SSLContext:
         with self._guard:
