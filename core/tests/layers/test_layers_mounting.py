@@ -211,7 +211,7 @@ def test_a_driver_store_that_is_gone_or_another_is_refused(layers):
     folder = f"{layers.store.root}/drivers/{layers.name}"
     os.rename(folder, folder + ".away")
     os.mkdir(folder)
-    with pytest.raises(WrongStore, match="no .* store at"):
+    with pytest.raises(WrongStore, match=r"no \w+ store at"):
         work.opened(layers.store.root, layers.name)
     assert os.listdir(folder) == []
     with pytest.raises(BadOption):
