@@ -288,18 +288,13 @@ def _wait_for(engine: Engine, row: ContainerRow, seconds: float) -> bool:
 def remove(engine: Engine, row: ContainerRow, *, force: bool, with_volumes: bool) -> None:
     """Remove a container and its layer. Conflict if it runs and force is false."""
     store = engine.store
-    if state.now(engine, row).state == "running":
-        if not force:
-            raise Conflict(f"container {row.name} is running", remedy="stop it first, or remove it with -f")
-        with open(f"{engine.make_place(row)}/stopped", "w"):
-            pass
-        try:
-            signal(engine, row, 9)
-        except Conflict:
-            pass  # it has just ended
-        _wait_for(engine, row, _PATIENCE)
+    if not force and state.now(engine, row).state == "running":
+        raise Conflict(f"container {row.name} is running", remedy="stop it first, or remove it with -f")
     store.locks.take("containers", row.number, wait=_PATIENCE, what=f"container {row.name}")
     try:
+        # Only now is its state certain: another command may have been starting it.
+        if state.now(engine, row).state == "running":
+            _end(engine, row, force=force)
         if not store.query("select 1 from containers where number = ?", row.number):
             return
         store.locks.take("layers", row.number, wait=_PATIENCE, what=f"container {row.name}")
@@ -327,6 +322,19 @@ def remove(engine: Engine, row: ContainerRow, *, force: bool, with_volumes: bool
         layers.purge(0.2)
     finally:
         release(engine, row)
+
+
+def _end(engine: Engine, row: ContainerRow, *, force: bool) -> None:
+    """Kill a container that is about to be removed, and wait for its monitor."""
+    if not force:
+        raise Conflict(f"container {row.name} is running", remedy="stop it first, or remove it with -f")
+    with open(f"{engine.make_place(row)}/stopped", "w"):
+        pass
+    try:
+        signal(engine, row, 9)
+    except Conflict:
+        pass  # it has just ended
+    _wait_for(engine, row, _PATIENCE)
 
 
 def remove_files(engine: Engine, row: ContainerRow) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 
 from cowshed.layers.mounting import detached
+from cowshed.errors import Busy
 from cowshed.storage import api
 from cowshed.storage.errors import InUse
 
@@ -31,8 +32,11 @@ def prove(store: Store, layer: api.Layer, driver: api.Driver) -> None:
 
     Raises InUse, naming the holder.
     """
-    if not store.locks.try_take("mounts", layer.number):
-        raise InUse(f"layer {layer.id[:12]} is mounted by a running command or container", layer=layer.id)
+    try:
+        store.locks.take("mounts", layer.number, wait=_PATIENCE)
+    except Busy:
+        text = f"layer {layer.id[:12]} is mounted by a running command or container"
+        raise InUse(text, layer=layer.id) from None
     try:
         until = 0.0
         while True:

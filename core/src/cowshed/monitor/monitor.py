@@ -398,7 +398,7 @@ class _Monitor:
                 os.unlink(f"{self.place}/{name}")
             except FileNotFoundError:
                 continue
-        for fd in self.locks:
+        for fd in reversed(self.locks):  # `monitors` last: who waits for it may use the layer at once
             os.close(fd)
         served = False
         for client in self.clients:
