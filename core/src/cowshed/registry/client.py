@@ -31,8 +31,8 @@ _MANIFEST_LIMIT = 4 << 20
 _ERROR_LIMIT = 64 << 10
 _TRANSIENT = (429, 500, 502, 503, 504)
 _TRIES = 4  # of a request that meets a transient error, and of a download that breaks without getting on
-_BREAKS = 40  # of one download in all
-_PROGRESS = 1 << 20  # bytes after which a download counts as getting on
+_BREAKS = 100  # of one download in all
+_PROGRESS = 256 << 10  # bytes after which a download counts as getting on
 _LONGEST_WAIT = 30.0
 
 

@@ -45,6 +45,7 @@ class Response:
     def __init__(self, transport: Transport, origin: Origin, connection: http.client.HTTPConnection) -> None:
         self._transport, self._origin, self._connection = transport, origin, connection
         self._answer = connection.getresponse()
+        self._over = False
         self.status, self.headers = self._answer.status, self._answer.headers
 
     def read(self, limit: int) -> bytes:
@@ -80,18 +81,25 @@ class Response:
 
     def close(self) -> None:
         """Done with it; what little is left of the body is read, so that the connection can be kept."""
+        if self._over:
+            return
         try:
-            if not self._answer.isclosed() and (self._answer.length or _DRAIN + 1) <= _DRAIN:
-                self._answer.read(_DRAIN)
+            if not self._answer.isclosed() and self._answer.length is not None and self._answer.length <= _DRAIN:
+                self._answer.read()
         except (OSError, http.client.HTTPException):
             self.drop()
             return
         if self._answer.isclosed() and not self._answer.will_close:
+            self._over = True
             self._transport._keep(self._origin, self._connection)
         else:
             self.drop()
 
     def drop(self) -> None:
+        """Done with it and with its connection."""
+        if self._over:
+            return
+        self._over = True
         self._answer.close()
         self._transport._end(self._connection)
 
@@ -185,7 +193,7 @@ class Transport:
             target += "?" + urllib.parse.quote(parts.query, safe=_SAFE + "?")
         proxy = proxy_for(scheme, host, port)
         if proxy is not None and scheme == "http":
-            target = f"http://{f'[{host}]' if ':' in host else host}:{port}{target}"
+            target = f"http://{parts.netloc}{target}"
             if proxy.authorization:
                 headers = {**headers, "Proxy-Authorization": proxy.authorization}
         while True:
