@@ -70,7 +70,7 @@ class Engine:
             from cowshed.layers.driver import open_driver
 
             store = self.store
-            driver = open_driver(store, name, self.settings.driver_options.get(name, {}))
+            driver = open_driver(store, name, self.settings.options_of(name))
             self._layers[name] = Layers(store, name, driver)
         return self._layers[name]
 
