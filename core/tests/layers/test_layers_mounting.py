@@ -235,6 +235,26 @@ def test_purge_does_not_delete_under_a_call_of_this_process(layers):
     other.store.close()
 
 
+def test_a_number_whose_transaction_failed_is_free_again_at_once(layers):
+    def failing():
+        with layers.store.transaction() as tx:
+            numbers.append(layers.reserve(tx, None, "run").number)
+            raise RuntimeError
+
+    numbers = []
+    with pytest.raises(RuntimeError):
+        failing()
+    other = work.opened(layers.store.root, layers.name)
+    assert not other.store.locks.held("layers", numbers[0])
+    assert not other.store.locks.held("containers", numbers[0])
+    other.store.locks.take("containers", numbers[0])  # as a command that is dying just then
+    with layers.store.transaction() as tx:
+        assert layers.reserve(tx, None, "run").number == numbers[0] + 1
+    assert not other.store.locks.held("layers", numbers[0])
+    assert other.store.locks.held("containers", numbers[0] + 1)
+    other.store.close()
+
+
 # ---------------------------------------------------------------- host and faults
 
 

@@ -54,6 +54,7 @@ def create(layers, image):
     active = layers.prepare(active)
     with layers.store.transaction() as tx:
         layers.finish(tx, active)
+    layers.store.locks.release("containers", active.number)
     return active
 
 

@@ -55,12 +55,16 @@ class Layers:
     # ------------------------------------------------------------ making
 
     def reserve(self, tx: Transaction, parent: api.Layer | None, op: str, *, id_: str | None = None) -> api.Layer:
-        """Inside a transaction: a new number, its byte, the row of an active layer and its journal row.
+        """Inside a transaction: a new number, its bytes, the row of an active layer and its journal row.
 
-        The byte stays taken if the transaction fails; it dies with the process. Busy if another command is removing
-        the parent, StoreError if there is no number left.
+        With op "prepare" or "run" it is a container's layer, and the byte of `containers` is taken as well. The bytes
+        are free again if the transaction fails. Busy if another command is removing the parent, StoreError if there is
+        no number left.
         """
+        names = ("layers",) if op == "apply" else ("containers", "layers")
         number = rows.next_number(tx)
+        while not tx.take_new(names, number):
+            number = rows.next_number(tx)
         layer = api.Layer(LayerId(id_ or os.urandom(16).hex()), number, api.Kind.ACTIVE, parent)
         below = parent.number if parent else None
         rows.insert_active(tx, number, layer.id, self.name, below, boot_id=process.boot_id(), created=_now())

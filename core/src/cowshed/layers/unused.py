@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 
-from cowshed.layers.mounting import detached
 from cowshed.errors import Busy
+from cowshed.layers.mounting import detached
 from cowshed.storage import api
 from cowshed.storage.errors import InUse
 

@@ -31,16 +31,17 @@ def _row(values: tuple[Any, ...]) -> LayerRow:
 
 
 def next_number(tx: Transaction) -> int:
-    """A number that no layer and no container has, its `layers` byte taken; the counter moves on, so numbers come again
-    as late as can be. A byte without a row is of a command whose transaction failed and that is about to end."""
+    """A number that no layer and no container has; the counter moves on, so numbers come again as late as can be.
+
+    The caller takes its bytes (`Transaction.take_new`), and asks for the next one if a dying command still holds them.
+    """
     number = int(tx.execute("select value from meta where key = 'next'")[0][0])
     for _ in range(LAST_NUMBER):
         if number > LAST_NUMBER:
             number = 1
-        taken = tx.execute(
+        if not tx.execute(
             "select 1 from layers where number = ? union all select 1 from containers where number = ?", number, number
-        )
-        if not taken and tx.store.locks.try_take("layers", number):
+        ):
             tx.execute("update meta set value = ? where key = 'next'", number + 1)
             return number
         number += 1
