@@ -134,8 +134,6 @@ def test_devices(box):
 
 
 def test_a_device_that_is_not_allowed_cannot_be_opened(box):
-    done = box.sh("mknod /dev/mem2 c 1 1 && cat /dev/mem2 | head -c 1")
-    (box.rootfs / "bin/mknod").symlink_to("busybox")
     done = box.sh("mknod /tmp/kmsg c 1 11 && echo made; head -c 1 /tmp/kmsg || echo refused")
     assert done.out.split() == ["made", "refused"], done
     assert "not permitted" in done.err

@@ -38,7 +38,8 @@ class Isolate:
     def execute(self, scene: Scene) -> None:
         mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
         mount.set_attributes(scene.root, propagation=mount.PRIVATE, recursive=True)
-        mount.attach(scene.root, "/tmp" if os.path.isdir("/tmp") else "/proc")  # any directory serves until the pivot
+        # On top of `/`, which hides nothing from a process that already has its root there: hooks still see the host.
+        mount.attach(scene.root, "/")
         os.fchdir(scene.root)
 
 
