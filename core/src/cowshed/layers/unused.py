@@ -17,7 +17,7 @@ import os
 from cowshed.errors import Busy
 from cowshed.layers.mounting import detached
 from cowshed.storage import api
-from cowshed.storage.errors import InUse
+from cowshed.storage.errors import InUse, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ def _holder(store: Store, layer: api.Layer, driver: api.Driver) -> str:
 def _trial(driver: api.Driver, layer: api.Layer) -> bool:
     """False if the kernel says that the layer's upper directory is in use. True says nothing: it is not an overlay,
     the file system has no file handles, or the layer is half removed already."""
-    plan = driver.mounts(layer, api.MountRequest(read_only=False))
+    try:
+        plan = driver.mounts(layer, api.MountRequest(read_only=False))
+    except NotFound:
+        return True
     last = plan.steps[-1]
     if not isinstance(last, api.Overlay) or last.upper is None or ("userxattr", None) in last.options:
         return True
