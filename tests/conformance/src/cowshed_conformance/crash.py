@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 
 from cowshed.storage import api
@@ -95,13 +95,14 @@ def _work(store: Store, work: Work, at: Callable[[str], None] | None) -> None:
 
 
 def _fork(work: Callable[[], object]) -> int:
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest's watchdog thread holds no lock that is needed here
+        pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
         work()
         status = 0
     except BaseException:
@@ -111,7 +112,12 @@ def _fork(work: Callable[[], object]) -> int:
 
 
 def _wait(pid: int) -> int:
-    _, status = os.waitpid(pid, 0)
+    try:
+        _, status = os.waitpid(pid, 0)
+    except BaseException:  # the case has run out of time
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
     return os.waitstatus_to_exitcode(status)
 
 

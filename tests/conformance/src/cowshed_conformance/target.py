@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cowshed.storage import options, registry
-from cowshed.storage.api import DriverPlugin, Options
+from cowshed.storage.api import DriverPlugin
 from cowshed.storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from cowshed.storage.api import Options
 
 
 @dataclass(frozen=True)
