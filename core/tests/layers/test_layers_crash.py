@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,4 +103,33 @@ def test_two_first_commands_make_one_store(tmp_path):
     assert [process.returncode for process in running] == [0] * 6, errors
     layers = work.opened(str(tmp_path / "store"), "overlay")
     assert layers.store.query("select count(*) from drivers")[0][0] == 1
+    layers.store.close()
+
+
+@pytest.mark.parametrize("driver", ["overlay", "copy"])
+def test_processes_killed_at_random_moments_while_others_work(tmp_path, driver):
+    root = tmp_path / "store"
+    assert command(root, driver, "pull").returncode == 0
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    words = [sys.executable, str(WORK), str(root), driver, "churn"]
+    for _ in range(8):
+        steady = subprocess.Popen([*words, "6"], stderr=subprocess.PIPE)
+        victims = [subprocess.Popen([*words, "100"], stderr=subprocess.DEVNULL) for _ in range(2)]
+        time.sleep(0.15 + chance.random() * 0.3)
+        for victim in victims:
+            victim.kill()
+            victim.wait()
+        errors = steady.communicate(timeout=120)[1].decode()
+        assert steady.returncode == 0, errors
+    layers = work.opened(str(root), driver)
+    work.recover(layers)
+    for row in work.rows.list_all(layers.store, driver):
+        if row.kind == "active":  # made, and its maker killed before it was removed: no journal row
+            layers.store.locks.take("layers", row.number)
+            work.remove(layers, layers.load(row.number))
+    layers.purge(10)
+    assert list(layers.check()) == []
+    assert len(objects(layers)) == 3
     layers.store.close()
