@@ -5,6 +5,7 @@
                                 BOOT is of the boot that wrote it: after a power cut nobody knows which of its bytes
                                 reached the disk
     blobs/partial/new.PID.N     being made here, under a name that is not known yet
+    blobs/partial/stage.PID.N   a directory: blobs of an archive, before it is known which of them are needed
 
 Nothing is synced file by file: whoever writes blobs down in the database calls `sync` once before.
 """
@@ -12,10 +13,12 @@ Nothing is synced file by file: whoever writes blobs down in the database calls 
 from __future__ import annotations
 
 import os
+import stat
 
 from cowshed.image.incoming import Incoming
 from cowshed.image.outgoing import NewBlob
 from cowshed.image.reference import check_digest
+from cowshed.image.staging import delete_abandoned
 from cowshed_linux import files, locks, process
 
 TYPE_CHECKING = False
@@ -67,6 +70,10 @@ class BlobStore:
     def create(self) -> NewBlob:
         """Begin to make a blob whose digest comes out at the end."""
         return NewBlob(f"{self._folder}/partial", self.path)
+
+    def staging_path(self) -> str:
+        """A new name for a staging directory."""
+        return f"{self._folder}/partial/stage.{os.getpid()}.{os.urandom(4).hex()}"
 
     def remove(self, digest: str) -> None:
         try:
@@ -134,15 +141,18 @@ class BlobStore:
 
         folder = f"{self._folder}/partial"
         boot, now = process.boot_id()[:8], time()
-        there = []
+        there: list[tuple[float, int, str]] = []
+        kept = freed = 0
         for name in os.listdir(folder):
             try:
                 status = os.stat(f"{folder}/{name}")
             except FileNotFoundError:
                 continue
-            there.append((status.st_mtime, status.st_size, name))
+            if stat.S_ISDIR(status.st_mode):
+                freed += delete_abandoned(f"{folder}/{name}")
+            else:
+                there.append((status.st_mtime, status.st_size, name))
         there.sort(reverse=True)
-        kept = freed = 0
         for changed, size, name in there:
             fresh = name.startswith(f"{boot}-") and now - changed < oldest
             if fresh and kept + size <= limit:

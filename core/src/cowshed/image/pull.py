@@ -78,42 +78,39 @@ def bring(
     durability: str,
     progress: Progress,
     abort: Callable[[], None] = lambda: None,
+    prepare: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Download what is missing of a resolved image and realise it. abort() ends the origin's transfers at once."""
+    """Download what is missing of a resolved image and realise it. abort() ends the origin's transfers at once;
+    prepare() is called when the blobs are leased, to put in place what is here already: whether that was anything."""
     store = layers.store
     blobs = BlobStore(store.root)
     blobs.prune_partials()
-    with (
-        Lease(store, (layer.digest for layer in found.manifest.layers)),
-        Downloads(blobs, origin, found.manifest.layers, progress, abort) as downloads,
-    ):
-        blobs.open_for_sync()
-        try:
-            downloads.start()
-            sources = [downloads.source(layer, found.image.id) for layer in found.manifest.layers]
-            _realise(layers, found.image, sources, downloads, blobs, names, durability, progress)
-        finally:
-            blobs.close()
-
-
-def _realise(
-    layers: Layers, image: ImageRow, sources: list[Source], downloads: Downloads, blobs: BlobStore,
-    names: Sequence[str], durability: str, progress: Progress,
-) -> None:  # fmt: skip
-    new_layers = not image.chain_ids or layers.by_chain_id(image.chain_ids[-1]) is None
-
-    def ready() -> None:
-        downloads.wait()
-        if durability == "commit" and downloads.count and not (new_layers and image.chain_ids):
-            blobs.sync()  # no layer is new: nobody else syncs
-
+    wanted = found.manifest.layers
     try:
-        realise(layers, image, sources, names=names, durability=durability, progress=progress, ready=ready)
-    except BaseException as error:
-        downloads.cancel()
-        if downloads.error is not None and downloads.error is not error and isinstance(error, Exception):
-            raise downloads.error from None  # what went wrong first, and not that the others were cancelled
-        raise
+        with Lease(store, (layer.digest for layer in wanted)):
+            blobs.open_for_sync()
+            new = prepare()
+            with Downloads(blobs, origin, wanted, progress, abort) as downloads:
+
+                def ready(synced: bool) -> None:
+                    downloads.wait()
+                    if durability == "commit" and (new or downloads.count) and not synced:
+                        blobs.sync()
+
+                downloads.start()
+                sources = [downloads.source(layer, found.image.id) for layer in wanted]
+                try:
+                    realise(
+                        layers, found.image, sources, names=names, durability=durability, progress=progress,
+                        ready=ready,
+                    )  # fmt: skip
+                except Exception as error:
+                    downloads.cancel()
+                    if downloads.error is not None and downloads.error is not error:
+                        raise downloads.error from None  # what went wrong first, not that the others were cancelled
+                    raise
+    finally:
+        blobs.close()
 
 
 class Downloads:

@@ -44,11 +44,12 @@ def realise(
     names: Sequence[str],
     durability: str,
     progress: Progress,
-    ready: Callable[[], None] = lambda: None,
+    ready: Callable[[bool], None] = lambda synced: None,
 ) -> Layer | None:
     """Apply those layers of image that the driver lacks; then write image, names and layers down at once.
 
-    ready() is called when all is applied and nothing is written down yet: it returns when all blobs are there.
+    ready(synced) is called when all is applied and nothing is written down yet: it returns when all blobs are there;
+    synced tells whether the blobs' file system will be synced here, if durability asks for that.
     The top layer, None for an image without layers. On an error nothing that is new stays.
     """
     from cowshed.layers.unpack import unpack
@@ -82,7 +83,7 @@ def realise(
             step("realise.applied")
             top = layers.seal(active)
             made[-1] = (top, chain, diff)
-        ready()
+        ready(bool(made))
 
         def rows(tx: Transaction) -> None:
             images.insert(tx, image)
