@@ -77,8 +77,9 @@ def execute(run: str, request: dict[str, Any], *, stdin: bool, attached: bool = 
         os.close(null)
     try:
         connection = _zygote(run)
-        if request["process"].get("terminal"):
-            request = {**request, "process": {"consoleSize": _size(), **request["process"]}}
+        size = _size() if request["process"].get("terminal") else None
+        if size:
+            request = {**request, "process": {"consoleSize": size, **request["process"]}}
         wire.send(connection, dumps({**request, "op": "exec"}).encode(), [feed, *ends])
     finally:
         for fd in (feed, *ends):
