@@ -5,9 +5,9 @@ SHELL := /bin/bash
 
 VENV    := .venv
 BIN     := $(VENV)/bin
-MEMBERS := linux runtime core drivers/overlay drivers/copy
+MEMBERS := linux runtime core drivers/overlay drivers/copy tests/conformance
 SOURCES := $(addsuffix /src,$(MEMBERS))
-NO_EMIT := $(addprefix --no-emit-package ,cowshed-linux cowshed-runtime cowshed cowshed-driver-overlay cowshed-driver-copy)
+NO_EMIT := $(addprefix --no-emit-package ,cowshed-linux cowshed-runtime cowshed cowshed-driver-overlay cowshed-driver-copy cowshed-conformance)
 
 .PHONY: help
 help:  ## this list
@@ -35,9 +35,14 @@ demo: setup  ## pull an image from a registry, run it on overlay, then on anothe
 	@python3 tools/demo
 
 .PHONY: test
-test: setup  ## all tests, then the list of what was skipped and why
+test: setup  ## all tests, the conformance suite on every driver, then the list of what was skipped and why
 	@tools/apt $(TEST_PACKAGES)
 	tools/test $(TESTS)
+
+.PHONY: conformance
+conformance: setup  ## the suite alone: make conformance DRIVER=overlay [OPTIONS="--backing xfs"]
+	@tools/apt $(TEST_PACKAGES)
+	$(BIN)/pytest --pyargs cowshed_conformance --driver $(or $(DRIVER),overlay) $(OPTIONS)
 
 .PHONY: check
 check: setup  ## all static checks: format, lint, types, architecture, dependencies

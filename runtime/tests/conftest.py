@@ -15,7 +15,8 @@ from cowshed_runtime.fastjson import dumps, loads
 
 BUSYBOX = "/bin/busybox"
 APPLETS = (
-    "sh cat ls id mount umount sleep true false test stat readlink grep wc tty stty hostname head touch dd kill ps"
+    "sh echo cat ls id mount umount sleep true false test stat readlink grep wc tty stty hostname head touch dd kill ps"
+    " env mknod tail"
 )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Engine:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.freeing = False  # set by commands that give space back, before they use `store`
         self._store: Store | None = None
         self._reader: Store | None = None
         self._layers: dict[str, Layers] = {}
@@ -28,7 +29,7 @@ class Engine:
         if self._store is None:
             from cowshed.container import recovery
 
-            self._store = open_store(self.settings.root, self.settings.run_root)
+            self._store = open_store(self.settings.root, self.settings.run_root, freeing=self.freeing)
             recovery.recover(self)
         return self._store
 
@@ -39,6 +40,10 @@ class Engine:
             return self._store
         if self._reader is None:
             self._reader = open_store(self.settings.root, self.settings.run_root, write=False)
+            if self._reader.stale:
+                import sys
+
+                sys.stderr.write("cowshed: the store's disk is full; this is what a copy of its database says\n")
         return self._reader
 
     def stored_driver(self) -> str:
@@ -65,7 +70,7 @@ class Engine:
             from cowshed.layers.driver import open_driver
 
             store = self.store
-            driver = open_driver(store, name, self.settings.driver_options.get(name, {}))
+            driver = open_driver(store, name, self.settings.options_of(name))
             self._layers[name] = Layers(store, name, driver)
         return self._layers[name]
 

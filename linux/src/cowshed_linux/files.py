@@ -6,7 +6,7 @@ import fcntl
 import os
 from _struct import pack, unpack
 
-from cowshed_linux.libc import GETDENTS64, C, check, ffi, syscall
+from cowshed_linux.libc import FSTATFS, GETDENTS64, C, check, ffi, syscall
 
 _FICLONE = 0x40049409
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
@@ -75,3 +75,13 @@ def directory_tells_types(fd: int) -> bool:
             return False
         at += length
     return True
+
+
+PROC_MAGIC = 0x9FA0
+
+
+def file_system_magic(fd: int) -> int:
+    """f_type of fstatfs(2), which os.fstatvfs leaves out (linux/magic.h)."""
+    buffer = ffi.new("long[]", 32)
+    syscall("fstatfs", FSTATFS, fd, buffer)
+    return int(buffer[0]) & 0xFFFFFFFF

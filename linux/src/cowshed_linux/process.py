@@ -88,3 +88,12 @@ def boot_id() -> str:
         return os.read(fd, 64).decode().strip()
     finally:
         os.close(fd)
+
+
+def new_session_keyring() -> None:
+    """A session keyring of its own for this process, so that it does not share its parent's (keyctl(2))."""
+    try:
+        syscall("keyctl", libc.KEYCTL, 1, libc.NULL, 0, 0, 0)
+    except OSError as error:
+        if error.errno not in (1, 38, 122):  # EPERM, ENOSYS: forbidden or not there; EDQUOT: the user has too many
+            raise

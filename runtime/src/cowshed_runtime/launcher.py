@@ -9,33 +9,22 @@ After the change of root nothing is imported, loaded or looked up by name: an im
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # `signal` brings enum
 import _socket
-import fcntl
 import os
-import resource
 import sys
 
-from cowshed_linux import capabilities, loopback, process, seccomp
-from cowshed_runtime import cgroup, rootfs
+from cowshed_linux import loopback, mount, process
+from cowshed_runtime import cgroup, hooks, identity, plan, rootfs, spec
 from cowshed_runtime import seccomp as profiles
-from cowshed_runtime.errors import LaunchError
+from cowshed_runtime.errors import LaunchError, SpecError
 from cowshed_runtime.fastjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
-NAMESPACES = {
-    "mount": process.CLONE_NEWNS, "uts": process.CLONE_NEWUTS, "ipc": process.CLONE_NEWIPC,
-    "pid": process.CLONE_NEWPID, "network": process.CLONE_NEWNET, "cgroup": process.CLONE_NEWCGROUP,
-}  # fmt: skip
-_LAST_CAPABILITY = capabilities.last()
-_PERMITTED = capabilities.permitted()
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_CONTROLLING_TERMINAL = 0x540E  # TIOCSCTTY
-_SIGNALS = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
-_FORWARDED = [n for n in _SIGNALS if n not in (17, 21, 22)]
+INIT_ANNOTATION = "cowshed.init"  # `--init`
 
 
 class Launched:
@@ -46,90 +35,145 @@ class Launched:
 
 
 def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, name: str, cache: str) -> Launched:
-    """Start a container from an OCI configuration; root is a detached mount; name is that of its cgroups.
+    """Start a container from an OCI configuration; returns when its program has been executed.
 
-    With process.terminal stdio is not used: Launched.terminal is the master. LaunchError leaves nothing behind.
+    root: the descriptor of a detached mount, or -1 for a bind of config.root.path. name: of its control groups, which
+    are made. cache: the folder where compiled seccomp filters are kept. With process.terminal stdio is not used:
+    Launched.terminal is the master. LaunchError leaves nothing behind but the zombie, which is the parent's to reap.
     """
-    process_, linux = config["process"], config.get("linux") or {}
+    try:
+        spec.check(config)
+    except SpecError as error:
+        raise LaunchError("spec", 22, str(error)) from None
+    work, linux, wanted = config["process"], config.get("linux") or {}, config.get("hooks") or {}
     program = _program(linux.get("seccomp"), cache)
+    told = hooks.state(config, name, str((config.get("root") or {}).get("path") or ""))
+    made = plan.build(config, name, told)
+    own_root = -1
+    if root < 0:
+        root = own_root = _bind_root(config)
     try:
         cgroup.create(name, linux.get("resources") or {})
     except OSError as error:
+        if own_root >= 0:
+            os.close(own_root)
         raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
-    kinds = {n["type"]: n.get("path") for n in linux.get("namespaces") or ()}
-    flags = 0
-    for kind, path in kinds.items():
-        if kind != "cgroup" and not path:
-            flags |= NAMESPACES[kind]
+    entrance = cgroup.Entrance(name)
+    waits = bool(wanted.get("prestart") or wanted.get("createRuntime"))
 
     def child(report: _Report) -> NoReturn:
-        report.stage = "cgroup"
-        cgroup.join(name)
-        if "cgroup" in kinds:
-            process.unshare(process.CLONE_NEWCGROUP)
+        _keep(root, report.fd, report.socket.fileno(), *stdio, *entrance.tasks)
+        _enter_groups(entrance, report)
         report.stage = "namespaces"
-        for kind, path in kinds.items():
-            if path:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                process.setns(fd, NAMESPACES[kind])
-                os.close(fd)
-        if flags & process.CLONE_NEWNET:
+        if made.cgroup_namespace:
+            process.unshare(process.CLONE_NEWCGROUP)
+        _join(made.join)
+        if made.create & process.CLONE_NEWNET:
             loopback.up()
-        if flags & process.CLONE_NEWUTS and config.get("hostname"):
+        if config.get("hostname"):
             process.set_hostname(config["hostname"])
-        report.stage = "mount"
-        terminal: list[int] = []
-        rootfs.enter(root, config, terminal)
-        report.stage = "sysctl"
-        for key, value in (linux.get("sysctl") or {}).items():
-            fd = os.open("/proc/sys/" + key.replace(".", "/"), os.O_WRONLY | os.O_CLOEXEC)
-            os.write(fd, str(value).encode())
-            os.close(fd)
-        _become(
-            process_, stdio, terminal, program, report, init=bool(config.get("annotations", {}).get("cowshed.init"))
+        if config.get("domainname"):
+            process.set_domainname(config["domainname"])
+        if wanted:
+            told.update(status="creating", pid=int(os.readlink("/proc/self")))
+        if waits:
+            report.socket.send(b"h")
+            if report.socket.recv(1) != b"g":
+                os._exit(125)
+        _adjust_oom(work, report)
+        scene = plan.Scene(root)
+        for step in made.steps:
+            report.stage = step.stage
+            step.execute(scene)
+        report.ready(scene.terminal)
+        identity.become(
+            work, stdio, scene.terminal, program, init=bool((config.get("annotations") or {}).get(INIT_ANNOTATION))
         )
 
+    def for_hooks(pid: int) -> None:
+        for kind in ("prestart", "createRuntime"):
+            hooks.run(kind, wanted.get(kind) or [], {**told, "status": "creating", "pid": pid})
+
     try:
-        pid, terminal = _clone(flags, child)
+        for kind, path in made.join:
+            if kind == "pid":
+                _set_namespace(kind, path)  # takes effect for what is cloned from here
+        pid, terminal = _clone(made.create, entrance.born, child, for_hooks)
+        try:
+            hooks.run("poststart", wanted.get("poststart") or [], {**told, "status": "running", "pid": pid})
+        except LaunchError:
+            os.kill(pid, 9)
+            raise
     except BaseException:
         cgroup.remove(name)
         raise
+    finally:
+        entrance.close()
+        if own_root >= 0:
+            os.close(own_root)
     return Launched(pid, terminal)
 
 
 def join(
-    process_: dict[str, Any], linux: dict[str, Any], target: int, stdio: tuple[int, int, int], *, name: str, cache: str
+    work: dict[str, Any], linux: dict[str, Any], target: int, stdio: tuple[int, int, int], *, name: str, cache: str
 ) -> Launched:
-    """Start another process in the container whose first process is pid target."""
+    """Start another process in the container whose first process is pid target; linux is that of its configuration.
+
+    This process itself ends up in the container's namespaces and can do nothing else afterwards.
+    """
+    problems = spec.validate_process(work)
+    if problems:
+        raise LaunchError("spec", 22, "; ".join(map(str, problems)))
     program = _program(linux.get("seccomp"), cache)
     try:
         pidfd = os.pidfd_open(target)
-    except ProcessLookupError:
+        entrance = cgroup.Entrance(name)
+    except (ProcessLookupError, FileNotFoundError):
         raise LaunchError("namespaces", 3, "the container is not running") from None
     kinds = 0
     for entry in linux.get("namespaces") or ():
-        kinds |= NAMESPACES[entry["type"]]
+        kinds |= plan.NAMESPACES[entry["type"]]
 
     def child(report: _Report) -> NoReturn:
-        # Now in the container's pid namespace: its processes must not look into this one (CVE-2016-9962).
-        report.stage = "namespaces"
-        terminal: list[int] = []
-        if process_.get("terminal"):
-            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            terminal += rootfs.open_terminal(root)
-        _become(process_, stdio, terminal, program, report, init=False)
+        _keep(report.fd, report.socket.fileno(), *stdio, *entrance.tasks)
+        _enter_groups(entrance, report)
+        report.stage = "terminal"
+        terminal = None
+        if work.get("terminal"):
+            terminal = rootfs.open_terminal(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        report.ready(terminal)
+        identity.become(work, stdio, terminal, program, init=False)
 
+    # From here on names mean what the container says: nothing may be imported in this process either.
+    _forget_imports()
+    # The container's processes must not look into this one before its program runs (CVE-2016-9962).
     process.prctl(process.PR_SET_DUMPABLE, 0)
     try:
-        cgroup.join(name)
+        # Here and not in the child: there, /proc would be the container's.
+        _adjust_oom(work, None)
         process.setns(pidfd, kinds)
+        os.close(pidfd)
+        pid, terminal = _clone(0, entrance.born, child, None)
     except OSError as error:
-        raise LaunchError(
-            "namespaces", error.errno or 0, f"the container cannot be entered: {error.strerror}"
-        ) from None
-    os.close(pidfd)
-    pid, terminal = _clone(0, child)
+        text = f"the container cannot be entered: {error.strerror}"
+        raise LaunchError("namespaces", error.errno or 0, text) from None
+    finally:
+        entrance.close()
     return Launched(pid, terminal)
+
+
+def stopped(config: dict[str, Any], name: str) -> None:
+    """Run the poststop hooks of a container that has ended. LaunchError for the first that fails, when all have run."""
+    wanted = (config.get("hooks") or {}).get("poststop") or []
+    told = {**hooks.state(config, name, str((config.get("root") or {}).get("path") or "")), "status": "stopped"}
+    failed = None
+    for hook in wanted:
+        try:
+            hooks.run("poststop", [hook], told)
+        except LaunchError as error:
+            failed = failed or error
+    if failed:
+        raise failed
 
 
 def _program(profile: dict[str, Any] | None, cache: str) -> bytes:
@@ -137,15 +181,95 @@ def _program(profile: dict[str, Any] | None, cache: str) -> bytes:
         return b""
     try:
         return profiles.program(profile, cache)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise LaunchError("seccomp", 0, f"the seccomp profile cannot be compiled: {error}") from None
 
 
-class _Report:
-    """Where a child tells why it failed, before anything of the image runs."""
+def _bind_root(config: dict[str, Any]) -> int:
+    path = config["root"]["path"]
+    try:
+        return mount.clone(path, recursive=True)
+    except OSError as error:
+        raise LaunchError("mount", error.errno or 0, f"root {path}: {os.strerror(error.errno or 0)}") from None
 
-    def __init__(self, fd: int, terminals: Any) -> None:
-        self.fd, self.terminals, self.stage = fd, terminals, "start"
+
+def _forget_imports() -> None:
+    """Whatever would be imported after a change of root could come from the image (CVE-2019-14271)."""
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
+
+
+def _keep(*fds: int) -> None:
+    """Close every descriptor but these and 0-2: locks, sockets and roots of ours are not for the container, not even
+    until it executes its program."""
+    last = 2
+    for fd in sorted({fd for fd in fds if fd > 2}):
+        if fd > last + 1:
+            process.close_range(last + 1, fd - 1)
+        last = fd
+    process.close_range(last + 1)
+
+
+def _enter_groups(entrance: cgroup.Entrance, report: _Report) -> None:
+    report.stage = "cgroup"
+    entrance.enter()
+    for fd in entrance.tasks:
+        os.close(fd)
+
+
+def _set_namespace(kind: str, path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            process.setns(fd, plan.NAMESPACES[kind])
+        finally:
+            os.close(fd)
+    except OSError as error:
+        text = f"the {kind} namespace {path} cannot be joined: {os.strerror(error.errno or 0)}"
+        raise LaunchError("namespaces", error.errno or 0, text) from None
+
+
+def _join(wanted: list[tuple[str, str]]) -> None:
+    for kind, path in wanted:
+        if kind != "pid":
+            _set_namespace(kind, path)
+
+
+def _adjust_oom(work: dict[str, Any], report: _Report | None) -> None:
+    """While /proc is still the host's. Lowering the value needs CAP_SYS_RESOURCE, which not every host grants its root:
+    then it stays as it is."""
+    value = work.get("oomScoreAdj")
+    if value is None:
+        return
+    if report:
+        report.stage = "oom"
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    except PermissionError:
+        return
+    finally:
+        os.close(fd)
+
+
+class _Report:
+    """Where a child tells how far it is, and why it failed, before anything of the image runs."""
+
+    def __init__(self, fd: int, socket: Any) -> None:
+        self.fd, self.socket, self.stage = fd, socket, "start"
+
+    def ready(self, terminal: tuple[int, int] | None) -> None:
+        """All is set up; hand the terminal's master over. Fails if the launcher is gone: nobody would know of us."""
+        self.stage = "ready"
+        passed = []
+        if terminal:
+            passed = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, terminal[0].to_bytes(4, sys.byteorder))]
+        self.socket.sendmsg([b"r"], passed)
+        self.socket.close()
+        if terminal:
+            os.close(terminal[0])
 
     def failed(self, error: BaseException) -> NoReturn:
         if isinstance(error, LaunchError):
@@ -156,190 +280,51 @@ class _Report:
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             name = getattr(error, "filename", None)
             text = f"{stage}: {name}: {text}" if name else f"{stage}: {text}"
-        os.write(self.fd, dumps([stage, number, text, status]).encode("ascii", "replace"))
-        os._exit(status)
+        try:
+            os.write(self.fd, dumps([stage, number, text, status]).encode("ascii", "replace"))
+        finally:
+            os._exit(status)
 
 
-def _clone(flags: int, child: Any) -> tuple[int, int]:
-    """Clone a sibling that runs child(report), and wait until it has executed its program."""
+def _clone(
+    flags: int, group: int, child: Callable[[_Report], NoReturn], for_hooks: Callable[[int], None] | None
+) -> tuple[int, int]:
+    """Clone a sibling that runs child(report), and wait until it has executed its program; its pid, and the master of
+    its terminal or -1. for_hooks is called when it has its namespaces and asks."""
     read_end, write_end = os.pipe()
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    pid, _ = process.clone3(flags | process.CLONE_PARENT, exit_signal=0)
+    pid, _ = process.clone3(flags | process.CLONE_PARENT, exit_signal=0, cgroup=group)
     if pid == 0:
         report = _Report(write_end, theirs)
         try:
-            # Whatever would be imported from here on could come from the image.
-            sys.path.clear()
-            sys.meta_path.clear()
-            sys.path_hooks.clear()
+            _forget_imports()
             child(report)
         except BaseException as error:
             report.failed(error)
     os.close(write_end)
     theirs.close()
     terminal = -1
-    message = ours.recvmsg(1, _socket.CMSG_SPACE(4))
-    for _, _, data in message[1]:
-        terminal = int.from_bytes(data[:4], sys.byteorder)
-    said = b""
-    while block := os.read(read_end, 1 << 16):
-        said += block
-    os.close(read_end)
-    ours.close()
+    try:
+        message, ancillary, _, _ = ours.recvmsg(1, _socket.CMSG_SPACE(4))
+        if message == b"h" and for_hooks:
+            for_hooks(pid)
+            ours.send(b"g")
+            message, ancillary, _, _ = ours.recvmsg(1, _socket.CMSG_SPACE(4))
+        for _, _, data in ancillary:
+            terminal = int.from_bytes(data[:4], sys.byteorder)
+        said = b""
+        while block := os.read(read_end, 1 << 16):
+            said += block
+    except BaseException:
+        os.kill(pid, 9)
+        raise
+    finally:
+        os.close(read_end)
+        ours.close()
     if said:
         stage, number, text, status = loads(said)
         raise LaunchError(stage, number, text, status)
+    if message != b"r":
+        text = "the container was killed while it was being set up (is its memory limit too low?)"
+        raise LaunchError("start", 0, text)
     return pid, terminal
-
-
-def _become(
-    process_: dict[str, Any],
-    stdio: tuple[int, int, int],
-    terminal: list[int],
-    program: bytes,
-    report: _Report,
-    *,
-    init: bool,
-) -> NoReturn:
-    """The last stretch of a child: identity, confinement, program."""
-    report.stage = "terminal"
-    os.setsid()
-    if terminal:
-        master, slave = terminal
-        report.terminals.sendmsg([b"t"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, master.to_bytes(4, sys.byteorder))])
-        size = process_.get("consoleSize")
-        if size:
-            _resize(slave, size["height"], size["width"])
-        os.fchown(slave, process_.get("user", {}).get("uid", 0), -1)
-        stdio = (slave, slave, slave)
-        fcntl.ioctl(slave, _CONTROLLING_TERMINAL, 0)
-    else:
-        report.terminals.send(b"n")
-    # Away from 0-2 first, so that none is overwritten before it is used.
-    moved = [os.dup(fd) for fd in stdio]
-    for number, fd in enumerate(moved):
-        os.dup2(fd, number, inheritable=True)
-    process.close_range(3, on_exec=True)
-
-    report.stage = "limits"
-    for limit in process_.get("rlimits") or ():
-        kind = getattr(resource, limit["type"])
-        hard = min(limit["hard"], resource.getrlimit(kind)[1] & (2**64 - 1))
-        resource.setrlimit(kind, (min(limit["soft"], hard), hard))
-    if process_.get("oomScoreAdj") is not None:
-        try:
-            fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-            os.write(fd, str(process_["oomScoreAdj"]).encode())
-            os.close(fd)
-        except PermissionError:
-            pass  # lowering needs CAP_SYS_RESOURCE, which not every host grants its root
-
-    report.stage = "working directory"
-    _change_directory(process_["cwd"])
-    for number in _SIGNALS:
-        _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
-
-    report.stage = "identity"
-    user = process_.get("user") or {}
-    wanted = process_.get("capabilities") or {}
-    sets = {kind: capabilities.bits(names) & _PERMITTED for kind, names in wanted.items()}
-    environment = dict(entry.split("=", 1) for entry in process_.get("env") or ())
-    arguments = process_["args"]
-    if init:
-        _reap_for_child(report)
-    report.stage = "exec"
-    path = _find(arguments[0], environment)
-    report.stage = "identity"
-    if program and not process_.get("noNewPrivileges"):
-        seccomp.load(program)
-    capabilities.drop_bounding(sets.get("bounding", 0), _LAST_CAPABILITY)
-    os.umask(user.get("umask", 0o022))
-    os.setgroups(user.get("additionalGids") or [])
-    os.setresgid(user["gid"], user["gid"], user["gid"])
-    process.prctl(process.PR_SET_KEEPCAPS, 1)
-    os.setresuid(user["uid"], user["uid"], user["uid"])
-    # As after execve(2): a user other than root keeps nothing but what is ambient.
-    capabilities.set_all(
-        sets.get("effective", 0) | sets.get("ambient", 0),
-        sets.get("permitted", 0) | sets.get("ambient", 0),
-        sets.get("inheritable", 0) | sets.get("ambient", 0),
-        sets.get("ambient", 0),
-    )
-    process.prctl(process.PR_SET_KEEPCAPS, 0)
-    if process_.get("noNewPrivileges"):
-        seccomp.no_new_privileges()
-        if program:
-            seccomp.load(program)
-    report.stage = "exec"
-    try:
-        os.execve(path, arguments, environment)  # noqa: S606 - no shell is the point
-    except OSError as error:
-        raise LaunchError("exec", error.errno or 0, f"{arguments[0]}: {error.strerror}", _exec_status(error)) from None
-
-
-def _change_directory(path: str) -> None:
-    """The working directory, made if the image lacks it; a path through a descriptor of ours is refused by what it
-    leads to (CVE-2024-21626)."""
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    try:
-        fd = rootfs.place(root, path, directory=True)
-        os.fchdir(fd)
-        os.close(fd)
-    except NotADirectoryError:
-        raise LaunchError("cwd", 20, f"the working directory {path} is not a directory", 126) from None
-    finally:
-        os.close(root)
-    if not os.getcwd().startswith("/"):
-        raise LaunchError("cwd", 0, f"the working directory {path} is outside the container")
-
-
-def _find(name: str, environment: dict[str, str]) -> str:
-    """The program to execute, by the container's own PATH (execvp(3))."""
-    if "/" in name:
-        return name
-    refused = False
-    for folder in environment.get("PATH", _DEFAULT_PATH).split(":"):
-        path = f"{folder or '.'}/{name}"
-        if os.path.isfile(path):
-            if os.access(path, os.X_OK):
-                return path
-            refused = True
-    if refused:
-        raise LaunchError("exec", 13, f"{name}: found in PATH, but not executable", 126)
-    raise LaunchError("exec", 2, f"{name}: not found in PATH", 127)
-
-
-def _exec_status(error: OSError) -> int:
-    return 127 if error.errno == 2 else 126
-
-
-def _resize(fd: int, rows: int, columns: int) -> None:
-    fcntl.ioctl(fd, 0x5414, b"".join(n.to_bytes(2, sys.byteorder) for n in (rows, columns, 0, 0)))  # TIOCSWINSZ
-
-
-def _reap_for_child(report: _Report) -> None:
-    """`--init`: return in a child; this process stays as process 1, forwards signals, reaps, and ends as it does."""
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        return
-    os.close(report.fd)
-    report.terminals.close()
-
-    def forward(number: int, frame: object) -> None:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-
-    for number in _FORWARDED:
-        _signal.signal(number, forward)
-    while True:
-        try:
-            dead, status = os.waitpid(-1, 0)
-        except ChildProcessError:
-            os._exit(125)
-        if dead == pid:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(128 - code if code < 0 else code)

@@ -1,9 +1,4 @@
-"""The root file system of a container: its mounts, devices, masks, and the change of root.
-
-Runs in the container's own mount namespace. The image may be hostile: every target is resolved beneath the root's
-descriptor by the kernel (openat2(2) RESOLVE_IN_ROOT) and mounted onto that very descriptor (move_mount(2)), so a
-symbolic link in the image leads inside, never to the host (CVE-2019-19921, CVE-2021-30465, CVE-2026-41579).
-"""
+"""The steps of a plan that make a root file system the container's: isolation, devices, change of root, masks."""
 
 from __future__ import annotations
 
@@ -13,295 +8,251 @@ import stat
 from _struct import pack
 
 from cowshed_linux import mount
-from cowshed_linux.paths import open_in_root
-from cowshed_runtime import cgroup
+from cowshed_linux.paths import RESOLVE_NO_SYMLINKS, open_in_root
 from cowshed_runtime.errors import LaunchError
+from cowshed_runtime.targets import open_if_there, place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_ATTRIBUTES = {
-    "ro": (mount.ATTR_RDONLY, 0), "rw": (0, mount.ATTR_RDONLY),
-    "nosuid": (mount.ATTR_NOSUID, 0), "suid": (0, mount.ATTR_NOSUID),
-    "nodev": (mount.ATTR_NODEV, 0), "dev": (0, mount.ATTR_NODEV),
-    "noexec": (mount.ATTR_NOEXEC, 0), "exec": (0, mount.ATTR_NOEXEC),
-    "noatime": (mount.ATTR_NOATIME, mount.ATTR_ATIME), "relatime": (0, mount.ATTR_ATIME),
-    "strictatime": (mount.ATTR_STRICTATIME, mount.ATTR_ATIME),
-    "nodiratime": (mount.ATTR_NODIRATIME, 0), "diratime": (0, mount.ATTR_NODIRATIME),
-    "nosymfollow": (mount.ATTR_NOSYMFOLLOW, 0), "symfollow": (0, mount.ATTR_NOSYMFOLLOW),
-}  # fmt: skip
-_PROPAGATION = {
-    "private": mount.PRIVATE, "slave": mount.SLAVE, "shared": mount.SHARED, "unbindable": mount.UNBINDABLE,
-}  # fmt: skip
-_SILENT = ("defaults", "async", "bind", "rbind", "loud", "silent", "nomand")
+    from cowshed_runtime.plan import Scene
+
 _STANDARD_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 _LINKS = (
     ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 )  # fmt: skip
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY
+_KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+_UNLOCK_TERMINAL, _OPEN_PEER = 0x40045431, 0x5441  # TIOCSPTLCK, TIOCGPTPEER
 
 
-class Options:
-    """The mount options of one OCI mount, sorted by what is done with them. Pure."""
+class Isolate:
+    """Cut the new mount namespace off from the host's, and put the root into it."""
 
-    def __init__(self, options: list[str]) -> None:
-        self.add = self.clear = self.add_below = self.clear_below = 0
-        self.propagation = 0
-        self.propagation_below = False
-        self.bind = "bind" in options or "rbind" in options
-        self.recursive = "rbind" in options
-        self.data: list[tuple[str, str | int | None]] = []
-        for option in options:
-            if option in _ATTRIBUTES:
-                add, clear = _ATTRIBUTES[option]
-                self.add, self.clear = self.add & ~clear | add, self.clear & ~add | clear
-            elif option[:1] == "r" and option[1:] in _ATTRIBUTES:
-                add, clear = _ATTRIBUTES[option[1:]]
-                self.add_below, self.clear_below = self.add_below | add, self.clear_below | clear
-            elif option in _PROPAGATION or (option[:1] == "r" and option[1:] in _PROPAGATION):
-                self.propagation = _PROPAGATION.get(option) or _PROPAGATION[option[1:]]
-                self.propagation_below = option not in _PROPAGATION
-            elif option not in _SILENT:
-                key, equals, value = option.partition("=")
-                self.data.append((key, value if equals else None))
+    stage = "mount"
+
+    def describe(self) -> str:
+        return "cut mount propagation and attach the root"
+
+    def execute(self, scene: Scene) -> None:
+        mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
+        mount.set_attributes(scene.root, propagation=mount.PRIVATE, recursive=True)
+        # On top of `/`, which hides nothing from a process that already has its root there: hooks still see the host.
+        mount.attach(scene.root, "/")
+        os.fchdir(scene.root)
 
 
-def enter(root: int, config: dict[str, Any], terminal: list[int]) -> None:
-    """Assemble the root at descriptor root and make it `/`. With process.terminal, the master of a new pseudo-terminal
-    of the container's own devpts is appended to terminal, then its slave."""
-    linux = config.get("linux") or {}
-    mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
-    # What is bound is opened first: the root is about to hide whatever lies below the directory that it is put on,
-    # which may be any, as it is for the moment until pivot_root only.
-    entries = config.get("mounts") or ()
-    trees = [_source(entry) for entry in entries]
-    mount.attach(root, "/tmp" if os.path.isdir("/tmp") else "/proc")
-    os.fchdir(root)
-    for entry, (bound, directory) in zip(entries, trees, strict=True):
-        try:
-            _mount(root, entry, bound, directory)
-        except OSError as error:
-            text = (
-                f"mount {entry.get('source') or entry.get('type')} at {entry['destination']}: {error.strerror or error}"
-            )
-            raise LaunchError("mount", error.errno or 0, text) from None
-    _devices(root, linux.get("devices") or ())
-    if (config.get("process") or {}).get("terminal"):
-        _console(root, terminal)
-    mount.pivot_root(".", ".")
-    mount.unmount(".", mount.MNT_DETACH)
-    os.chdir("/")
-    for path in linux.get("readonlyPaths") or ():
-        _read_only(root, path)
-    _mask(root, linux.get("maskedPaths") or ())
-    if (config.get("root") or {}).get("readonly"):
-        mount.set_attributes(root, mount.ATTR_RDONLY)
+class Devices:
+    """The standard devices and links in /dev, then those asked for. By descriptor, so that a /dev of the image that is
+    a symbolic link leads nowhere outside (CVE-2026-41579)."""
 
+    stage = "devices"
 
-def place(root: int, path: str, *, directory: bool) -> int:
-    """A descriptor of path inside the root, made (as a directory or an empty file) if it is missing."""
-    try:
-        return open_in_root(root, path, os.O_PATH)
-    except FileNotFoundError:
-        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-        fd = open_in_root(root, "/", _DIRECTORY)
-        for depth, part in enumerate(parts, 1):
-            last = depth == len(parts)
-            so_far = "/".join(parts[:depth])
-            try:
-                below = open_in_root(root, so_far, os.O_PATH)
-            except FileNotFoundError:
-                if last and not directory:
-                    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=fd))
-                else:
-                    os.mkdir(part, 0o755, dir_fd=fd)
-                below = open_in_root(root, so_far, os.O_PATH)
-            os.close(fd)
-            fd = below
-        return fd
+    def __init__(self, wanted: list[dict[str, Any]]) -> None:
+        self.wanted = wanted
 
+    def describe(self) -> str:
+        names = [f"/dev/{name}" for name, _, _ in _STANDARD_DEVICES] + [device["path"] for device in self.wanted]
+        return f"make devices {' '.join(names)}"
 
-def _source(entry: dict[str, Any]) -> tuple[int, bool]:
-    """A detached copy of what a bind mount shows, and whether it is a directory; -1 for other mounts."""
-    options = Options(entry.get("options") or [])
-    if not options.bind and entry.get("type") != "bind":
-        return -1, True
-    try:
-        tree = mount.clone(entry["source"], recursive=options.recursive)
-        return tree, stat.S_ISDIR(os.fstat(tree).st_mode)
-    except OSError as error:
-        text = f"mount {entry['source']} at {entry['destination']}: {error.strerror or error}"
-        raise LaunchError("mount", error.errno or 0, text) from None
-
-
-def _mount(root: int, entry: dict[str, Any], bound: int, directory: bool) -> None:
-    options = Options(entry.get("options") or [])
-    kind, destination = entry.get("type") or "", entry["destination"]
-    if bound >= 0:
-        tree = bound
-    elif kind == "cgroup":
-        _cgroup(root, destination, options)
-        return
-    else:
-        source = entry.get("source") or kind
-        tree = mount.file_system(kind, source, options.data, options.add)
-    try:
-        if bound >= 0 and (options.add or options.clear):
-            mount.set_attributes(tree, options.add, clear=options.clear)
-        if options.add_below or options.clear_below:
-            mount.set_attributes(tree, options.add_below, clear=options.clear_below, recursive=True)
-        target = place(root, destination, directory=directory)
-        try:
-            mount.attach(tree, at=target)
-        finally:
-            os.close(target)
-        if options.propagation:
-            mount.set_attributes(tree, propagation=options.propagation, recursive=options.propagation_below)
-    finally:
-        os.close(tree)
-
-
-def _attach(root: int, destination: str, tree: int) -> None:
-    try:
-        target = place(root, destination, directory=True)
-        try:
-            mount.attach(tree, at=target)
-        finally:
-            os.close(target)
-    finally:
-        os.close(tree)
-
-
-def _cgroup(root: int, destination: str, options: Options) -> None:
-    """Version 2: the hierarchy itself. Version 1: a small tmpfs with one directory per hierarchy, as on the host."""
-    layout = cgroup.layout
-    if layout.v2:
-        _attach(root, destination, mount.file_system("cgroup2", "cgroup", (), options.add))
-        return
-    if not layout.v1:
-        return
-    flags = mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC
-    base = mount.file_system("tmpfs", "cgroup", [("mode", "755"), ("size", "64k")], flags)
-    target = place(root, destination, directory=True)
-    mount.attach(base, at=target)
-    os.close(target)
-    for path, controllers in layout.v1:
-        data: list[tuple[str, str | int | None]] = []
-        for name in controllers:
-            data += [("none", None), ("name", name[5:])] if name.startswith("name=") else [(name, None)]
-        folder = os.path.basename(path)
-        os.mkdir(folder, 0o755, dir_fd=base)
-        _attach(root, f"{destination}/{folder}", mount.file_system("cgroup", "cgroup", data, options.add))
-    if options.add & mount.ATTR_RDONLY:
-        mount.set_attributes(base, mount.ATTR_RDONLY)
-    os.close(base)
-
-
-def _devices(root: int, wanted: Any) -> None:
-    """The standard devices, links, and those asked for, in the container's /dev, by descriptor."""
-    dev = open_in_root(root, "dev", os.O_RDONLY | os.O_DIRECTORY)
-    old = os.umask(0)
-    try:
-        for name, major, minor in _STANDARD_DEVICES:
-            _node(dev, name, stat.S_IFCHR | 0o666, major, minor)
-        for name, target in _LINKS:
-            try:
-                os.symlink(target, name, dir_fd=dev)
-            except FileExistsError:
-                continue
-    finally:
-        os.close(dev)
-        os.umask(old)
-    for device in wanted:
-        above, _, name = device["path"].rpartition("/")
-        kind = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}[device["type"]]
-        folder = place(root, above or "/", directory=True)
+    def execute(self, scene: Scene) -> None:
+        dev = place(scene.root, "/dev", directory=True)
         old = os.umask(0)
         try:
-            _node(folder, name, kind | device.get("fileMode", 0o666), device.get("major", 0), device.get("minor", 0))
-            os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=folder, follow_symlinks=False)
+            for name, major, minor in _STANDARD_DEVICES:
+                _node(dev, name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+            for name, target in _LINKS:
+                try:
+                    os.symlink(target, name, dir_fd=dev)
+                except FileExistsError:
+                    continue
+            for device in self.wanted:
+                self._make(scene.root, device)
         finally:
+            os.close(dev)
             os.umask(old)
+
+    def _make(self, root: int, device: dict[str, Any]) -> None:
+        above, _, name = device["path"].rpartition("/")
+        folder = place(root, above or "/", directory=True)
+        try:
+            number = os.makedev(device.get("major", 0), device.get("minor", 0))
+            if _node(folder, name, _KINDS[device["type"]] | device.get("fileMode", 0o666), number):
+                os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=folder, follow_symlinks=False)
+        finally:
             os.close(folder)
 
 
-def _node(folder: int, name: str, mode: int, major: int, minor: int) -> None:
+def _node(folder: int, name: str, mode: int, number: int) -> bool:
     try:
-        os.mknod(name, mode, os.makedev(major, minor), dir_fd=folder)
+        os.mknod(name, mode, number, dir_fd=folder)
+        return True
     except FileExistsError:
         there = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if (stat.S_IFMT(there.st_mode), there.st_rdev) != (stat.S_IFMT(mode), os.makedev(major, minor)):
+        if (stat.S_IFMT(there.st_mode), there.st_rdev) != (stat.S_IFMT(mode), number):
             raise LaunchError("devices", 17, f"the image has another /dev/{name}") from None
+        return False
 
 
-def _console(root: int, terminal: list[int]) -> None:
-    master, slave = open_terminal(root)
-    terminal += [master, slave]
-    tree = mount.clone("", at=slave)
-    target = place(root, "/dev/console", directory=False)
-    mount.attach(tree, at=target)
-    os.close(target)
-    os.close(tree)
+class Console:
+    """A pseudo-terminal of the container's own devpts, bound at /dev/console by its descriptor (CVE-2025-52565)."""
+
+    stage = "terminal"
+
+    def describe(self) -> str:
+        return "open a terminal and bind it at /dev/console"
+
+    def execute(self, scene: Scene) -> None:
+        scene.terminal = open_terminal(scene.root)
+        tree = mount.clone("", at=scene.terminal[1])
+        target = place(scene.root, "/dev/console", directory=False)
+        mount.attach(tree, at=target)
+        os.close(target)
+        os.close(tree)
 
 
 def open_terminal(root: int) -> tuple[int, int]:
     """Master and slave of a new pseudo-terminal of the devpts at ROOT/dev/pts. The slave is opened from the master
-    (TIOCGPTPEER), so nobody can put another file in its place (CVE-2025-52565)."""
+    (TIOCGPTPEER), so nobody can put another file in its place."""
     master = open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-    fcntl.ioctl(master, 0x40045431, pack("i", 0))  # TIOCSPTLCK
-    slave = fcntl.ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)  # TIOCGPTPEER
+    if os.fstat(master).st_rdev != os.makedev(5, 2):
+        raise LaunchError("terminal", 0, "the container's /dev/pts/ptmx is not what the kernel made")
+    fcntl.ioctl(master, _UNLOCK_TERMINAL, pack("i", 0))
+    slave = fcntl.ioctl(master, _OPEN_PEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     return master, slave
 
 
-def _read_only(root: int, path: str) -> None:
-    try:
-        tree = mount.clone(path, recursive=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    try:
-        mount.set_attributes(tree, mount.ATTR_RDONLY, recursive=True)
-        mount.attach(tree, path)
-    finally:
-        os.close(tree)
+class Pivot:
+    stage = "mount"
+
+    def describe(self) -> str:
+        return "change the root, and drop the host's"
+
+    def execute(self, scene: Scene) -> None:
+        os.fchdir(scene.root)  # a hook may have been elsewhere
+        mount.pivot_root(".", ".")
+        mount.unmount(".", mount.MNT_DETACH)
+        os.chdir("/")
 
 
-def _mask(root: int, paths: Any) -> None:
-    """Hide paths: directories behind one empty read-only tmpfs, files behind a /dev/null that is verified to be one
-    (CVE-2025-31133)."""
-    empty = null = -1
-    try:
-        for path in paths:
-            target = _open_if_there(root, path)
+class Sysctl:
+    """Through the container's own, verified procfs, before /proc/sys is made read-only (CVE-2025-52881)."""
+
+    stage = "sysctl"
+
+    def __init__(self, values: dict[str, str]) -> None:
+        self.values = values
+
+    def describe(self) -> str:
+        return "set " + " ".join(f"{key}={value}" for key, value in self.values.items())
+
+    def execute(self, scene: Scene) -> None:
+        for key, value in self.values.items():
+            path = key if "/" in key else key.replace(".", "/")
+            try:
+                fd = open_in_root(scene.root, f"proc/sys/{path}", os.O_WRONLY, resolve=RESOLVE_NO_SYMLINKS)
+                try:
+                    if os.fstat(fd).st_dev != scene.proc:
+                        raise LaunchError("sysctl", 0, f"sysctl {key}: the container has no /proc of its own")
+                    os.write(fd, str(value).encode())
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                text = f"sysctl {key}={value}: {error.strerror}"
+                raise LaunchError("sysctl", error.errno or 0, text) from None
+
+
+class MakeDirectory:
+    """The working directory, if the image lacks it."""
+
+    stage = "working directory"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"make sure that {self.path} is there"
+
+    def execute(self, scene: Scene) -> None:
+        try:
+            os.close(place(scene.root, self.path, directory=True))
+        except OSError:
+            return  # where it cannot be made, entering it says why
+
+
+class ReadOnly:
+    stage = "mount"
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def describe(self) -> str:
+        return f"make read-only {' '.join(self.paths)}"
+
+    def execute(self, scene: Scene) -> None:
+        for path in self.paths:
+            target = open_if_there(scene.root, path)
             if target < 0:
                 continue
-            try:
-                if stat.S_ISDIR(os.fstat(target).st_mode):
-                    if empty < 0:
-                        empty = mount.file_system(
-                            "tmpfs", "masked", [("size", "0"), ("nr_inodes", "2")], mount.ATTR_RDONLY
-                        )
-                    tree = mount.clone("", at=empty)
-                else:
-                    if null < 0:
-                        null = open_in_root(root, "dev/null", os.O_PATH)
-                        there = os.fstat(null)
-                        if not stat.S_ISCHR(there.st_mode) or there.st_rdev != os.makedev(1, 3):
-                            raise LaunchError("mask", 0, "the container's /dev/null is something else")
-                    tree = mount.clone("", at=null)
-                mount.attach(tree, at=target)
-                os.close(tree)
-            finally:
-                os.close(target)
-    finally:
-        for fd in (empty, null):
-            if fd >= 0:
-                os.close(fd)
+            tree = mount.clone("", at=target, recursive=True)
+            mount.set_attributes(tree, mount.ATTR_RDONLY, recursive=True)
+            mount.attach(tree, at=target)
+            os.close(tree)
+            os.close(target)
 
 
-def _open_if_there(root: int, path: str) -> int:
-    try:
-        return open_in_root(root, path, os.O_PATH)
-    except (FileNotFoundError, NotADirectoryError):
-        return -1
+class Mask:
+    """Hide paths: directories behind one empty read-only tmpfs, files behind a /dev/null that is verified to be one
+    (CVE-2025-31133)."""
+
+    stage = "mount"
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def describe(self) -> str:
+        return f"hide {' '.join(self.paths)}"
+
+    def execute(self, scene: Scene) -> None:
+        null = open_in_root(scene.root, "dev/null", os.O_PATH)
+        there = os.fstat(null)
+        if not stat.S_ISCHR(there.st_mode) or there.st_rdev != os.makedev(1, 3):
+            raise LaunchError("mask", 0, "the container's /dev/null is something else")
+        empty = -1
+        for path in self.paths:
+            target = open_if_there(scene.root, path)
+            if target < 0:
+                continue
+            if stat.S_ISDIR(os.fstat(target).st_mode):
+                if empty < 0:
+                    options = [("size", "4k"), ("nr_inodes", "2"), ("mode", "555")]
+                    empty = mount.file_system("tmpfs", "masked", options, mount.ATTR_RDONLY)
+                tree = mount.clone("", at=empty)
+            else:
+                tree = mount.clone("", at=null)
+                mount.set_attributes(tree, mount.ATTR_RDONLY)
+            mount.attach(tree, at=target)
+            os.close(tree)
+            os.close(target)
+        os.close(null)
+        if empty >= 0:
+            os.close(empty)
+
+
+class SealRoot:
+    """Attributes of the root itself, last: everything before may have had to make mount points."""
+
+    stage = "mount"
+
+    def __init__(self, *, read_only: bool, propagation: int, recursive: bool) -> None:
+        self.read_only, self.propagation, self.recursive = read_only, propagation, recursive
+
+    def describe(self) -> str:
+        return f"root: {'read-only' if self.read_only else 'writable'}, propagation {self.propagation:#x}"
+
+    def execute(self, scene: Scene) -> None:
+        if self.read_only:
+            mount.set_attributes(scene.root, mount.ATTR_RDONLY)
+        if self.propagation:
+            mount.set_attributes(scene.root, propagation=self.propagation, recursive=self.recursive)

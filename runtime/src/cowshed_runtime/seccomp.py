@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from _blake2 import blake2b
 
 from cowshed_linux import files, seccomp
 from cowshed_runtime.fastjson import dumps
@@ -11,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_ACTIONS = {
+ACTIONS = {
     "SCMP_ACT_ALLOW": seccomp.ALLOW, "SCMP_ACT_KILL": seccomp.KILL, "SCMP_ACT_KILL_THREAD": seccomp.KILL,
     "SCMP_ACT_KILL_PROCESS": seccomp.KILL_PROCESS, "SCMP_ACT_TRAP": seccomp.TRAP, "SCMP_ACT_LOG": seccomp.LOG,
     "SCMP_ACT_ERRNO": seccomp.ERRNO, "SCMP_ACT_TRACE": seccomp.TRACE,
@@ -54,6 +55,7 @@ statfs64 statmount statx symlink symlinkat sync sync_file_range syncfs sysinfo t
 timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime
 timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink
 unlinkat uretprobe utime utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev
+arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls riscv_flush_icache
 """
 _BY_CAPABILITY = {
     "CAP_DAC_READ_SEARCH": "open_by_handle_at",
@@ -73,6 +75,8 @@ _BY_CAPABILITY = {
     "CAP_BPF": "bpf",
     "CAP_PERFMON": "perf_event_open",
 }
+_DIGEST = 16
+_NO_ROOM = (28, 30, 122)  # ENOSPC, EROFS, EDQUOT: a full disk starts containers, 13 ms later
 _NEW_NAMESPACES = 0x7E020000
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 _AF_VSOCK = 40
@@ -99,26 +103,36 @@ def default_profile(capabilities: list[str]) -> dict[str, Any]:
 
 
 def program(profile: dict[str, Any], cache: str) -> bytes:
-    """The BPF program of a profile; compiling costs 13 ms, so it is kept in the directory cache."""
-    import _hashlib
-
-    key = _hashlib.openssl_sha256(f"{seccomp.version()} {os.uname().machine} {dumps(profile)}".encode()).hexdigest()
-    path = f"{cache}/seccomp-{key[:32]}.bpf"
+    """The BPF program of a profile. Compiling costs 13 ms, so it is kept in the folder cache, with a digest of its own:
+    what a power cut has spoilt is compiled again. OSError, KeyError for a profile that cannot be compiled."""
+    named = f"{seccomp.version()} {os.uname().machine} {dumps(profile)}".encode()
+    path = f"{cache}/seccomp-{blake2b(named, digest_size=16).hexdigest()}.bpf"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        made = _compile(profile)
-        files.write_atomically(path, made, durable=False)
-        return made
+        return _keep(profile, path)
     try:
         kept = os.read(fd, 1 << 20)
     finally:
         os.close(fd)
-    return kept if kept and len(kept) % 8 == 0 else _compile(profile)
+    made = kept[_DIGEST:]
+    if kept[:_DIGEST] != blake2b(made, digest_size=_DIGEST).digest():
+        return _keep(profile, path)
+    return made
+
+
+def _keep(profile: dict[str, Any], path: str) -> bytes:
+    made = _compile(profile)
+    try:
+        files.write_atomically(path, blake2b(made, digest_size=_DIGEST).digest() + made, durable=False)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+    return made
 
 
 def _action(name: str, errno: int | None) -> int:
-    action = _ACTIONS[name]
+    action = ACTIONS[name]
     return action | (1 if errno is None else errno) if action in (seccomp.ERRNO, seccomp.TRACE) else action
 
 

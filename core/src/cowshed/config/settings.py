@@ -1,153 +1,176 @@
-"""Settings: flags, environment, the user's configuration, the system's, in this order; and where each came from."""
+"""Settings: flags, environment, the user's configuration, the system's, in this order; and where each came from.
+
+This is the one module that knows absolute places of the system, and what differs for a plain user.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 
+from cowshed.config import files
 from cowshed.errors import ConfigError
 from cowshed.storage.record import field, record
-from cowshed_runtime.fastjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_SECTIONS = {"storage": ("driver", "durability", "drivers"), "runtime": ("default", "binaries"), "registries": None}
+SYSTEM_FOLDER = "/etc/cowshed"
+
+
+@record(frozen=True)
+class Said:
+    """One source that may name a driver or runtime, and what it says: "" for nothing."""
+
+    source: str
+    value: str
 
 
 @record(frozen=True)
 class Settings:
-    root: str
-    run_root: str
+    root: str  # the store: layers, images, containers
+    run_root: str  # what a reboot may take
     driver: str  # "" if nobody said one
-    driver_from: str
-    driver_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    durability: str = "commit"
+    driver_from: str  # who said it
+    driver_options: dict[str, dict[str, Any]] = field(default_factory=dict)  # by driver; "" is whichever is chosen
+    durability: str = "commit"  # none, commit
     registries: dict[str, Any] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # that were read, the weakest first
+    runtime: str = "native"
+    runtime_from: str = "the default"
+    binaries: dict[str, str] = field(default_factory=dict)  # OCI runtimes by name: their absolute paths
+    drivers_said: tuple[Said, ...] = ()  # every source, the strongest first
+
+    def options_of(self, driver: str) -> dict[str, Any]:
+        """The options for a driver: from the files, and from the command line if they are meant for it."""
+        options = dict(self.driver_options.get(driver, {}))
+        if self.driver in ("", driver):
+            options.update(self.driver_options.get("", {}))
+        return options
 
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
-    """flags: root, run_root, config, driver, driver_option as the command line gave them. ConfigError."""
-    mine = os.geteuid() == 0
-    home = environ.get("HOME", "/")
-    data = "/var/lib" if mine else environ.get("XDG_DATA_HOME") or f"{home}/.local/share"
-    run = "/run" if mine else environ.get("XDG_RUNTIME_DIR") or f"/tmp/cowshed-{os.geteuid()}"
-    run_root = _absolute(flags.get("run_root") or environ.get("COWSHED_RUN_ROOT") or f"{run}/cowshed")
+    """Put all sources together.
+
+    flags: root, run_root, config, driver, driver_option (a list of NAME=VALUE) and runtime, as the command line gave
+    them. Raises ConfigError.
+    """
+    root, run_root = _places(flags, environ)
+    read = _read(flags, environ, run_root)
     merged: dict[str, Any] = {}
-    origin = ""
-    read = []
-    for path, kind in _paths(flags, environ, home):
-        value = _parsed(path, run_root)
-        if value is None:
-            if kind == "named":
-                raise ConfigError(f"there is no configuration file {path}")
-            continue
-        read.append(path)
-        _check(value, path)
-        if value.get("storage", {}).get("driver"):
-            origin = f"configuration file {path}"
-        _merge(merged, value)
-    storage = merged.get("storage", {})
-    driver, where = str(storage.get("driver", "")), origin
-    if environ.get("COWSHED_DRIVER"):
-        driver, where = environ["COWSHED_DRIVER"], "environment variable COWSHED_DRIVER"
-    if flags.get("driver"):
-        driver, where = flags["driver"], "option --driver"
+    for _, content in read:
+        _merge(merged, content)
+    storage, runtime = merged.get("storage", {}), merged.get("runtime", {})
+    drivers = _said("driver", "storage", "driver", flags, environ, read)
+    runtimes = _said("runtime", "runtime", "default", flags, environ, read)
+    driver = next((one for one in drivers if one.value), Said("", ""))
+    chosen = next((one for one in runtimes if one.value), Said("the default", "native"))
     options = {name: dict(table) for name, table in storage.get("drivers", {}).items()}
     for word in flags.get("driver_option") or ():
         name, equals, text = word.partition("=")
-        if not equals:
+        if not equals or not name:
             raise ConfigError(f"--driver-option {word}: write NAME=VALUE")
-        options.setdefault(driver, {})[name] = text
-    durability = storage.get("durability", "commit")
-    if durability not in ("none", "commit"):
-        raise ConfigError(f"storage.durability is none or commit, not {durability!r}")
+        options.setdefault(driver.value, {})[name] = text
     return Settings(
-        _absolute(flags.get("root") or environ.get("COWSHED_ROOT") or f"{data}/cowshed"),
-        run_root, driver, where, options, durability, merged.get("registries", {}), tuple(read),
-    )  # fmt: skip
+        root,
+        run_root,
+        driver.value,
+        driver.source,
+        options,
+        storage.get("durability", "commit"),
+        merged.get("registries", {}),
+        tuple(path for path, _ in read),
+        chosen.value,
+        chosen.source,
+        runtime.get("binaries", {}),
+        drivers,
+    )
 
 
-def _absolute(path: str) -> str:
-    return os.path.abspath(path)
+def _places(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, str]:
+    root = flags.get("root") or environ.get("COWSHED_ROOT")
+    run_root = flags.get("run_root") or environ.get("COWSHED_RUN_ROOT")
+    if not root:
+        data = "/var/lib" if _is_root() else _base(environ, "XDG_DATA_HOME") or f"{_home(environ)}/.local/share"
+        root = f"{data}/cowshed"
+    if not run_root:
+        run = "/run" if _is_root() else _base(environ, "XDG_RUNTIME_DIR")
+        run_root = f"{run}/cowshed" if run else _private(f"/tmp/cowshed-{os.geteuid()}")
+    return os.path.abspath(root), os.path.abspath(run_root)
 
 
-def _paths(flags: Mapping[str, Any], environ: Mapping[str, str], home: str) -> list[tuple[str, str]]:
-    """The files to read, the weakest first."""
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _base(environ: Mapping[str, str], name: str) -> str:
+    """A base directory; one that is not absolute is to be ignored (XDG Base Directory Specification)."""
+    path = environ.get(name, "")
+    return path if path.startswith("/") else ""
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    home = environ.get("HOME", "")
+    if home.startswith("/"):
+        return home.rstrip("/")
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        raise ConfigError(f"user {os.geteuid()} has no home directory", remedy="set HOME, or --root") from None
+
+
+def _private(path: str) -> str:
+    """A directory below a place where everybody may write: it must be ours, if it is there already."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return path
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise ConfigError(f"{path} is not a directory of this user alone", remedy="set XDG_RUNTIME_DIR or --run-root")
+    return path
+
+
+def _read(flags: Mapping[str, Any], environ: Mapping[str, str], run_root: str) -> list[tuple[str, dict[str, Any]]]:
     named = flags.get("config") or environ.get("COWSHED_CONFIG")
     if named:
-        return [(_absolute(named), "named")]
-    found = []
-    user = f"{environ.get('XDG_CONFIG_HOME') or home + '/.config'}/cowshed"
-    for folder in ("/etc/cowshed", user):
-        found.append((f"{folder}/config.toml", "default"))
-        try:
-            names = sorted(os.listdir(f"{folder}/config.d"))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue
-        found += [(f"{folder}/config.d/{name}", "default") for name in names if name.endswith(".toml")]
-    return found
+        path = os.path.abspath(named)
+        read = files.read([path], run_root)
+        if not read:
+            raise ConfigError(f"there is no configuration file {path}")
+        return read
+    home = _base(environ, "XDG_CONFIG_HOME") or f"{_home(environ)}/.config"
+    return files.read(files.search([SYSTEM_FOLDER, f"{home}/cowshed"]), run_root)
 
 
-def _parsed(path: str, run_root: str) -> dict[str, Any] | None:
-    """A file's content; None if there is none. Parsing TOML costs 12 ms, so the result is kept by time and size."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    key = [path, status.st_mtime_ns, status.st_size]
-    cache = f"{run_root}/config-{sum((n + 1) * b for n, b in enumerate(os.fsencode(path))):x}.json"
-    try:
-        with open(cache, "rb") as f:
-            kept = loads(f.read())
-        if kept[0] == key:
-            value: dict[str, Any] = kept[1]
-            return value
-    except (OSError, ValueError):
-        pass  # parsed again below
-    import tomllib
-
-    try:
-        with open(path, "rb") as f:
-            value = tomllib.load(f)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    try:
-        from cowshed_linux import files
-
-        os.makedirs(run_root, mode=0o700, exist_ok=True)
-        files.write_atomically(cache, dumps([key, value]).encode(), durable=False)
-    except (OSError, TypeError):
-        return value  # a cache that cannot be kept, or a date in the file
-    return value
-
-
-def _check(value: dict[str, Any], path: str) -> None:
-    _known(value, tuple(_SECTIONS), path, "")
-    for name, keys in _SECTIONS.items():
-        table = value.get(name, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {name} is a table")
-        if keys is not None:
-            _known(table, keys, path, f"{name}.")
-
-
-def _known(table: dict[str, Any], keys: tuple[str, ...], path: str, where: str) -> None:
-    for key in table:
-        if key not in keys:
-            from difflib import get_close_matches
-
-            near = get_close_matches(key, keys, 1)
-            raise ConfigError(
-                f"{path}: {where}{key} is no setting", remedy=f"did you mean {where}{near[0]}?" if near else ""
-            )
+def _said(
+    name: str,
+    section: str,
+    key: str,
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    read: list[tuple[str, dict[str, Any]]],
+) -> tuple[Said, ...]:
+    variable = f"COWSHED_{name.upper()}"
+    return (
+        Said(f"option --{name}", flags.get(name) or ""),
+        Said(f"environment variable {variable}", environ.get(variable, "")),
+        *[
+            Said(f"configuration file {path}", content.get(section, {}).get(key, ""))
+            for path, content in reversed(read)
+        ],
+    )
 
 
 def _merge(into: dict[str, Any], value: dict[str, Any]) -> None:
+    """Tables are merged; anything else replaces what a weaker file said."""
     for key, item in value.items():
-        if isinstance(item, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], item)
+        if isinstance(item, dict):
+            below = into.get(key)
+            into[key] = fresh = dict(below) if isinstance(below, dict) else {}
+            _merge(fresh, item)
         else:
             into[key] = item

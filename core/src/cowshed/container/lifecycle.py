@@ -37,6 +37,7 @@ def create(
     Its `containers` and `layers` bytes are held on return; `release` lets them go.
     """
     from cowshed.image import realise
+    from cowshed.image.progress import Progress
 
     name = asked.get("name") or names.random_name()
     if not set(name) <= _NAME or not name[0].isalnum() or len(name) < 2:
@@ -46,7 +47,7 @@ def create(
     own = loads(image.config).get("config") or {}
     wanted = mounts.name_volumes(mounts.parse(asked, own))
     layers = engine.layers()
-    top = realise.top_layer(layers, image, engine.settings.durability, lambda text: None)
+    top = realise.top_layer(layers, image, engine.settings.durability, Progress())
     store = engine.store
     ident = os.urandom(32).hex()
     with store.transaction() as tx:

@@ -1,44 +1,79 @@
 """Blobs: files named by their digest, whole or not there at all.
 
-blobs/sha256/HEX      verified
-blobs/partial/HEX     being downloaded, or left by a download that broke: the next one goes on from there
+    blobs/sha256/HEX            verified; published by rename
+    blobs/partial/BOOT-HEX      being downloaded, or left by a download that broke: the next one goes on from there.
+                                BOOT is of the boot that wrote it: after a power cut nobody knows which of its bytes
+                                reached the disk
+    blobs/partial/new.PID.N     being made here, under a name that is not known yet
+    blobs/partial/stage.PID.N   a directory: blobs of an archive, before it is known which of them are needed
+
+Nothing is synced file by file: whoever writes blobs down in the database calls `sync` once before.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
+import stat
 
-from cowshed.errors import NoSpace, Tampered
+from cowshed.image.incoming import Incoming
+from cowshed.image.outgoing import NewBlob
+from cowshed.image.reference import check_digest
+from cowshed.image.staging import delete_abandoned
+from cowshed_linux import files, locks, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from cowshed.image.manifest import Descriptor
+    from cowshed.state.store import Store
 
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
+_OLDEST = 7 * 86400  # seconds that a broken download is kept for
+_PARTIALS = 8 << 30  # bytes that broken downloads may have together
 
 
-class Blobs:
+class BlobStore:
+    """The blobs of one store. May be used from several threads."""
+
     def __init__(self, root: str) -> None:
         self._folder = f"{root}/blobs"
+        self._sync_fd = -1
 
     def path(self, digest: str) -> str:
-        algorithm, _, digits = digest.partition(":")
+        """Where a blob is or will be. The digest is checked: a name from outside becomes part of a path only as hex."""
+        algorithm, _, digits = check_digest(digest).partition(":")
         return f"{self._folder}/{algorithm}/{digits}"
 
     def has(self, blob: Descriptor) -> bool:
+        """Whether the blob is there with its size."""
+        return self.size(blob.digest) == blob.size
+
+    def size(self, digest: str) -> int:
+        """Bytes of a blob, -1 if it is not there."""
         try:
-            return os.stat(self.path(blob.digest)).st_size == blob.size
+            return os.stat(self.path(digest)).st_size
         except FileNotFoundError:
-            return False
+            return -1
 
     def read(self, digest: str) -> Iterator[bytes]:
-        with open(self.path(digest), "rb", buffering=0) as f:
-            while chunk := f.read(_CHUNK):
-                yield chunk
+        """The bytes of a blob in pieces. FileNotFoundError at the first."""
+        with open(self.path(digest), "rb", buffering=0) as file:
+            while piece := file.read(CHUNK):
+                yield piece
+
+    def receive(self, blob: Descriptor, fetch: Callable[[int], Iterable[bytes]]) -> Incoming:
+        """Begin to store a blob; fetch(offset) gives its bytes from there on. Nothing runs until `Incoming.run`."""
+        digits = blob.digest.partition(":")[2]
+        return Incoming(blob, f"{self._folder}/partial/{process.boot_id()[:8]}-{digits}", self.path(blob.digest), fetch)
+
+    def create(self) -> NewBlob:
+        """Begin to make a blob whose digest comes out at the end."""
+        return NewBlob(f"{self._folder}/partial", self.path)
+
+    def staging_path(self) -> str:
+        """A new name for a staging directory."""
+        return f"{self._folder}/partial/stage.{os.getpid()}.{os.urandom(4).hex()}"
 
     def remove(self, digest: str) -> None:
         try:
@@ -46,99 +81,98 @@ class Blobs:
         except FileNotFoundError:
             return
 
-    def receive(self, blob: Descriptor, fetch: Callable[[int], Iterable[bytes]]) -> Incoming:
-        """Begin to store a blob; fetch(offset) gives its bytes from there on."""
-        digits = blob.digest.partition(":")[2]
-        return Incoming(blob, f"{self._folder}/partial/{digits}", self.path(blob.digest), fetch)
+    # ------------------------------------------------------------ the disk
 
+    def open_for_sync(self) -> None:
+        """Call before the first write: syncfs(2) tells of errors only since the descriptor was opened."""
+        if self._sync_fd < 0:
+            self._sync_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-class Incoming:
-    """A blob that arrives in a thread and may be read meanwhile."""
+    def sync(self) -> None:
+        """Bring every blob to the disk, by one call for all. OSError if one could not be written."""
+        self.open_for_sync()
+        files.syncfs(self._sync_fd)
 
-    def __init__(self, blob: Descriptor, partial: str, path: str, fetch: Callable[[int], Iterable[bytes]]) -> None:
-        self.blob, self._partial, self._path, self._fetch = blob, partial, path, fetch
-        self.received = 0
-        self._fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._more = threading.Condition()
-        self._done, self._error = False, None  # type: bool, BaseException | None
-        self.cancelled = False
+    def device(self) -> int:
+        """The file system: a driver's root on the same one is synced together with the blobs."""
+        return os.stat(self._folder).st_dev
 
-    def run(self) -> None:
-        """Download, verify, publish. Errors come out of `chunks` and `finish`."""
-        import fcntl
-
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            algorithm, _, wanted = self.blob.digest.partition(":")
-            digest = hashlib.new(algorithm)
-            kept = self._kept(digest)
-            for data in self._fetch(kept) if kept < self.blob.size else ():
-                if self.cancelled:
-                    raise InterruptedError("cancelled")
-                digest.update(data)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._fd, view) :]
-                with self._more:
-                    self.received += len(data)
-                    self._more.notify_all()
-                if self.received > self.blob.size:
-                    break
-            if self.received != self.blob.size or digest.hexdigest() != wanted:
-                if self.received >= self.blob.size:
-                    os.unlink(self._partial)
-                what = f"{self.received} bytes" if self.received != self.blob.size else f"digest {digest.hexdigest()}"
-                raise Tampered(f"blob {self.blob.digest[:19]} came with {what}, not {self.blob.size} bytes as named")
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            os.rename(self._partial, self._path)
-        except OSError as error:
-            if error.errno in (28, 122):
-                os.unlink(self._partial)
-                self._error = NoSpace(f"no space for blob {self.blob.digest[:19]}", remedy="cowshed rmi, or free space")
-            else:
-                self._error = error
-        except BaseException as error:
-            self._error = error
-        finally:
-            with self._more:
-                self._done = True
-                self._more.notify_all()
-
-    def _kept(self, digest: object) -> int:
-        """Take what an earlier download left into the digest; its length."""
-        size = os.fstat(self._fd).st_size
-        if size > self.blob.size:
-            os.ftruncate(self._fd, 0)
-            return 0
-        while block := os.read(self._fd, _CHUNK):
-            digest.update(block)  # type: ignore[attr-defined]
-            with self._more:
-                self.received += len(block)
-        return self.received
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes as they arrive."""
-        at = 0
-        while True:
-            with self._more:
-                while at >= self.received and not self._done:
-                    self._more.wait()
-                there, done = self.received, self._done
-            while at < there:
-                block = os.pread(self._fd, min(_CHUNK, there - at), at)
-                at += len(block)
-                yield block
-            if done and at >= self.received:
-                if self._error is not None:
-                    raise self._error
-                return
-
-    def finish(self) -> None:
-        with self._more:
-            while not self._done:
-                self._more.wait()
-        if self._error is not None:
-            raise self._error
+    def free(self) -> int:
+        """Bytes that can still be written."""
+        status = os.statvfs(self._folder)
+        return status.f_bavail * status.f_frsize
 
     def close(self) -> None:
-        os.close(self._fd)
+        if self._sync_fd >= 0:
+            os.close(self._sync_fd)
+            self._sync_fd = -1
+
+    # ------------------------------------------------------------ cleaning
+
+    def collect(self, store: Store) -> int:
+        """Delete the blobs that no image lists and no running command counts on; the bytes freed."""
+        from cowshed.state import leases
+
+        freed = 0
+
+        def remove(digest: str) -> None:
+            nonlocal freed
+            freed += max(self.size(digest), 0)
+            self.remove(digest)
+
+        leases.delete_unused(store, self.digests(), remove)
+        return freed
+
+    def digests(self) -> list[str]:
+        """All blobs that are there."""
+        found = []
+        for algorithm in ("sha256", "sha512"):
+            try:
+                names = os.listdir(f"{self._folder}/{algorithm}")
+            except FileNotFoundError:
+                continue
+            found += [f"{algorithm}:{name}" for name in names]
+        return found
+
+    def prune_partials(self, *, oldest: float = _OLDEST, limit: int = _PARTIALS) -> int:
+        """Delete what broken downloads left: of another boot, older than `oldest` seconds, and the oldest of what is
+        together more than `limit` bytes. What a living command writes to is locked and stays. Bytes freed."""
+        from time import time
+
+        folder = f"{self._folder}/partial"
+        boot, now = process.boot_id()[:8], time()
+        there: list[tuple[float, int, str]] = []
+        kept = freed = 0
+        for name in os.listdir(folder):
+            try:
+                status = os.stat(f"{folder}/{name}")
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                freed += delete_abandoned(f"{folder}/{name}")
+            else:
+                there.append((status.st_mtime, status.st_size, name))
+        there.sort(reverse=True)
+        for changed, size, name in there:
+            fresh = name.startswith(f"{boot}-") and now - changed < oldest
+            if fresh and kept + size <= limit:
+                kept += size
+            elif _unlink_unless_locked(f"{folder}/{name}"):
+                freed += size
+        return freed
+
+
+def _unlink_unless_locked(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        if not locks.lock_file(fd, wait=False):
+            return False
+        os.unlink(path)
+        return True
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(fd)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
-import time
 from functools import partial
 
-from cowshed.errors import Tampered
-from cowshed.image import manifest as manifests
-from cowshed.image.blobs import Blobs, Incoming
-from cowshed.image.realise import realise
+from cowshed.errors import BadUsage, NoSpace, NotFound
+from cowshed.image.blobs import BlobStore
+from cowshed.image.realise import Kept, realise
+from cowshed.image.resolve import resolve
 from cowshed.registry.client import Client
 from cowshed.state import images
-from cowshed.state.rows import ImageRow
+from cowshed.state.leases import Lease
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
     from typing import Any
 
+    from cowshed.image.incoming import Incoming
+    from cowshed.image.manifest import Descriptor
+    from cowshed.image.platform import Platform
+    from cowshed.image.progress import Progress
     from cowshed.image.realise import Source
     from cowshed.image.reference import Reference
+    from cowshed.image.resolve import Origin, Resolved
     from cowshed.layers.layers import Layers
+    from cowshed.state.rows import ImageRow
+    from cowshed.state.store import Store
 
+POLICIES = ("always", "missing", "never")
 _PARALLEL = 4
 
 
@@ -31,110 +38,165 @@ def pull(
     layers: Layers,
     reference: Reference,
     *,
-    platform: str,
     registries: Mapping[str, Any],
     durability: str,
-    report: Callable[[str], None],
+    progress: Progress,
+    platform: Platform | None = None,
+    policy: str = "always",
 ) -> ImageRow:
-    """Bring an image into the store and its layers into the driver. Raises RegistryError, ImageError, NoSpace."""
+    """Bring an image into the store and its layers into the driver.
+
+    registries: the configuration's table of that name. platform: None for this machine's. policy: `always` asks the
+    registry, `missing` only if no image has the name, `never` does not. Raises NotFound, RegistryError, AuthError,
+    ImageError, Tampered, NoSpace; then nothing is left but what a repetition goes on from.
+    """
+    if policy not in POLICIES:
+        raise BadUsage(f"the pull policy is one of {', '.join(POLICIES)}, not {policy!r}")
     store = layers.store
-    client = Client(reference.registry, registries.get(reference.registry) or {})
-    repository = reference.repository
-    report(f"{reference.familiar}: asking {reference.registry}")
-    data, said = client.manifest(repository, reference.wanted)
-    if reference.digest:
-        _verify(data, reference.digest, "the manifest")
-    value = manifests.document(data, "the manifest")
-    kind = manifests.media_type(value, said)
-    for _ in range(4):
-        if kind in manifests.MANIFESTS:
-            break
-        chosen = manifests.choose(value, platform)
-        data, said = client.manifest(repository, chosen.digest)
-        _verify(data, chosen.digest, "the manifest")
-        value = manifests.document(data, "the manifest")
-        kind = manifests.media_type(value, said)
-    parsed = manifests.parse_manifest(value)
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    config_bytes = b"".join(_bounded(client.blob(repository, parsed.config.digest, 0), parsed.config.size))
-    _verify(config_bytes, parsed.config.digest, "the configuration")
-    config = manifests.document(config_bytes, "the configuration")
-    diff_ids = manifests.diff_ids(config, len(parsed.layers))
+    if policy != "always":
+        there = images.by_name(store, reference.name)
+        if there is not None:
+            return there
+        if policy == "never":
+            raise NotFound(f"no such image: {reference.familiar}", remedy="pull it, or allow it to be pulled")
+    progress.step(f"{reference.familiar}: asking {reference.registry}")
+    settings = registries.get(reference.registry) or {}
+    with Client(reference.registry, reference.repository, settings) as client:
+        found = resolve(store, client, reference.wanted, digest=reference.digest, platform=platform, progress=progress)
+        bring(layers, client, found, names=[reference.name], durability=durability, progress=progress,
+              abort=client.abort)  # fmt: skip
+    progress.step(f"{reference.familiar}: {found.image.manifest_digest}")
+    return found.image
 
-    image = ImageRow(
-        parsed.config.digest, digest, data, kind, config_bytes, diff_ids, images.chain_ids(diff_ids),
-        tuple((d.digest, d.media_type, d.size) for d in parsed.layers),
-        "/".join(str(config[k]) for k in ("os", "architecture", "variant") if config.get(k)),
-        sum(d.size for d in parsed.layers), manifests.created_ns(config.get("created")), time.time_ns(),
-    )  # fmt: skip
-    blobs = Blobs(store.root)
-    arriving = _Downloads(client, repository, blobs, parsed.layers)
+
+def bring(
+    layers: Layers,
+    origin: Origin,
+    found: Resolved,
+    *,
+    names: Sequence[str],
+    durability: str,
+    progress: Progress,
+    abort: Callable[[], None] = lambda: None,
+    prepare: Callable[[], bool] = lambda: False,
+) -> None:
+    """Download what is missing of a resolved image and realise it. abort() ends the origin's transfers at once;
+    prepare() is called when the blobs are leased, to put in place what is here already: whether that was anything."""
+    store = layers.store
+    blobs = BlobStore(store.root)
+    blobs.prune_partials()
+    wanted = found.manifest.layers
     try:
-        arriving.start()
-        sources = [arriving.source(n) for n in range(len(parsed.layers))]
-        realise(layers, image, sources, names=[reference.name], durability=durability, report=report)
-        arriving.finish()
+        with Lease(store, (layer.digest for layer in wanted)):
+            blobs.open_for_sync()
+            new = prepare()
+            with Downloads(blobs, origin, wanted, progress, abort) as downloads:
+
+                def ready(synced: bool) -> None:
+                    downloads.wait()
+                    if durability == "commit" and (new or downloads.count) and not synced:
+                        blobs.sync()
+
+                downloads.start()
+                sources = [downloads.source(layer, found.image.id) for layer in wanted]
+                try:
+                    realise(
+                        layers, found.image, sources, names=names, durability=durability, progress=progress,
+                        ready=ready,
+                    )  # fmt: skip
+                except Exception as error:
+                    downloads.cancel()
+                    if downloads.error is not None and downloads.error is not error:
+                        raise downloads.error from None  # what went wrong first, not that the others were cancelled
+                    raise
     finally:
-        arriving.stop()
-    report(f"{reference.familiar}: {digest}")
-    return image
+        blobs.close()
 
 
-def _verify(data: bytes, digest: str, what: str) -> None:
-    algorithm, _, wanted = digest.partition(":")
-    if hashlib.new(algorithm, data).hexdigest() != wanted:
-        raise Tampered(f"{what} does not have the digest {digest}")
+class Downloads:
+    """The missing layers of one image, a few at a time, lowest first. The first error ends them all."""
 
-
-def _bounded(chunks: Iterable[bytes], size: int) -> Iterable[bytes]:
-    left = min(size, manifests.LIMIT)
-    for chunk in chunks:
-        left -= len(chunk)
-        if left < 0:
-            raise Tampered("the configuration is larger than its manifest says")
-        yield chunk
-
-
-class _Downloads:
-    """The layers of one image, a few at a time, lowest first."""
-
-    def __init__(self, client: Client, repository: str, blobs: Blobs, layers: tuple[manifests.Descriptor, ...]) -> None:
-        self._blobs = blobs
-        self._layers = layers
+    def __init__(
+        self, blobs: BlobStore, origin: Origin, layers: Iterable[Descriptor], progress: Progress,
+        abort: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._blobs, self._progress, self._abort = blobs, progress, abort
         self._incoming: dict[str, Incoming] = {}
         for layer in layers:
             if layer.digest not in self._incoming and not blobs.has(layer):
-                self._incoming[layer.digest] = blobs.receive(layer, partial(client.blob, repository, layer.digest))
+                self._incoming[layer.digest] = blobs.receive(layer, partial(origin.blob, layer))
         self._queue = list(self._incoming.values())
-        self._threads = [threading.Thread(target=self._work) for _ in range(min(_PARALLEL, len(self._queue)))]
+        self.count = len(self._queue)
+        self.error: BaseException | None = None
+        self._guard = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, name="download") for _ in range(min(_PARALLEL, self.count))
+        ]
 
     def start(self) -> None:
+        """NoSpace if it cannot end well."""
+        needed, free = sum(i.blob.size for i in self._queue), self._blobs.free()
+        if needed > free:
+            raise NoSpace(f"the layers to download have {needed} bytes, and {free} are free",
+                          remedy="cowshed rmi, or free space")  # fmt: skip
         for thread in self._threads:
             thread.start()
 
     def _work(self) -> None:
-        while self._queue:
-            try:
+        while True:
+            with self._guard:
+                if not self._queue or self.error is not None:
+                    return
                 incoming = self._queue.pop(0)
-            except IndexError:
+            digest = incoming.blob.digest
+            self._progress.begin(digest, digest[7:19], incoming.blob.size)
+            incoming.run(partial(self._progress.advance, digest))
+            self._progress.end(digest)
+            try:
+                incoming.wait()
+            except BaseException as error:
+                self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        with self._guard:
+            if self.error is not None:
                 return
-            incoming.run()
+            self.error = error
+        self.cancel()
 
-    def source(self, n: int) -> Source:
-        layer = self._layers[n]
-        incoming = self._incoming.get(layer.digest)
-        return incoming.chunks if incoming is not None else lambda: self._blobs.read(layer.digest)
+    def source(self, layer: Descriptor, image_id: str) -> Source:
+        return self._incoming.get(layer.digest) or Kept(self._blobs, layer.digest, image_id)
 
-    def finish(self) -> None:
+    def wait(self) -> None:
+        """Until every blob is whole and published; raises the first error."""
         for incoming in self._incoming.values():
-            incoming.finish()
+            incoming.wait()
 
-    def stop(self) -> None:
-        self._queue.clear()
+    def cancel(self) -> None:
+        with self._guard:
+            self._queue.clear()
         for incoming in self._incoming.values():
-            incoming.cancelled = True
+            incoming.cancel()
+        self._abort()
+
+    def __enter__(self) -> Downloads:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.cancel()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
         for incoming in self._incoming.values():
             incoming.close()
+
+
+def known(store: Store, reference: Reference) -> ImageRow | None:
+    """The image that a name stands for here, or that has the digest."""
+    found = images.by_name(store, reference.name)
+    if found is None and reference.digest:
+        found = images.by_digest(store, reference.digest)
+    return found

@@ -1,24 +1,39 @@
-"""Making an image's layers in a driver, from wherever their archives come."""
+"""Making an image's layers in a driver, from wherever their archives come.
+
+`run` looks here for a layer that is there already; so what only the making needs is imported by the making.
+"""
 
 from __future__ import annotations
 
 from cowshed.errors import ImageError
-from cowshed.image.blobs import Blobs
 from cowshed.layers.faults import step
-from cowshed.layers.unpack import unpack
 from cowshed.state import images
 from cowshed.state.locks import chain_byte
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Protocol
 
+    from cowshed.image.blobs import BlobStore
+    from cowshed.image.progress import Progress
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Transaction
     from cowshed.storage.api import Layer
 
-    Source = Callable[[], Iterable[bytes]]
+    class Source(Protocol):
+        """The archive of one layer, as it is kept or as it comes."""
+
+        def chunks(self) -> Iterable[bytes]: ...
+
+        def cancel(self) -> None:
+            """Let whoever reads chunks, in another thread, end with an error."""
+
+
+_PATIENCE = 3600.0  # seconds to wait for another command that makes the same layer
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 
 
 def realise(
@@ -28,12 +43,17 @@ def realise(
     *,
     names: Sequence[str],
     durability: str,
-    report: Callable[[str], None],
+    progress: Progress,
+    ready: Callable[[bool], None] = lambda synced: None,
 ) -> Layer | None:
     """Apply those layers of image that the driver lacks; then write image, names and layers down at once.
 
+    ready(synced) is called when all is applied and nothing is written down yet: it returns when all blobs are there;
+    synced tells whether the blobs' file system will be synced here, if durability asks for that.
     The top layer, None for an image without layers. On an error nothing that is new stays.
     """
+    from cowshed.layers.unpack import unpack
+
     locks = layers.store.locks
     made: list[tuple[Layer, str, str]] = []
     taken: list[int] = []
@@ -42,23 +62,28 @@ def realise(
         for n, (chain, diff) in enumerate(zip(image.chain_ids, image.diff_ids, strict=True)):
             byte = chain_byte(layers.name, chain)
             if not made:
-                locks.take("chains", byte, wait=600, what=f"layer {chain[7:19]}")
-                taken.append(byte)
                 there = layers.by_chain_id(chain)
+                if there is None:
+                    locks.take("chains", byte, wait=_PATIENCE, what=f"layer {chain[7:19]}")
+                    taken.append(byte)
+                    there = layers.by_chain_id(chain)
                 if there is not None:
                     top = there
                     continue
             elif locks.try_take("chains", byte):
                 taken.append(byte)
-            report(f"layer {n + 1} of {len(image.diff_ids)}: {diff[7:19]}")
+            _, media_type, size = image.blobs[n]
+            progress.step(f"layer {n + 1} of {len(image.diff_ids)}: {diff[7:19]}, {_size(size)}")
             active = layers.begin(top)
             made.append((active, chain, diff))
             step("realise.begun")
+            source = sources[n]
             with layers.mounted(active, read_only=False) as tree:
-                unpack(sources[n](), tree, diff_id=diff)
+                unpack(_typed(source.chunks(), media_type, progress), tree, diff_id=diff, cancel=source.cancel)
             step("realise.applied")
             top = layers.seal(active)
             made[-1] = (top, chain, diff)
+        ready(bool(made))
 
         def rows(tx: Transaction) -> None:
             images.insert(tx, image)
@@ -75,25 +100,71 @@ def realise(
             locks.release("chains", byte)
 
 
-def top_layer(layers: Layers, image: ImageRow, durability: str, report: Callable[[str], None]) -> Layer | None:
-    """The image's top layer in this driver, made from the blobs that the store has kept if it is not there yet."""
+class Kept:
+    """A layer's blob in the store."""
+
+    def __init__(self, blobs: BlobStore, digest: str, image_id: str) -> None:
+        self._blobs, self._digest, self._image_id = blobs, digest, image_id
+
+    def chunks(self) -> Iterator[bytes]:
+        try:
+            yield from self._blobs.read(self._digest)
+        except FileNotFoundError:
+            raise ImageError(
+                f"blob {self._digest[:19]} of image {self._image_id[7:19]} is gone", remedy="pull the image again"
+            ) from None
+
+    def cancel(self) -> None:
+        """A file never keeps its reader waiting."""
+
+
+def top_layer(layers: Layers, image: ImageRow, durability: str, progress: Progress) -> Layer | None:
+    """The image's top layer in this driver, made from the blobs that the store has kept if it is not there yet.
+
+    Raises ImageError if a blob is gone or damaged, NoSpace.
+    """
     if not image.chain_ids:
         return None
     there = layers.by_chain_id(image.chain_ids[-1])
     if there is not None:
         return there
-    blobs = Blobs(layers.store.root)
+    from cowshed.image.blobs import BlobStore
+    from cowshed.state.leases import Lease
 
-    def source(digest: str) -> Source:
-        def chunks() -> Iterable[bytes]:
-            try:
-                yield from blobs.read(digest)
-            except FileNotFoundError:
-                raise ImageError(
-                    f"blob {digest[:19]} of image {image.id[7:19]} is gone", remedy="pull it again"
-                ) from None
+    blobs = BlobStore(layers.store.root)
+    with Lease(layers.store, (digest for digest, _, _ in image.blobs)):
+        sources = [Kept(blobs, digest, image.id) for digest, _, _ in image.blobs]
+        return realise(layers, image, sources, names=[], durability=durability, progress=progress)
 
-        return chunks
 
-    sources = [source(digest) for digest, _, _ in image.blobs]
-    return realise(layers, image, sources, names=[], durability=durability, report=report)
+def _typed(chunks: Iterable[bytes], media_type: str, progress: Progress) -> Iterator[bytes]:
+    """Hold what a layer is against what its manifest says it is. zstd that is none, and plain that is compressed, is
+    an error; many old images call plain archives gzip, so that is only told."""
+    from cowshed.image.manifest import LAYER_TYPES
+
+    claimed = LAYER_TYPES.get(media_type)
+    source = iter(chunks)
+    first = b""
+    for chunk in source:
+        first += chunk
+        if len(first) >= 4:
+            break
+    found = next((name for name, magic in _MAGIC.items() if first.startswith(magic)), "")
+    if first[1:4] == _ZSTD_SKIPPABLE and first[0] >> 4 == 5:
+        found = "zstd"
+    if claimed is not None and found != claimed:
+        text = f"the layer is called {claimed or 'uncompressed'} by its manifest and is {found or 'something else'}"
+        if claimed != "gzip":
+            raise ImageError(text, remedy="build the image again")
+        progress.warn(text)
+    if first:
+        yield first
+    yield from source
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.3g} GB"

@@ -8,6 +8,8 @@ from cowshed.storage.record import record
 _DEFAULT, _LIBRARY = "docker.io", "library/"
 _DIGITS = {"sha256": 64, "sha512": 128}
 _PART = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
+_HEX = frozenset("0123456789abcdef")
+_LABEL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _TAG = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -42,35 +44,63 @@ def familiar(name: str) -> str:
 def check_digest(text: str) -> str:
     """The digest itself, if it is one of a known algorithm: it becomes part of a path. BadUsage."""
     algorithm, _, digits = text.partition(":")
-    if len(digits) != _DIGITS.get(algorithm, -1) or not all(c in "0123456789abcdef" for c in digits):
+    if len(digits) != _DIGITS.get(algorithm, -1) or not set(digits) <= _HEX:
         raise BadUsage(f"{text[:100]!r} is no digest", remedy="write sha256: and 64 lower-case hex digits")
     return text
 
 
 def parse(text: str) -> Reference:
-    """BadUsage if text is no name of an image."""
-    rest, _, digest = text.partition("@")
-    if digest:
+    """BadUsage if text is no name of an image (distribution-spec, Pulling manifests, with docker's rules)."""
+    rest, at, digest = text.partition("@")
+    if at:
         check_digest(digest)
-    elif "@" in text:
-        raise _bad(text)
     first, slash, after = rest.partition("/")
     if slash and (any(c in first for c in ".:") or first == "localhost" or first != first.lower()):
         registry, rest = first, after
+        if not _is_host(registry):
+            raise _bad(text)
+        if registry in ("index.docker.io", "registry-1.docker.io"):
+            registry = _DEFAULT
     else:
         registry = _DEFAULT
     repository, colon, tag = rest.rpartition(":")
     if not colon:
         repository, tag = rest, ""
     if registry == _DEFAULT and "/" not in repository:
+        if len(repository) == 64 and set(repository) <= _HEX:
+            raise BadUsage(f"{text!r} is an id and no name of an image")
         repository = _LIBRARY + repository
-    parts = repository.split("/")
-    if len(repository) > 255 or not all(p and set(p) <= _PART and p[0].isalnum() and p[-1].isalnum() for p in parts):
+    if len(repository) > 255 or not all(map(_is_part, repository.split("/"))):
         raise _bad(text)
     if colon and not (tag and len(tag) <= 128 and set(tag) <= _TAG and tag[0] not in ".-"):
         raise _bad(text)
     return Reference(registry, repository, tag or ("" if digest else "latest"), digest)
 
 
+def _is_host(text: str) -> bool:
+    """HOST[:PORT]; HOST is a domain name, an IPv4 address or an IPv6 address in brackets."""
+    if text.startswith("["):
+        host, bracket, port = text[1:].partition("]")
+        if not bracket or not set(host) <= _HEX | {":"} or ":" not in host or (port and port[0] != ":"):
+            return False
+        port = port[1:] if port else "0"
+    else:
+        host, colon, port = text.partition(":")
+        port = port if colon else "0"
+        if not all(label and set(label) <= _LABEL and label[0] != "-" != label[-1] for label in host.split(".")):
+            return False
+    return port.isascii() and port.isdigit() and int(port) < 65536
+
+
+def _is_part(text: str) -> bool:
+    """Lower-case letters and digits, with `.`, `_`, `__` or any number of `-` between them."""
+    if not text or not set(text) <= _PART or text[0] in "._-" or text[-1] in "._-":
+        return False
+    runs = "".join(c if c in "._-" else " " for c in text).split()
+    return all(run in (".", "_", "__") or not run.strip("-") for run in runs)
+
+
 def _bad(text: str) -> BadUsage:
-    return BadUsage(f"{text!r} is no name of an image", remedy="write [REGISTRY/]NAME[:TAG][@DIGEST] in lower case")
+    return BadUsage(
+        f"{text[:300]!r} is no name of an image", remedy="write [REGISTRY/]NAME[:TAG][@DIGEST] in lower case"
+    )

@@ -3,11 +3,12 @@ with."""
 
 from __future__ import annotations
 
+from cowshed.errors import Busy, StoreError
 from cowshed.layers.host import EngineHost
+from cowshed.state import drivers
+from cowshed.state.rows import DriverRow
 from cowshed.storage import options, registry
-from cowshed.storage.errors import StorageError
-from cowshed_linux import locks
-from cowshed_runtime.fastjson import dumps, loads
+from cowshed.storage.errors import StorageError, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,39 +17,54 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
     from cowshed.storage import api
 
+_WAIT = 30.0  # seconds for another command to make the same driver's store
+
 
 def open_driver(store: Store, name: str, wanted: Mapping[str, str | int | bool]) -> api.Driver:
-    """The driver called name, open on STORE/drivers/name.
+    """The driver called name, open on STORE/drivers/name. Its store is made on the first use.
 
-    Raises NotFound (not installed), StorageError (WrongStore, BadOption, …) as the driver says.
+    Raises NotFound (not installed), StorageError (WrongStore, BadOption, …) as the driver says, Busy.
     """
-    rows = store.query("select store, options, remembered from drivers where name = ?", name)
-    kept = registry.Remembered(**loads(rows[0][2])) if rows else None
+    row = drivers.get(store, name)
+    kept = registry.Remembered(**row.remembered) if row else None
     plugin, found = registry.load(name, kept)
     root = f"{store.root}/drivers/{name}"
     chosen = options.check(plugin, wanted)
     host = EngineHost()
-    if rows:
-        options.compare(plugin, loads(rows[0][1]), wanted, chosen)
-        if found != kept and store.writable:
-            with store.transaction() as tx:
-                tx.execute("update drivers set remembered = ? where name = ?", dumps(registry.as_dict(found)), name)
-        return plugin.open(root, chosen, host, store=rows[0][0])
+    if row is None:
+        row = _first_use(store, plugin, root, chosen, host, registry.as_dict(found))
+    elif found != kept and store.writable:
+        with store.transaction() as tx:
+            drivers.set_remembered(tx, name, registry.as_dict(found))
+    options.compare(plugin, row.options, wanted, chosen)
+    # Opening a store may set devices up, which two must not do at once.
+    if not store.locks.exclude(f"driver.{name}", wait=_WAIT):
+        raise Busy(f"the {name} store is being opened by another command", remedy="try again")
+    try:
+        return plugin.open(root, chosen, host, store=row.store)  # type: ignore[arg-type]
+    finally:
+        store.locks.let_go(f"driver.{name}")
+
+
+def _first_use(
+    store: Store, plugin: api.DriverPlugin, root: str, chosen: api.Options, host: EngineHost, remembered: dict[str, str]
+) -> DriverRow:
+    name = plugin.name
     report = plugin.probe(root, chosen, host)
     if report.capabilities is None:
         reason = report.reasons[0]
-        raise StorageError(f"driver {name} cannot be used here: {reason.text}", remedy=reason.remedy)
-    fd = store.locks.file(f"driver.{name}")
-    locks.lock_file(fd)
+        raise Unsupported(f"driver {name} cannot be used here: {reason.text}", remedy=reason.remedy)
+    if not store.writable:
+        raise StoreError(f"the store at {store.root} has not used driver {name} yet and is open for reading only")
+    if not store.locks.exclude(f"driver.{name}", wait=_WAIT):
+        raise Busy(f"the {name} store is being made by another command", remedy="try again")
     try:
         identity = plugin.init(root, chosen, host)
         with store.transaction() as tx:
-            tx.execute(
-                "insert or ignore into drivers values (?, ?, ?, ?)",
-                name, identity, dumps(options.fixed(plugin, chosen)), dumps(registry.as_dict(found)),
-            )  # fmt: skip
+            drivers.insert(tx, DriverRow(name, identity, options.fixed(plugin, chosen), remembered))
     finally:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    return plugin.open(root, chosen, host, store=identity)
+        store.locks.let_go(f"driver.{name}")
+    row = drivers.get(store, name)
+    if row is None:
+        raise StorageError(f"driver {name} was taken out of the store meanwhile", remedy="try again")
+    return row

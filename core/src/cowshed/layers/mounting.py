@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_OPTION = 255  # fsconfig(2) takes a value of at most so many bytes
 _DATA_PAGE = 4000  # mount(2) takes one page of options; beyond it the string is cut without a word
 
 
@@ -85,27 +86,43 @@ def _path(source: api.Source, done: list[int]) -> str:
 
 
 def _overlay(step: api.Overlay, done: list[int]) -> int:
-    lowers = [_path(lower, done) for lower in step.lowers]
-    data = [_path(lower, done) for lower in step.data_lowers]
-    attributes = mount.ATTR_RDONLY if step.upper is None else 0
+    opened: list[int] = []
     try:
-        options = [*_one_by_one(lowers, data), *_upper(step), *step.options]
-        return mount.file_system("overlay", "cowshed", options, attributes)
-    except OSError as error:
-        if "lowerdir+" not in str(error) or error.errno != 22 or data:
-            raise
-    # Before Linux 6.8 all lower directories are one string of a page at most: short names, made of descriptors.
-    opened = [os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for lower in lowers]
-    try:
-        joined = ":".join([f"/proc/self/fd/{fd}" for fd in opened])
+        lowers = [_short(_path(lower, done), opened) for lower in step.lowers]
+        data = [_short(_path(lower, done), opened) for lower in step.data_lowers]
+        rest = [*_upper(step, opened), *step.options]
+        attributes = mount.ATTR_RDONLY if step.read_only or step.upper is None else 0
+        try:
+            return mount.file_system("overlay", "cowshed", [*_one_by_one(lowers, data), *rest], attributes)
+        except OSError as error:
+            if "lowerdir+" not in str(error) or error.errno != 22 or data:
+                raise
+        # Before Linux 6.8 all lower directories are one string of a page at most: short names, made of descriptors.
+        joined = ":".join([f"/proc/self/fd/{_opened(lower, opened)}" for lower in lowers])
         if len(joined) > _DATA_PAGE:
             raise OSError(
                 7, f"mount overlay: {len(lowers)} layers do not fit in one page of options; Linux 6.8 has no such limit"
             )
-        return mount.file_system("overlay", "cowshed", [("lowerdir", joined), *_upper(step), *step.options], attributes)
+        return mount.file_system("overlay", "cowshed", [("lowerdir", joined), *rest], attributes)
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _opened(path: str, opened: list[int]) -> int:
+    opened.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    return opened[-1]
+
+
+def _short(path: str, opened: list[int]) -> str:
+    """A name of the path that fits in one option. Its last parts stay: the mount table must name the layer."""
+    if len(os.fsencode(path)) <= _OPTION:
+        return path
+    above, kept = path, ""
+    while above and len(os.fsencode(kept)) < _OPTION // 2:
+        above, _, name = above.rpartition("/")
+        kept = f"/{name}{kept}"
+    return f"/proc/self/fd/{_opened(above or '/', opened)}{kept}"
 
 
 def _one_by_one(lowers: list[str], data: list[str]) -> Iterator[tuple[str, str]]:
@@ -115,10 +132,12 @@ def _one_by_one(lowers: list[str], data: list[str]) -> Iterator[tuple[str, str]]
         yield "datadir+", lower
 
 
-def _upper(step: api.Overlay) -> tuple[tuple[str, str], ...]:
+def _upper(step: api.Overlay, opened: list[int]) -> tuple[tuple[str, str], ...]:
     if step.upper is None or step.work is None:
         return ()
-    return ("upperdir", step.upper), ("workdir", step.work)
+    upper, work = _short(step.upper, opened), _short(step.work, opened)
+    # Of these two, unlike of lowerdir+, the kernel takes backslashes away.
+    return ("upperdir", upper.replace("\\", "\\\\")), ("workdir", work.replace("\\", "\\\\"))
 
 
 def _aufs(step: api.Aufs) -> int:

@@ -12,7 +12,7 @@ from cowshed.layers.apply import apply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 _PIECE = 1 << 20  # the most that one step of decompression gives: a bomb is met piece by piece
@@ -24,10 +24,19 @@ class _Stopped(Exception):
     """The consumer has given up."""
 
 
-def unpack(chunks: Iterable[bytes], root: int, *, diff_id: str, limit: int = 1 << 40) -> int:
+def unpack(
+    chunks: Iterable[bytes],
+    root: int,
+    *,
+    diff_id: str,
+    limit: int = 1 << 40,
+    cancel: Callable[[], None] = lambda: None,
+) -> int:
     """Decompress, verify against diff_id, apply to the tree at root; the size of the uncompressed archive.
 
-    chunks may raise: that error comes out of here. Raises Tampered if the diff id is another, ImageError, NoSpace.
+    chunks may raise: that error comes out of here. cancel() makes chunks, read in another thread, end soon: called when
+    this fails, so that a stalled download does not hold it up. Raises Tampered if the diff id is another, ImageError,
+    NoSpace.
     """
     algorithm, _, wanted = diff_id.partition(":")
     pipeline = _Pipeline(chunks, hashlib.new(algorithm), limit)
@@ -35,6 +44,9 @@ def unpack(chunks: Iterable[bytes], root: int, *, diff_id: str, limit: int = 1 <
         pipeline.start()
         apply(pipeline.pieces(), root, limit=limit)
         pipeline.finish()
+    except BaseException:
+        cancel()
+        raise
     finally:
         pipeline.stop()
     if pipeline.hash.hexdigest() != wanted:

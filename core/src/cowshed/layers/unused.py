@@ -1,8 +1,13 @@
 """The proof that a layer is mounted nowhere, which the engine owes its drivers before commit and remove (rule E2).
 
-The kernel neither refuses nor notices the removal of a layer that runs in another mount namespace. So: nobody holds the
-layer's `mounts` byte (monitors hold it for life, whoever mounts for a moment holds it meanwhile), and no mount
-namespace shows the layer, which finds the container of a monitor that was killed.
+The kernel neither refuses nor notices the removal of a layer that runs in another mount namespace. So all of this must
+hold, cheapest first:
+
+    the layer's `mounts` byte is free   monitors hold it for life, whoever mounts for a moment holds it meanwhile
+    the container's cgroup is empty     finds the processes of a container whose monitor was killed
+    no mount namespace shows the layer  the same, and what was mounted by hand
+    a trial mount succeeds              overlay only: with index=on the kernel refuses an upper directory that is in
+                                        use, also by a detached mount that no namespace shows
 """
 
 from __future__ import annotations
@@ -10,33 +15,87 @@ from __future__ import annotations
 import os
 
 from cowshed.errors import Busy
-from cowshed.storage.errors import InUse, LayerId
+from cowshed.layers.mounting import detached
+from cowshed.storage import api
+from cowshed.storage.errors import InUse, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowshed.state.store import Store
 
+_EBUSY = 16
+_PATIENCE = 0.5  # seconds in which the mounts of a container that has just ended go away
 
-_PATIENCE = 2.0  # seconds for a monitor that is just ending, or a command that looks into the layer
 
+def prove(store: Store, layer: api.Layer, driver: api.Driver) -> None:
+    """Take the layer's `mounts` byte, which the caller releases, and prove that nobody has it mounted.
 
-def prove(store: Store, number: int, layer: str) -> None:
-    """Take the layer's `mounts` byte, which the caller releases, and look into every mount namespace. InUse names the
-    holder."""
+    Raises InUse, naming the holder.
+    """
     try:
-        store.locks.take("mounts", number, wait=_PATIENCE)
+        store.locks.take("mounts", layer.number, wait=_PATIENCE)
     except Busy:
-        text = f"layer {layer[:12]} is mounted by a running command or container"
-        raise InUse(text, layer=LayerId(layer)) from None
-    holder = shown_to(layer)
-    if holder:
-        store.locks.release("mounts", number)
+        text = f"layer {layer.id[:12]} is mounted by a running command or container"
+        raise InUse(text, layer=layer.id) from None
+    try:
+        until = 0.0
+        while True:
+            holder = _holder(store, layer, driver)
+            if not holder:
+                return
+            from time import monotonic, sleep
+
+            until = until or monotonic() + _PATIENCE
+            if monotonic() > until:
+                break
+            sleep(0.01)
         raise InUse(
-            f"layer {layer[:12]} is still mounted in the namespace of process {holder}",
-            holders=[str(holder)],
-            layer=LayerId(layer),
-            remedy=f"end process {holder}",
-        )
+            f"layer {layer.id[:12]} is still in use by {holder}", holders=[holder], layer=layer.id,
+            remedy=f"end {holder}",
+        )  # fmt: skip
+    except BaseException:
+        store.locks.release("mounts", layer.number)
+        raise
+
+
+def _holder(store: Store, layer: api.Layer, driver: api.Driver) -> str:
+    rows = store.query("select id from containers where number = ?", layer.number)
+    if rows:
+        from cowshed_runtime import cgroup
+
+        pids = cgroup.processes(rows[0][0])
+        if pids:
+            return f"process {pids[0]} of container {rows[0][0][:12]}"
+    pid = shown_to(layer.id)
+    if pid:
+        return f"process {pid}, whose namespace has it mounted"
+    if layer.kind is api.Kind.ACTIVE and not _trial(driver, layer):
+        return "a detached mount that some process holds open"
+    return ""
+
+
+def _trial(driver: api.Driver, layer: api.Layer) -> bool:
+    """False if the kernel says that the layer's upper directory is in use. True says nothing: it is not an overlay,
+    the file system has no file handles, or the layer is half removed already."""
+    try:
+        plan = driver.mounts(layer, api.MountRequest(read_only=False))
+    except NotFound:
+        return True
+    last = plan.steps[-1]
+    if not isinstance(last, api.Overlay) or last.upper is None or ("userxattr", None) in last.options:
+        return True
+    needed = [last.upper, last.work or "", *[lower for lower in last.lowers if isinstance(lower, str)]]
+    if not all(map(os.path.isdir, needed)):
+        return True  # half removed: the kernel would only complain in its log
+    options = [(key, value) for key, value in last.options if key != "index"]
+    trial = api.Overlay(
+        last.lowers, last.upper, last.work, data_lowers=last.data_lowers, options=(*options, ("index", "on"))
+    )
+    try:
+        os.close(detached(api.MountPlan((*plan.steps[:-1], trial))))
+    except OSError as error:
+        return error.errno != _EBUSY
+    return True
 
 
 def shown_to(layer: str) -> int:

@@ -52,10 +52,13 @@ class Session:
 def start(run: str, request: dict[str, Any], root: int, *, attached: bool) -> Session:
     """Start a container; see monitor.py for the request. LaunchFailed with the status to exit with."""
     outputs, ends = _pipes() if attached else ([], [])
-    connection = _zygote(run)
-    wire.send(connection, dumps({**request, "op": "run"}).encode(), [root, *ends])
-    for fd in ends:
-        os.close(fd)
+    try:
+        connection = _zygote(run)
+        size = _size() if request["terminal"] else None
+        wire.send(connection, dumps({**request, "op": "run", "size": size}).encode(), [root, *ends])
+    finally:
+        for fd in ends:
+            os.close(fd)
     return _started(connection, outputs, terminal=request["terminal"])
 
 
@@ -74,6 +77,9 @@ def execute(run: str, request: dict[str, Any], *, stdin: bool, attached: bool = 
         os.close(null)
     try:
         connection = _zygote(run)
+        size = _size() if request["process"].get("terminal") else None
+        if size:
+            request = {**request, "process": {"consoleSize": size, **request["process"]}}
         wire.send(connection, dumps({**request, "op": "exec"}).encode(), [feed, *ends])
     finally:
         for fd in (feed, *ends):
@@ -119,6 +125,17 @@ def _started(connection: Any, outputs: list[int], *, terminal: bool) -> Session:
         text, status, _ = loads(message[1:])
         raise LaunchFailed(f"the container cannot be started: {text}", status=status)
     raise LaunchFailed("the process that starts containers was killed", remedy="try again")
+
+
+def _size() -> dict[str, int] | None:
+    """The size of this process's terminal as OCI's consoleSize, so that a program sees it from its first moment."""
+    for fd in (0, 1, 2):
+        try:
+            size = os.get_terminal_size(fd)
+        except OSError:
+            continue  # no terminal
+        return {"height": size.lines, "width": size.columns}
+    return None
 
 
 def _pipes() -> tuple[list[int], list[int]]:
@@ -209,8 +226,9 @@ def _spawn(path: str) -> None:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     search = [folder for folder in sys.path if folder.startswith("/")]  # never what the working directory holds
     code = (
-        f"import sys; sys.path[:0] = {search!r}; from cowshed.monitor import zygote; zygote.protect(); "
-        f"zygote.main({path!r}, {write_end})"
+        f"import os, sys; sys.path[:0] = {search!r}\n"
+        f"try:\n from cowshed.monitor import zygote; zygote.protect(); zygote.main({path!r}, {write_end})\n"
+        f"except BaseException as error:\n os.write({write_end}, f'{{type(error).__name__}}: {{error}}'.encode())"
     )
     os.posix_spawn(
         sys.executable,
@@ -220,7 +238,8 @@ def _spawn(path: str) -> None:
     )
     os.close(write_end)
     os.close(null)
-    said = os.read(ready, 1)
+    said = os.read(ready, 4096)
     os.close(ready)
-    if not said:
-        raise LaunchFailed("the process that starts containers cannot be started", remedy="run with --debug")
+    if said != b"x":
+        reason = said.decode(errors="replace") or "it was killed"
+        raise LaunchFailed(f"the process that starts containers cannot be started: {reason}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` brings enum
 import _socket
+import fcntl
+import mmap
 import os
 import select
 from time import time_ns
@@ -83,6 +85,15 @@ def _launched(work: Any) -> tuple[int, int]:
     return loads(message)[0], descriptors[0] if descriptors else -1
 
 
+def _launch(request: dict[str, Any], root: int, stdio: tuple[int, int, int]) -> launcher.Launched:
+    """In the launcher: the configuration is read there, so that it takes no memory of the monitor."""
+    with open(request["config"], "rb") as f:
+        config = loads(f.read())
+    if request.get("size"):
+        config["process"]["consoleSize"] = request["size"]
+    return launcher.launch(config, root, stdio, name=request["name"], cache=request["cache"])
+
+
 def _reap() -> None:
     try:
         while os.waitpid(-1, process.WALL)[0]:
@@ -130,12 +141,10 @@ class _Monitor:
             if not locks.lock_byte(fd, request["number"], wait=False):
                 raise LaunchError("lock", 0, "the container is being used by another command")
             self.locks.append(fd)
-        with open(request["config"], "rb") as f:
-            config = loads(f.read())
         if request["log"]:
             self.log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self.logged = os.fstat(self.log).st_size
-        self.pid = pid = self.start(config)
+        self.pid = pid = self.start()
         try:
             self.listen()
             self.write("exit.new", " " * _RECORD)
@@ -151,7 +160,7 @@ class _Monitor:
         for number in (0, 1, 2):
             os.dup2(null, number)
         os.close(null)
-        del config, self.request
+        del self.request
         status = self.relay()
         self.request = request
         self.end(status)
@@ -171,10 +180,10 @@ class _Monitor:
             os.close(self.input)
             self.input = -1
 
-    def start(self, config: dict[str, Any]) -> int:
+    def start(self) -> int:
         request = self.request
         ends: list[int] = []
-        if config["process"].get("terminal"):
+        if request["terminal"]:
             stdio = (0, 1, 2)
         else:
             if request["stdin"]:
@@ -183,8 +192,6 @@ class _Monitor:
                 feed = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             out_r, out_w = os.pipe()
             err_r, err_w = os.pipe()
-            import fcntl
-
             for pipe in (out_r, err_r):
                 try:
                     fcntl.fcntl(pipe, _SET_PIPE_SIZE, _PIPE)
@@ -193,8 +200,7 @@ class _Monitor:
             stdio = (feed, out_w, err_w)
             ends = [feed, out_w, err_w]
             self.sources = {out_r: frames.STDOUT, err_r: frames.STDERR}
-        name, cache, root = request["name"], request["cache"], self.root
-        pid, self.terminal = _launched(lambda: launcher.launch(config, root, stdio, name=name, cache=cache))
+        pid, self.terminal = _launched(lambda: _launch(request, self.root, stdio))
         for fd in ends:
             os.close(fd)
         if self.terminal >= 0:
@@ -229,7 +235,7 @@ class _Monitor:
             poll.register(fd, select.EPOLLIN)
         for client in self.clients:
             poll.register(client.connection.fileno(), _GONE)
-        buffer = bytearray(_BUFFER)
+        buffer = mmap.mmap(-1, _BUFFER)  # takes memory only as far as it has been used, unlike a bytearray
         status = -1
         while True:
             if status >= 0 and not self.blocked:
@@ -254,7 +260,7 @@ class _Monitor:
         poll.close()
         return status
 
-    def rest(self, buffer: bytearray) -> None:
+    def rest(self, buffer: mmap.mmap) -> None:
         """What is left in the streams of a container that has ended. Whatever still holds them is not waited for."""
         for fd in list(self.sources):
             while self.copy(fd, buffer):
@@ -270,7 +276,7 @@ class _Monitor:
         if fd != self.terminal:
             os.close(fd)
 
-    def copy(self, fd: int, buffer: bytearray) -> bool | None:
+    def copy(self, fd: int, buffer: mmap.mmap) -> bool | None:
         """Move what is there; False at the end of the stream, None if nothing is there now."""
         try:
             count = os.readv(fd, [buffer])

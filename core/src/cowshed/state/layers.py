@@ -31,7 +31,10 @@ def _row(values: tuple[Any, ...]) -> LayerRow:
 
 
 def next_number(tx: Transaction) -> int:
-    """A number that no layer and no container has; the counter moves on, so numbers come again as late as can be."""
+    """A number that no layer and no container has; the counter moves on, so numbers come again as late as can be.
+
+    The caller takes its bytes (`Transaction.take_new`), and asks for the next one if a dying command still holds them.
+    """
     number = int(tx.execute("select value from meta where key = 'next'")[0][0])
     for _ in range(LAST_NUMBER):
         if number > LAST_NUMBER:

@@ -51,8 +51,9 @@ class Locks:
         if not _until(lambda: self.try_take(name, byte), wait):
             raise Busy(f"{what or f'{name} {byte}'} is being worked on by another command", remedy="try again")
 
-    def try_take(self, name: str, byte: int) -> bool:
-        taken = locks.lock_byte(self.file(name), byte, wait=False)
+    def try_take(self, name: str, byte: int, *, shared: bool = False) -> bool:
+        """Lock a byte if nobody else holds it (shared: if nobody else holds it for itself alone)."""
+        taken = locks.lock_byte(self.file(name), byte, shared=shared, wait=False)
         if taken:
             self._bytes.add((name, byte))
         return taken

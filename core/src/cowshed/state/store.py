@@ -102,11 +102,12 @@ class Store:
 class Transaction:
     """BEGIN IMMEDIATE … COMMIT. Take no lock, call no driver, delete no file inside.
 
-    The one exception: bytes of a number that this transaction makes. They are free by construction.
+    The one exception: bytes of a number that this transaction makes (`take_new`). They are free by construction.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._new: list[tuple[str, int]] = []
 
     def __enter__(self) -> Transaction:
         self.store.hold()
@@ -117,6 +118,22 @@ class Transaction:
 
     def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return self.store.query(sql, *parameters)
+
+    def take_new(self, names: tuple[str, ...], number: int) -> bool:
+        """Take the bytes of a number that this transaction makes, to be kept after it. If it fails they are free again
+        before anybody else can be given the number. False if one is held: by a command that is just dying."""
+        for name in names:
+            if not self.store.locks.try_take(name, number):
+                self._free(number)
+                return False
+            self._new.append((name, number))
+        return True
+
+    def _free(self, number: int | None = None) -> None:
+        for name, byte in list(self._new):
+            if number is None or byte == number:
+                self.store.locks.release(name, byte)
+                self._new.remove((name, byte))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -131,6 +148,7 @@ class Transaction:
         self._back()
 
     def _back(self) -> None:
+        self._free()
         if self.store._db.in_transaction:
             self.execute("rollback")
 

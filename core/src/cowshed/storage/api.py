@@ -174,6 +174,7 @@ class Overlay:
     lowers: tuple[Source, ...]  # top first
     upper: Path | None = None  # None = read-only
     work: Path | None = None
+    read_only: bool = False  # of a mount that has an upper
     data_lowers: tuple[Source, ...] = ()  # data-only, kernel 6.8 (composefs)
     options: tuple[tuple[str, str | None], ...] = ()
 
@@ -252,7 +253,7 @@ class Capabilities:
     The engine and the suite look here only. Names of fields are the gates of the conformance cases."""
 
     granularity: Granularity
-    max_depth: int | None = None
+    max_depth: int | None = None  # of committed layers in a chain; an active one may stand on the last
     durability: Durability = Durability.NONE  # the best it can do
     # abilities: each switches on one of the Protocols below
     diff_tree: bool = False

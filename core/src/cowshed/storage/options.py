@@ -6,17 +6,22 @@ from cowshed.storage.errors import BadOption
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cowshed.storage.api import DriverPlugin, Option, Options
 
     Value = str | int | bool | None
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_KINDS: dict[type, str] = {str: "text", int: "a number", bool: "yes or no"}
 
 
-def check(plugin: DriverPlugin, wanted: Mapping[str, str | int | bool]) -> Options:
-    """Every option of the schema, with the value wanted or its default. BadOption, with the nearest name, otherwise."""
+def check(plugin: DriverPlugin, wanted: Mapping[str, str | int | bool]) -> dict[str, Value]:
+    """Every option of the schema, with the value wanted or its default.
+
+    Text, as a command line gives it, is taken for numbers and for yes and no too. Raises BadOption: for an unknown name
+    with the nearest one, for a value of the wrong type, for one that is no choice.
+    """
     schema = {option.name: option for option in plugin.options}
     for name in wanted:
         if name not in schema:
@@ -25,22 +30,29 @@ def check(plugin: DriverPlugin, wanted: Mapping[str, str | int | bool]) -> Optio
 
 
 def fixed(plugin: DriverPlugin, options: Options) -> dict[str, Value]:
-    """Those that creation fixes."""
+    """The options that creation fixes: what the engine keeps beside the store's identity."""
     return {o.name: options[o.name] for o in plugin.options if o.creation_only}
 
 
 def compare(
-    plugin: DriverPlugin, kept: Mapping[str, Value], wanted: Mapping[str, str | int | bool], chosen: Options
+    plugin: DriverPlugin,
+    kept: Mapping[str, Value],
+    wanted: Mapping[str, str | int | bool],
+    chosen: dict[str, Value],
 ) -> None:
-    """Hold what a store was made with against what is wanted now; what is not said stays as it was."""
-    for name, value in kept.items():
-        if name in wanted and chosen[name] != value:
+    """Hold what a store was made with (`fixed`, then) against what is wanted now; what is not said stays as it was, and
+    is put into `chosen`, the result of `check`. Raises BadOption for a creation-only option that would change."""
+    for option in plugin.options:
+        if not option.creation_only or option.name not in kept:
+            continue
+        value = kept[option.name]
+        if option.name in wanted and chosen[option.name] != value:
             raise BadOption(
-                f"option {name} of driver {plugin.name} is {value} in this store and cannot become {chosen[name]}",
+                f"option {option.name} of driver {plugin.name} is {_shown(value)} in this store and cannot become "
+                f"{_shown(chosen[option.name])}",
                 remedy="make another store (--root) with the other value",
             )
-    if isinstance(chosen, dict):
-        chosen.update(kept)
+        chosen[option.name] = value
 
 
 def _value(plugin: DriverPlugin, option: Option, value: str | int | bool) -> Value:
@@ -56,16 +68,23 @@ def _value(plugin: DriverPlugin, option: Option, value: str | int | bool) -> Val
         except ValueError:
             raise BadOption(f"{where} is a number, not {value!r}") from None
     if type(result) is not option.kind:
-        raise BadOption(f"{where} is of type {option.kind.__name__}, not {value!r}")
+        raise BadOption(f"{where} is {_KINDS[option.kind]}, not {_shown(result)}")
     if option.choices and result not in option.choices:
-        raise BadOption(f"{where} is one of {', '.join(option.choices)}, not {value!r}")
+        remedy = _nearest(str(result), option.choices)
+        raise BadOption(f"{where} is one of {', '.join(option.choices)}, not {_shown(result)}", remedy=remedy)
     return result
 
 
+def _shown(value: Value) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
+
+
 def _suggest(name: str, known: list[str]) -> str:
+    return _nearest(name, known) or (f"it has {', '.join(known)}" if known else "it has no options")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, 1)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"it has {', '.join(known)}" if known else "it has no options"
+    near = get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else ""

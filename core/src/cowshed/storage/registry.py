@@ -42,35 +42,62 @@ class Found:
     name: str
     distribution: str
     plugin: DriverPlugin | None
-    error: str = ""
+    error: str = ""  # one line
+    misfit: Unsupported | None = None  # it loads, but does not fit this engine
+    trace: str = ""  # where its import failed
 
 
 def as_dict(remembered: Remembered) -> dict[str, Any]:
     return {key: getattr(remembered, key) for key in ("name", "attr", "path", "mtime_ns", "size")}
 
 
-def load(name: str, remembered: Remembered | None = None) -> tuple[DriverPlugin, Remembered]:
-    """The plug-in called name. NotFound if there is none or it is broken, Unsupported if it wants another interface."""
-    if remembered is not None and _unchanged(remembered):
-        from importlib import import_module
+def load(name: str, remembered: Remembered | None = None, *, refresh: bool = False) -> tuple[DriverPlugin, Remembered]:
+    """The plug-in called name, and what to remember of it for the next time.
 
-        module, _, attribute = remembered.attr.partition(":")
-        return _fit(name, getattr(import_module(module), attribute)), remembered
+    remembered is what an earlier call gave; it is trusted while its file is unchanged and the module still has the
+    attribute, unless refresh. Raises NotFound if there is no such plug-in, it is broken, or two claim the name;
+    Unsupported if it was written for another interface.
+    """
+    if remembered is not None and not refresh and remembered.name == name and _unchanged(remembered):
+        plugin = _remembered_object(remembered.attr)
+        if plugin is not None:
+            return _fit(name, plugin), remembered
     points = [point for point in _entry_points() if point.name == name]
     if not points:
-        known = sorted({point.name for point in _entry_points()})
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, known, 1)
-        remedy = f"did you mean {near[0]}?" if near else f"install it; installed are {', '.join(known) or 'none'}"
-        raise NotFound(f"no storage driver is called {name}", remedy=remedy)
+        raise _unknown(name)
     if len(points) > 1:
         owners = " and ".join(sorted({_owner(point) for point in points}))
         raise NotFound(f"storage driver {name} is claimed by {owners}", remedy="uninstall one of them")
     (found,) = _extensions([points[0]])
     if found.plugin is None:
+        if found.misfit is not None:
+            raise found.misfit
         raise NotFound(f"storage driver {name} of {found.distribution} is broken: {found.error}", remedy="reinstall it")
     return found.plugin, _remember(points[0])
+
+
+def _remembered_object(attr: str) -> Any:
+    """What `module:attribute` names, or None if that cannot be had: then the search tells why, and names the owner."""
+    import sys
+
+    module, _, path = attr.partition(":")
+    try:
+        __import__(module)
+        value: Any = sys.modules[module]
+        for part in path.split("."):
+            value = getattr(value, part)
+    except Exception:  # a plug-in's own code runs here
+        return None
+    return value
+
+
+def _unknown(name: str) -> NotFound:
+    known = sorted({point.name for point in _entry_points()})
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1)
+    remedy = f"did you mean {near[0]}?" if near else f"install it; installed are {', '.join(known) or 'none'}"
+    return NotFound(f"no storage driver is called {name}", remedy=remedy)
 
 
 def installed() -> list[Found]:
@@ -92,7 +119,7 @@ def _fit(name: str, plugin: Any) -> DriverPlugin:
         raise Unsupported(f"storage driver {name}: its entry point names no DriverPlugin")
     if plugin.name != name:
         raise Unsupported(f"storage driver {name} calls itself {plugin.name}")
-    major, minor = plugin.api
+    major, minor = plugin.api[:2]
     if major != API_VERSION[0] or minor > API_VERSION[1]:
         ours = ".".join(map(str, API_VERSION))
         raise Unsupported(
@@ -118,15 +145,25 @@ def _extensions(points: list[Any]) -> list[Found]:
     failures: list[Found] = []
 
     def failed(manager: Any, point: Any, error: BaseException) -> None:
-        failures.append(Found(point.name, _owner(point), None, f"{type(error).__name__}: {error}".replace("\n", " ")))
+        import traceback
 
-    manager = Manager(ENTRY_POINT_GROUP, invoke_on_load=False, on_load_failure_callback=failed)
+        text = f"{type(error).__name__}: {error}".replace("\n", " ")
+        trace = "".join(traceback.format_exception(error))
+        failures.append(Found(point.name, _owner(point), None, text, trace=trace))
+
+    try:
+        manager = Manager(ENTRY_POINT_GROUP, invoke_on_load=False, on_load_failure_callback=failed)
+    except (AssertionError, SystemExit) as error:  # the two that stevedore and its callback let through
+        for point in points:
+            failed(None, point, error)
+        return failures
     found = []
     for extension in manager:
+        owner = _owner(extension.entry_point)
         try:
-            found.append(Found(extension.name, _owner(extension.entry_point), _fit(extension.name, extension.plugin)))
+            found.append(Found(extension.name, owner, _fit(extension.name, extension.plugin)))
         except Unsupported as error:
-            found.append(Found(extension.name, _owner(extension.entry_point), None, str(error)))
+            found.append(Found(extension.name, owner, None, str(error), error))
     return found + failures
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from cowshed.storage.api import API_VERSION, DriverPlugin, Option
 from cowshed_driver_overlay.driver import destroy_store, init, open_store
-from cowshed_driver_overlay.probe import probe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.storage.api import Host, Options, ProbeReport
+
+
+def _probe(root: str, options: Options, host: Host) -> ProbeReport:
+    from cowshed_driver_overlay.probe import probe  # only the first command of a store needs it
+
+    return probe(root, options, host)
+
 
 _SWITCH = ("off", "on")
 
@@ -32,7 +42,7 @@ plugin = DriverPlugin(
             creation_only=True,
         ),
     ),
-    probe=probe,
+    probe=_probe,
     init=init,
     open=open_store,
     destroy=destroy_store,

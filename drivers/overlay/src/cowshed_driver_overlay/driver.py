@@ -4,7 +4,7 @@
     committed/ID/upper                   immutable
 
 Deleted names are character devices 0:0, opaque directories carry PREFIX.opaque=y
-(Documentation/filesystems/overlayfs.rst). The kernel takes 500 lower directories.
+(Documentation/filesystems/overlayfs.rst).
 """
 
 from __future__ import annotations
@@ -12,108 +12,60 @@ from __future__ import annotations
 import os
 
 from cowshed.storage import api
-from cowshed.storage.errors import LayerId, NotFound, TooDeep, Unsupported
-from cowshed.storage.kit.directories import Directories, check_store, init_store
+from cowshed.storage.errors import LayerId, TooDeep, Unsupported
+from cowshed.storage.kit import directories
 from cowshed.storage.kit.trees import measure_tree, remove_tree
-from cowshed_linux import files
+from cowshed_driver_overlay.switches import MAX_LAYERS, capabilities, prefix, private_namespace, switches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-MAX_LOWERS = 500
-
-
-def private_namespace() -> bool:
-    """Whether this process is in a user namespace of its own, where overlay keeps its attributes under user.*"""
-    fd = os.open("/proc/self/uid_map", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 128).split() != [b"0", b"0", b"4294967295"]
-    finally:
-        os.close(fd)
-
-
-def switches(options: api.Options, *, user_attributes: bool) -> tuple[tuple[str, str | None], ...]:
-    """Every behaviour switch of overlay, always said: distributions set their own defaults when they build kernels."""
-    if user_attributes:  # excludes redirect_dir and metacopy, which would need trusted.*
-        return ("userxattr", None), ("index", "off"), ("xino", str(options["xino"]))
-    return (
-        ("redirect_dir", "on" if options["redirect_dir"] == "on" else "nofollow"),
-        ("metacopy", str(options["metacopy"])),
-        ("index", str(options["index"])),
-        ("xino", str(options["xino"])),
-        ("nfs_export", "off"),
-    )
-
-
-def capabilities(options: api.Options, *, user_attributes: bool) -> api.Capabilities:
-    redirects = options["redirect_dir"] == "on" and not user_attributes
-    plain = not redirects and (options["metacopy"] == "off" or user_attributes)
-    return api.Capabilities(
-        granularity=api.Granularity.FILE,
-        max_depth=MAX_LOWERS,
-        durability=api.Durability.COMMIT,
-        diff_tree=plain,
-        rebase=plain,
-        rename_lower_directory=redirects,
-        hard_links_survive_copy_up=options["index"] == "on" and not user_attributes,
-        inodes_stable=False,
-        stale_reads_after_copy_up=True,
-        char_0_0_visible=False,
-        shared_page_cache=True,
-        idmapped_mounts=True,
-        selinux=True,
-        rootless=True,
-        lost_xattrs=("user.overlay.",) if user_attributes else ("trusted.overlay.",),
-    )
+NAME = "overlay"
 
 
 class OverlayDriver:
     """One open store (`cowshed.storage.api.Driver`, `DiffTreeDriver`)."""
 
     def __init__(self, root: str, options: api.Options, host: api.Host) -> None:
-        self._at, self._host = Directories(root), host
         user = private_namespace()
-        self._switches = switches(options, user_attributes=user)
-        self._prefix = "user.overlay." if user else "trusted.overlay."
-        self.capabilities = capabilities(options, user_attributes=user)
+        self._switches, self._prefix = switches(options, user_attributes=user), prefix(user_attributes=user)
+        self._at, self._host = directories.Directories(root, "upper", host), host
+        self._options, self._user = options, user
+
+    @property
+    def capabilities(self) -> api.Capabilities:
+        return capabilities(self._options, user_attributes=self._user, durable=self._at.durable)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        self._at.close()
 
     def health(self) -> api.Health:
-        status = os.statvfs(self._at.root)
-        return api.Health(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, None, None)
+        return self._at.health()
 
     def scan(self) -> Iterator[api.StoredObject]:
-        return self._at.scan(_half_made)
+        return self._at.scan()
 
     def prepare(self, new: api.Layer, options: api.LayerOptions) -> api.DriverData:
         if options.quota != api.Quota():
-            raise Unsupported("this store has no quota", layer=new.id)
-        if new.parent is not None and (depth := sum(1 for _ in new.parent.chain())) > MAX_LOWERS:
-            raise TooDeep(f"{depth} layers below; overlay takes {MAX_LOWERS}", layer=new.id, remedy="squash the image")
-        if os.path.isdir(f"{self._at.layer(new)}/upper"):
+            raise Unsupported("this store has no quota", layer=new.id, remedy="leave the size limit out")
+        if self._at.exists(new):
             return {}
+        parent = self._at.require(new.parent) if new.parent is not None else ""
         temporary = self._at.temporary(new)
-        os.mkdir(temporary, 0o700)
         upper = f"{temporary}/upper"
-        os.mkdir(upper, 0o755)
+        os.mkdir(upper)
         os.mkdir(f"{temporary}/work", 0o700)
         self._host.step("overlay.prepare.made")
-        if new.parent is None:
-            os.chmod(upper, 0o755)
-            os.chown(upper, options.root_uid, options.root_gid)
-        else:
+        if parent:
             # The upper's own root is what a container sees as /: it must look as its parent's does.
-            parent = f"{self._at.layer(new.parent)}/upper"
-            if not os.path.isdir(parent):
-                raise NotFound("the parent layer is missing", layer=new.parent.id, remedy="cowshed system check")
             self._copy_root(parent, upper)
+        else:
+            os.chmod(upper, 0o755)  # whatever the umask
+            os.chown(upper, options.root_uid, options.root_gid)
         self._host.step("overlay.prepare.filled")
-        files.sync_directory(temporary)
-        self._at.publish(temporary, "active", new)
+        self._at.publish(temporary, new)
         self._host.step("overlay.prepare.published")
         return {}
 
@@ -127,74 +79,69 @@ class OverlayDriver:
         os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def commit(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
-        source, target = self._at.layer(active), self._at.layer(new)
-        if not os.path.isdir(f"{target}/upper"):
-            if not os.path.isdir(f"{source}/upper"):
-                raise NotFound("there is no such active layer", layer=active.id)
-            if durability > api.Durability.NONE:
-                fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    self._host.sync(fd)
-                finally:
-                    os.close(fd)
-            self._host.step("overlay.commit.synced")
-            os.rename(source, target)
-            self._host.step("overlay.commit.renamed")
-        remove_tree(f"{target}/work")
-        if durability > api.Durability.NONE:
-            files.sync_directory(f"{self._at.root}/committed")
-            files.sync_directory(f"{self._at.root}/active")
-        if active.id != new.id:
-            self._at.discard(source)
+        if (depth := sum(1 for _ in new.chain())) > MAX_LAYERS:
+            raise TooDeep(
+                f"layer {new.id} would be number {depth} of its chain, overlay takes {MAX_LAYERS}",
+                layer=new.id,
+                remedy="squash the image, or use a driver without this limit",
+            )
+        self._at.commit(active, new, durable=durability > api.Durability.NONE, name=NAME)
+        remove_tree(f"{self._at.layer(new)}/work")
         return {}
 
     def remove(self, layer: api.Layer) -> None:
-        self._at.discard(self._at.layer(layer))
+        self._at.discard(layer)
         self._host.step("overlay.remove.renamed")
 
     def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> api.PurgeResult:
-        return self._at.purge(claim, budget, _half_made)
+        return self._at.purge(claim, budget)
 
     def mounts(self, layer: api.Layer, request: api.MountRequest) -> api.MountPlan:
-        own, *below = [f"{self._at.layer(x)}/upper" for x in layer.chain()]
+        own = self._at.require(layer)
+        # A dict keeps the order and each once: the kernel refuses a lower directory that it gets twice (ELOOP).
+        below = tuple(dict.fromkeys(self._at.content(x) for x in layer.chain() if x is not layer))
         writable = layer.kind is api.Kind.ACTIVE and not request.read_only
-        if not below:
+        if not below:  # overlay wants two directories at least; one needs no overlay
+            if request.selinux_label:
+                raise Unsupported(
+                    f"layer {layer.id} has no layer below: a bind mount cannot carry an SELinux label",
+                    layer=layer.id,
+                    remedy="build the container on an image",
+                )
             return api.MountPlan((api.Bind(own, not writable),))
-        options: list[tuple[str, str | None]] = list(self._switches)
+        options = list(self._switches)
         if request.volatile and writable:
             options.append(("volatile", None))
         if request.selinux_label:
             options.append(("context", request.selinux_label))
         options.extend(request.options)
-        if writable:
+        if writable or len(below) == MAX_LAYERS:  # as a lower directory, the active layer would be one too many
             work = f"{self._at.layer(layer)}/work"
-            step = api.Overlay(tuple(below), own, work, options=tuple(options))
+            step = api.Overlay(below, own, work, read_only=not writable, options=tuple(options))
         else:
             step = api.Overlay((own, *below), options=tuple(options))
+        # index=off lets the kernel mount an upper directory twice, with undefined results.
         return api.MountPlan((step,), exclusive=layer.kind is api.Kind.ACTIVE)
 
     def diff_tree(self, layer: api.Layer) -> api.DiffTree:
-        return api.DiffTree(f"{self._at.layer(layer)}/upper", api.Whiteout.CHAR, self._prefix)
+        if not self.capabilities.diff_tree:
+            raise Unsupported("with redirect_dir or metacopy an upper directory alone is no diff", layer=layer.id)
+        return api.DiffTree(self._at.require(layer), api.Whiteout.CHAR, self._prefix)
 
     def usage(self, layer: api.Layer) -> api.Usage:
-        size, inodes = measure_tree(f"{self._at.layer(layer)}/upper")
+        size, inodes = measure_tree(self._at.require(layer))
         return api.Usage(own=size, shared=None, inodes=inodes, exact=False)
 
 
-def _half_made(path: str) -> bool:
-    return not os.path.isdir(f"{path}/upper")
-
-
 def init(root: str, options: api.Options, host: api.Host) -> api.StoreId:
-    return init_store(root, "overlay")
+    switches(options, user_attributes=private_namespace())
+    return directories.init_store(root, NAME)
 
 
 def open_store(root: str, options: api.Options, host: api.Host, *, store: api.StoreId) -> OverlayDriver:
-    check_store(root, "overlay", store)
+    directories.check_store(root, NAME, store)
     return OverlayDriver(root, options, host)
 
 
 def destroy_store(root: str, options: api.Options, host: api.Host, *, store: api.StoreId) -> None:
-    if os.path.isdir(root):
-        check_store(root, "overlay", store)
-        remove_tree(root)
+    directories.destroy_store(root, NAME, store)

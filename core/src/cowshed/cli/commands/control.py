@@ -67,6 +67,7 @@ def restart(engine: Engine, said: Values) -> int:
 
 
 def remove(engine: Engine, said: Values) -> int:
+    engine.freeing = True
     _ = engine.store
     names = said["operands"]
     if said.force:

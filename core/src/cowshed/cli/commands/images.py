@@ -6,9 +6,8 @@ import json
 import sys
 
 from cowshed.cli import output
-from cowshed.errors import Conflict, CowshedError
+from cowshed.errors import CowshedError
 from cowshed.image import reference
-from cowshed.state import containers
 from cowshed.state import images as rows_of
 
 TYPE_CHECKING = False
@@ -21,26 +20,21 @@ if TYPE_CHECKING:
 
 
 def fetch(engine: Engine, text: str, *, platform: str | None, quiet: bool, stream: TextIO) -> ImageRow:
-    """Pull an image, saying each step on stream."""
-    from cowshed.image import manifest
+    """Pull an image, with bars or a line for each step on stream."""
+    from cowshed.image import platform as platforms
+    from cowshed.image import progress
     from cowshed.image.pull import pull as pull_
 
-    def report(line: str) -> None:
-        if not quiet:
-            stream.write(line + "\n")
-            stream.flush()
-
-    parsed = reference.parse(text)
-    wanted = manifest.normal_platform(platform) if platform else manifest.host_platform()
     settings = engine.settings
-    return pull_(
-        engine.layers(),
-        parsed,
-        platform=wanted,
-        registries=settings.registries,
-        durability=settings.durability,
-        report=report,
-    )
+    with progress.choose(stream, quiet=quiet) as shown:
+        return pull_(
+            engine.layers(),
+            reference.parse(text),
+            platform=platforms.parse(platform) if platform else None,
+            registries=settings.registries,
+            durability=settings.durability,
+            progress=shown,
+        )
 
 
 def pull(engine: Engine, said: Values) -> int:
@@ -89,6 +83,7 @@ def tag(engine: Engine, said: Values) -> int:
 
 def remove(engine: Engine, said: Values) -> int:
     status = 0
+    engine.freeing = True
     _ = engine.store
     for text in said["operands"]:
         try:
@@ -100,46 +95,20 @@ def remove(engine: Engine, said: Values) -> int:
 
 
 def _remove(engine: Engine, text: str, *, force: bool) -> None:
-    from cowshed.image.blobs import Blobs
-    from cowshed.layers.faults import step
+    from cowshed.image.remove import remove as remove_
 
-    store = engine.store
-    image = engine.image(text)
-    names = rows_of.names(store, image.id)
-    by_id = text.removeprefix("sha256:") and image.id.removeprefix("sha256:").startswith(text.removeprefix("sha256:"))
-    if not by_id and len(names) > 1:
-        name = reference.parse(text).name
-        with store.transaction() as tx:
-            rows_of.untag(tx, name)
-        print(f"Untagged: {reference.familiar(name)}")
-        return
-    if by_id and len(names) > 1 and not force:
-        raise Conflict(f"image {image.id[7:19]} has {len(names)} names", remedy="remove them one by one, or use -f")
-    with store.transaction() as tx:
-        users = containers.of_image(store, image.id)
-        if users and not force:
-            raise Conflict(
-                f"image {text} is used by container {users[0].name}", remedy="remove the container first, or use -f"
-            )
-        if users:
-            for name in names:
-                rows_of.untag(tx, name)
-        else:
-            rows_of.delete(tx, image.id)
-    for name in names:
-        print(f"Untagged: {reference.familiar(name)}")
-    if users:
-        return
-    step("rmi.forgotten")
-    for (driver,) in store.query("select name from drivers"):
-        layers = engine.layers(driver)
-        layers.remove_unreferenced(reversed(image.chain_ids))
-        step("rmi.layers")
-        layers.purge(1.0)
-    blobs = Blobs(store.root)
-    for digest in rows_of.unused_blobs(store, [b[0] for b in image.blobs]):
-        blobs.remove(digest)
-    print(f"Deleted: {image.id}")
+    done = remove_(
+        engine.store,
+        engine.image(text),
+        text,
+        force=force,
+        layers=engine.layers,
+        running=lambda row: engine.store.locks.held("monitors", row.number),
+    )
+    for name in done.untagged:
+        print(f"Untagged: {name}")
+    if done.deleted:
+        print(f"Deleted: {done.deleted}")
 
 
 def history(engine: Engine, said: Values) -> int:
@@ -167,23 +136,9 @@ def history(engine: Engine, said: Values) -> int:
 
 
 def document(engine: Engine, image: ImageRow) -> dict[str, Any]:
-    config = json.loads(image.config)
-    names = rows_of.names(engine.reader, image.id)
-    familiar = [reference.familiar(name) for name in names]
-    return {
-        "Id": image.id,
-        "RepoTags": [name for name in familiar if "@" not in name],
-        "RepoDigests": sorted(
-            {f"{n.partition('@')[0].rpartition(':')[0] or n}@{image.manifest_digest}" for n in familiar}
-        ),
-        "Created": config.get("created"),
-        "Architecture": config.get("architecture"),
-        "Os": config.get("os"),
-        "Author": config.get("author", ""),
-        "Size": image.size,
-        "Config": config.get("config") or {},
-        "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
-    }
+    from cowshed.image.inspect import document as document_
+
+    return document_(engine.reader, image)
 
 
 def inspect(engine: Engine, said: Values) -> int:

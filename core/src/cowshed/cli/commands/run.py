@@ -32,7 +32,7 @@ def _asked(said: Values) -> dict[str, Any]:
     asked: dict[str, Any] = {key: said[key] for key in _KEPT if key in said}
     asked["command"] = said["operands"][1:]
     asked["labels"] = said.label or {}
-    network = said.net or "none"
+    network = said.network or "none"
     if network not in ("none", "host"):
         raise BadUsage(f"--network {network} cannot be had yet: networks come next", remedy="use none or host")
     asked["network"] = network
@@ -124,6 +124,7 @@ def run(engine: Engine, said: Values) -> int:
 
 
 def _attached(engine: Engine, row: ContainerRow, session: Session, *, stdin: bool, keys: bytes, proxy: bool) -> int:
+    engine.store.relax()
     status = relay.relay(session, stdin=stdin, detach=keys, proxy=proxy)
     if status == relay.DETACHED:
         return 0
@@ -176,6 +177,7 @@ def _restart_wanted(engine: Engine, row: ContainerRow) -> bool:
     stopped = f"{engine.place(row)}/stopped"
     if policy == "on-failure" and (found.exit_code == 0 or (count and row.restarts >= int(count))):
         return False
+    engine.store.relax()
     again = 0 if found.finished - (row.started or 0) > 10 * 10**9 else row.restarts
     until = time.monotonic() + min(0.1 * 2**again, 60)
     while True:

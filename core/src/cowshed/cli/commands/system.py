@@ -12,28 +12,14 @@ if TYPE_CHECKING:
 
 def check(engine: Engine, said: Values) -> int:
     """Every object of every driver against the rows, both ways; `clean` is the last line if all fits."""
-    from cowshed.storage.api import ObjectKind
+    from cowshed.state import drivers
 
-    store = engine.store
     findings = []
-    for (name,) in store.query("select name from drivers"):
+    for name in drivers.names(engine.store):
         layers = engine.layers(name)
+        layers.remove_unreferenced()
         layers.purge(60.0)
-        known = {r[0]: (r[1], r[2]) for r in store.query("select id, kind, number from layers where driver = ?", name)}
-        there = {}
-        for found in layers.driver.scan():
-            if found.kind is ObjectKind.LAYER:
-                there[str(found.layer)] = found
-                if str(found.layer) not in known:
-                    findings.append(f"driver {name}: object {found.name} belongs to no layer")
-            elif found.kind is not ObjectKind.AUXILIARY and str(found.layer) not in known:
-                findings.append(f"driver {name}: {found.kind.value} {found.name} could not be purged")
-        for id_, (_, number) in known.items():
-            if id_ not in there and not store.locks.held("layers", number):
-                findings.append(f"driver {name}: layer {id_} is missing")
-    for number, op in store.query("select number, op from journal"):
-        if not store.locks.held("layers", number) and not store.locks.held("monitors", number):
-            findings.append(f"layer {number}: {op} was begun and not ended")
+        findings.extend([f"driver {name}: {finding.text}" for finding in layers.check()])
     for finding in findings:
         print(finding)
     print("clean" if not findings else f"{len(findings)} findings")

@@ -1,22 +1,25 @@
 """A store made of directories, for drivers whose layers are directories.
 
-    ROOT/store                one line: the store's identity
-    ROOT/format               one line: the number of the layout
-    ROOT/active/ID  ROOT/committed/ID   the layers
+    ROOT/format               one line: the driver and the number of the layout
+    ROOT/store                one line: the store's identity; written last, so that it says "complete"
     ROOT/temp/ID              of a call that is running, or died
+    ROOT/active/ID  ROOT/committed/ID   the layers
     ROOT/trash/ID.WHERE       removed, waits for purge()
 
-Publishing and removing are renames inside ROOT, so a crash leaves the old state or the new one, and at most an object
-that scan() calls TEMP or TRASH. Directories are made durable by fsync of the parent.
+Publishing, committing and removing are one rename inside ROOT each, so a crash leaves the old state or the new one, and
+at most an object that scan() calls TEMP or TRASH. What must outlive a power cut is synced before it is renamed, and the
+rename by fsync of the directory. A removal is not synced: after a power cut the layer may be back, which scan() shows
+and the engine removes again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from time import monotonic
 
-from cowshed.storage.api import Kind, ObjectKind, PurgeResult, StoredObject
-from cowshed.storage.errors import LayerId, WrongStore
+from cowshed.storage.api import Health, Kind, ObjectKind, PurgeResult, StoredObject
+from cowshed.storage.errors import Damaged, LayerId, NotFound, WrongStore
 from cowshed.storage.kit.trees import remove_tree
 from cowshed_linux import files
 
@@ -25,56 +28,95 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from cowshed.storage.api import Layer, StoreId
+    from cowshed.storage.api import Host, Layer, StoreId
 
-FOLDERS = ("active", "committed", "temp", "trash")
+# In the order in which a layer goes through them: a scan in this order may see a layer twice and never misses one.
+FOLDERS = ("temp", "active", "committed", "trash")
 _FORMAT = 1
 
 
 def init_store(root: str, kind: str) -> StoreId:
-    """Make a store, or finish one that was begun; the identity of the one that is there. WrongStore if another
-    driver's data, or anything else, lies at root."""
+    """Make a store for driver `kind`, or finish one that was begun; the identity of the one that is there.
+
+    Raises WrongStore if another driver's data, or anything else, lies at root.
+    """
     os.makedirs(root, mode=0o700, exist_ok=True)
     try:
         return check_store(root, kind, None)
     except FileNotFoundError:
-        pass
-    strangers = set(os.listdir(root)) - {*FOLDERS, "format"}
-    strangers = {name for name in strangers if not name.endswith(".new") and name != "lost+found"}
-    if strangers:
-        raise WrongStore(
-            f"{root} is not empty and holds no store: {sorted(strangers)[0]}", remedy="choose an empty directory"
-        )
+        pass  # there is none, or one whose making was interrupted
+    strangers = sorted({*os.listdir(root)} - {*FOLDERS, "format", "lost+found"})
+    begun = [name for name in strangers if name.startswith(("format.", "store.")) and name.endswith(".new")]
+    if len(begun) < len(strangers):
+        other = next(name for name in strangers if name not in begun)
+        raise WrongStore(f"{root} is not empty and holds no store: {other}", remedy="choose an empty directory")
+    for name in begun:
+        os.unlink(f"{root}/{name}")
     for folder in FOLDERS:
         try:
             os.mkdir(f"{root}/{folder}", 0o700)
         except FileExistsError:
-            continue
+            pass
+        _drop_inherited_acl(f"{root}/{folder}")
     files.write_atomically(f"{root}/format", f"{kind} {_FORMAT}\n".encode())
     new = os.urandom(16).hex()
     files.write_atomically(f"{root}/store", f"{new}\n".encode())
+    files.sync_directory(os.path.dirname(os.path.abspath(root)))
     return new  # type: ignore[return-value]
+
+
+def _drop_inherited_acl(path: str) -> None:
+    """A default ACL of the place would add an entry to every file of every layer."""
+    for name in ("system.posix_acl_default", "system.posix_acl_access"):
+        try:
+            os.removexattr(path, name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
 
 
 def check_store(root: str, kind: str, store: StoreId | None) -> StoreId:
     """The identity of the store at root, which must be `store` unless that is None; makes nothing.
 
-    FileNotFoundError if store is None and there is none; WrongStore for everything else that does not fit.
+    Raises FileNotFoundError if store is None and there is none, WrongStore for everything else that does not fit.
     """
     try:
         found = _line(f"{root}/store")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if store is None:
-            raise
+            raise FileNotFoundError(errno.ENOENT, f"there is no store at {root}") from None
         raise WrongStore(f"there is no {kind} store at {root}", remedy="is its file system mounted?") from None
-    said = _line(f"{root}/format").split()
+    try:
+        said = _line(f"{root}/format").split()
+    except FileNotFoundError:
+        raise WrongStore(f"{root} does not say which driver it belongs to: {root}/format is missing") from None
     if said[:1] != [kind]:
-        raise WrongStore(f"{root} belongs to driver {said[0] if said else '?'}, not {kind}")
+        raise WrongStore(
+            f"{root} belongs to driver {said[0] if said else '?'}, not {kind}", remedy="choose another root"
+        )
     if len(said) != 2 or not said[1].isdigit() or int(said[1]) > _FORMAT:
         raise WrongStore(f"{root} has format {' '.join(said[1:])}, newer than {_FORMAT}", remedy="use a newer Cowshed")
     if store is not None and found != store:
         raise WrongStore(f"{root} holds store {found}, not {store}", remedy="is the right file system mounted?")
     return found  # type: ignore[return-value]
+
+
+def destroy_store(root: str, kind: str, store: StoreId) -> None:
+    """Take all away; repeatable: the identity goes last, so that a repeat still finds what it belongs to."""
+    if not os.path.lexists(f"{root}/store") and not os.path.lexists(f"{root}/format"):
+        try:
+            os.rmdir(root)
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # strangers' files, or a mount point: not ours to take
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                raise
+        return
+    if os.path.lexists(f"{root}/store"):
+        check_store(root, kind, store)
+    for name in (*FOLDERS, "store", "format"):
+        remove_tree(f"{root}/{name}")
+    destroy_store(root, kind, store)
 
 
 def _line(path: str) -> str:
@@ -86,75 +128,145 @@ def _line(path: str) -> str:
 
 
 class Directories:
-    """The layers of one such store."""
+    """The layers of one such store; each is a directory in which `content` holds the tree."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, content: str, host: Host) -> None:
+        self.root, self._content, self._host = root, content, host
+        # Writeback errors are reported to descriptors that were open when they happened: so from the start.
+        self._sync = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        fd, self._sync = self._sync, -1
+        if fd >= 0:
+            os.close(fd)
+
+    @property
+    def durable(self) -> bool:
+        """Whether the file system below survives a power cut at all."""
+        from cowshed.storage.kit import places
+
+        return places.file_system_name(self.root) not in places.IN_MEMORY
+
+    def health(self) -> Health:
+        status = os.statvfs(self.root)
+        return Health(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, None, None)
+
+    # ------------------------------------------------------------ where things are
 
     def layer(self, layer: Layer) -> str:
         return f"{self.root}/{'committed' if layer.kind is Kind.COMMITTED else 'active'}/{layer.id}"
 
-    def temporary(self, layer: Layer) -> str:
-        """An unused path for a call to build its result at; what a dead call left there is removed."""
-        path = f"{self.root}/temp/{layer.id}"
-        remove_tree(path)
+    def content(self, layer: Layer) -> str:
+        return f"{self.layer(layer)}/{self._content}"
+
+    def exists(self, layer: Layer) -> bool:
+        return os.path.isdir(self.content(layer))
+
+    def require(self, layer: Layer) -> str:
+        """`content`, of a layer that is there. Raises NotFound."""
+        path = self.content(layer)
+        if not os.path.isdir(path):
+            raise NotFound(
+                f"there is no {layer.kind.value} layer {layer.id} in {self.root}",
+                layer=layer.id,
+                remedy="cowshed system check tells what is missing",
+            )
         return path
 
-    def publish(self, source: str, folder: str, layer: Layer) -> str:
-        """Rename source to its final place and make the rename durable."""
-        target = f"{self.root}/{folder}/{layer.id}"
-        os.rename(source, target)
-        files.sync_directory(f"{self.root}/{folder}")
-        return target
+    # ------------------------------------------------------------ changing
 
-    def discard(self, path: str) -> None:
-        """Rename to trash; absent is success."""
-        name, folder = os.path.basename(path), os.path.basename(os.path.dirname(path))
+    def temporary(self, layer: Layer) -> str:
+        """A fresh directory for a call to build its result in; what a dead call left there is removed."""
+        path = f"{self.root}/temp/{layer.id}"
+        remove_tree(path)
+        os.mkdir(path, 0o700)
+        return path
+
+    def sync(self) -> None:
+        """Write back the whole file system that the store lies on."""
+        self._host.sync(self._sync)
+
+    def publish(self, temporary: str, layer: Layer) -> None:
+        """Rename a temporary directory to the layer's place and make the rename durable. Raises Damaged."""
+        files.sync_directory(temporary)
         try:
-            os.rename(path, f"{self.root}/trash/{name}.{folder}")
-        except FileNotFoundError:
-            return
+            os.rename(temporary, self.layer(layer))
         except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            remove_tree(path)
+            raise Damaged(
+                f"{self.layer(layer)} is in the way: a layer without {self._content}",
+                layer=layer.id,
+                remedy="remove it by hand if nothing in it is wanted",
+            ) from None
+        files.sync_directory(f"{self.root}/active")
 
-    def scan(self, half_made: Callable[[str], bool]) -> Iterator[StoredObject]:
-        """Every object. half_made(path of an active layer) tells what a dead commit left."""
+    def commit(self, active: Layer, new: Layer, *, durable: bool, name: str) -> None:
+        """Rename the active layer's directory to the committed one's place; steps are called NAME.commit.…"""
+        if not self.exists(new):
+            self.require(active)
+            if durable:
+                self.sync()
+            self._host.step(f"{name}.commit.synced")
+            os.rename(self.layer(active), self.layer(new))
+            self._host.step(f"{name}.commit.renamed")
+        if durable:
+            files.sync_directory(f"{self.root}/committed")
+            files.sync_directory(f"{self.root}/active")
+
+    def discard(self, layer: Layer) -> None:
+        """Rename to trash; absent is success."""
+        source = self.layer(layer)
+        folder = os.path.basename(os.path.dirname(source))
+        target = f"{self.root}/trash/{layer.id}.{folder}"
+        for again in range(1 << 16):
+            try:
+                os.rename(source, f"{target}.{again}" if again else target)
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise  # else a layer of this name is there already: whoever broke rule E3, nothing is lost
+        raise Damaged(f"{target} exists 65536 times", layer=layer.id, remedy="cowshed system prune")
+
+    # ------------------------------------------------------------ what is there
+
+    def scan(self) -> Iterator[StoredObject]:
+        """Every object, in the order of FOLDERS."""
         kinds = {"active": Kind.ACTIVE, "committed": Kind.COMMITTED}
+        others = {"temp": ObjectKind.TEMP, "trash": ObjectKind.TRASH}
         for folder in FOLDERS:
             for name in sorted(os.listdir(f"{self.root}/{folder}")):
-                what = {"temp": ObjectKind.TEMP, "trash": ObjectKind.TRASH}.get(folder, ObjectKind.LAYER)
-                if folder == "active" and half_made(f"{self.root}/active/{name}"):
-                    what = ObjectKind.TEMP
                 yield StoredObject(
-                    what, f"{folder}/{name}", LayerId(name.partition(".")[0]), layer_kind=kinds.get(folder)
+                    others.get(folder, ObjectKind.LAYER),
+                    f"{folder}/{name}",
+                    LayerId(name.partition(".")[0]),
+                    layer_kind=kinds.get(folder),
                 )
 
-    def purge(
-        self,
-        claim: Callable[[LayerId], AbstractContextManager[bool]],
-        budget: float,
-        half_made: Callable[[str], bool],
-    ) -> PurgeResult:
-        from time import monotonic
-
+    def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> PurgeResult:
+        """See `cowshed.storage.api.Driver.purge`. One object that cannot be removed does not keep the others: the first
+        such error is raised when all have been tried."""
         until = monotonic() + budget
         left = 0
-        for found in list(self.scan(half_made)):
+        problem: OSError | None = None
+        for found in list(self.scan()):
             if found.kind is ObjectKind.LAYER or found.layer is None:
                 continue
-            if monotonic() > until:
-                left += 1
-                continue
             path = f"{self.root}/{found.name}"
-            if found.kind is ObjectKind.TRASH:
-                left += not remove_tree(path, until=until)
-                continue
-            with claim(found.layer) as mine:
-                # Only now is it certain that no call owns it: it may have been published since the scan.
-                if not mine or (found.name.startswith("active/") and not half_made(path)):
-                    left += not mine
-                    continue
-                left += not remove_tree(path, until=until)
+            try:
+                if monotonic() > until:
+                    left += 1
+                elif found.kind is ObjectKind.TRASH:
+                    left += not remove_tree(path, until=until)
+                else:
+                    with claim(found.layer) as mine:
+                        # The path is of temp/: if the layer was published since the scan, nothing is there now.
+                        left += not (mine and remove_tree(path, until=until))
+            except OSError as error:
+                left += 1
+                problem = problem or error
+        if problem is not None:
+            raise problem
         return PurgeResult(left)

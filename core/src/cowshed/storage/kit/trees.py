@@ -1,4 +1,4 @@
-"""Whole trees, for driver authors: copy one with every attribute, measure one, remove one whatever its modes say.
+"""Whole trees, for driver authors: remove one whatever its modes say, measure one; `copy_tree` is in copying.py.
 
 Names come from images, so every step is taken from a directory descriptor and no symbolic link is ever followed.
 """
@@ -8,139 +8,25 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from time import monotonic
 
+from cowshed.storage.kit.descent import DIRECTORY, Descent, Moved, enter, names
 from cowshed_linux import files
+
+__all__ = ["copy_tree", "measure_tree", "remove_entry", "remove_tree"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_REFLINK = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
-_CHUNK = 1 << 20
+_TRIES = 5  # a directory that others fill while it is removed
 
 
 def copy_tree(source: str, target: str, *, step: Callable[[], None] | None = None) -> None:
-    """Copy the directory source, which must not change meanwhile, to target, which must not exist.
+    """See `cowshed.storage.kit.copying.copy_tree`, which commands that copy nothing need not import."""
+    from cowshed.storage.kit import copying
 
-    Kept: kind, mode, owner, nanosecond times, extended attributes (ACLs and capabilities too), hard links, holes,
-    devices, and shared extents where the file system can (FICLONE). Sockets are left out: nobody listens in a copy.
-    step is called once per entry; what it raises ends the copy.
-    """
-    os.mkdir(target, 0o700)
-    here = os.open(source, _DIRECTORY)
-    there = os.open(target, _DIRECTORY)
-    try:
-        _Copy(there, step).directory(here, there, "")
-    finally:
-        os.close(here)
-        os.close(there)
-
-
-class _Copy:
-    def __init__(self, root: int, step: Callable[[], None] | None) -> None:
-        self.root, self.step = root, step
-        self.links: dict[tuple[int, int], str] = {}
-        self.reflink = True
-
-    def directory(self, here: int, there: int, path: str) -> None:
-        for name in os.listdir(here):
-            if self.step is not None:
-                self.step()
-            self.entry(here, there, name, f"{path}/{name}" if path else name)
-        copy_attributes(here, there, os.fstat(here))
-
-    def entry(self, here: int, there: int, name: str, path: str) -> None:
-        status = os.stat(name, dir_fd=here, follow_symlinks=False)
-        kind = stat.S_IFMT(status.st_mode)
-        if kind == stat.S_IFDIR:
-            os.mkdir(name, 0o700, dir_fd=there)
-            below, made = os.open(name, _DIRECTORY, dir_fd=here), os.open(name, _DIRECTORY, dir_fd=there)
-            try:
-                self.directory(below, made, path)
-            finally:
-                os.close(below)
-                os.close(made)
-            return
-        if kind == stat.S_IFSOCK:
-            return
-        if status.st_nlink > 1:
-            first = self.links.setdefault((status.st_dev, status.st_ino), path)
-            if first != path:
-                os.link(first, name, src_dir_fd=self.root, dst_dir_fd=there, follow_symlinks=False)
-                return
-        if kind == stat.S_IFREG:
-            self.file(here, there, name, status)
-        elif kind == stat.S_IFLNK:
-            os.symlink(os.readlink(name, dir_fd=here), name, dir_fd=there)
-            _attributes_by_name(here, there, name, status)
-        else:
-            os.mknod(name, kind | 0o600, status.st_rdev, dir_fd=there)
-            _attributes_by_name(here, there, name, status)
-
-    def file(self, here: int, there: int, name: str, status: os.stat_result) -> None:
-        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
-        target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=there)
-        try:
-            self.data(source, target, status.st_size)
-            copy_attributes(source, target, status)
-        finally:
-            os.close(source)
-            os.close(target)
-
-    def data(self, source: int, target: int, size: int) -> None:
-        if self.reflink and size:
-            try:
-                files.reflink(source, target)
-                return
-            except OSError as error:
-                if error.errno not in _NO_REFLINK:
-                    raise
-                self.reflink = False
-        copy_data(source, target, size)
-
-
-def copy_data(source: int, target: int, size: int) -> None:
-    """Copy a file's bytes and keep its holes."""
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break  # nothing but a hole up to the end
-        at = start
-        end = min(os.lseek(source, start, os.SEEK_HOLE), size)
-        os.lseek(source, start, os.SEEK_SET)
-        os.lseek(target, start, os.SEEK_SET)
-        while at < end:
-            sent = os.sendfile(target, source, None, min(end - at, _CHUNK))
-            if sent == 0:
-                break
-            at += sent
-        at = max(at, end)
-    os.ftruncate(target, size)
-
-
-def copy_attributes(source: int, target: int, status: os.stat_result) -> None:
-    """Owner, then mode (chown clears set-id bits), then extended attributes (chown clears capabilities), then times."""
-    os.fchown(target, status.st_uid, status.st_gid)
-    os.fchmod(target, stat.S_IMODE(status.st_mode))
-    for name in os.listxattr(source):
-        os.setxattr(target, name, os.getxattr(source, name))
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _attributes_by_name(here: int, there: int, name: str, status: os.stat_result) -> None:
-    os.chown(name, status.st_uid, status.st_gid, dir_fd=there, follow_symlinks=False)
-    if not stat.S_ISLNK(status.st_mode):
-        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=there)
-    # The descriptor's path in /proc leads to the directory itself; the last part is not followed.
-    source, target = f"/proc/self/fd/{here}/{name}", f"/proc/self/fd/{there}/{name}"
-    for key in os.listxattr(source, follow_symlinks=False):
-        os.setxattr(target, key, os.getxattr(source, key, follow_symlinks=False), follow_symlinks=False)
-    os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=there, follow_symlinks=False)
+    copying.copy_tree(source, target, step=step)
 
 
 def remove_tree(path: str, *, until: float | None = None) -> bool:
@@ -148,11 +34,11 @@ def remove_tree(path: str, *, until: float | None = None) -> bool:
     by a later call.
 
     Another process may be removing the same tree: what is gone is success. Immutable and append-only flags are lifted.
-    Mount points below are not entered (EBUSY comes from the kernel); no symbolic link is followed.
+    A mount point below is not entered: OSError EBUSY. Trees of any depth are removed.
     """
-    parent, _, name = path.rpartition("/")
+    parent, _, name = path.rstrip("/").rpartition("/")
     try:
-        at = os.open(parent or "/", _DIRECTORY)
+        at = os.open(parent or ("/" if path.startswith("/") else "."), DIRECTORY)
     except FileNotFoundError:
         return True
     try:
@@ -163,38 +49,79 @@ def remove_tree(path: str, *, until: float | None = None) -> bool:
 
 def remove_entry(at: int, name: str | bytes, until: float | None = None) -> bool:
     """`remove_tree` of a name in the directory that descriptor at refers to."""
-    try:
-        _unlink(at, name, directory=False)
-        return True
-    except FileNotFoundError:
-        return True
-    except (IsADirectoryError, PermissionError) as error:
-        if not stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
-            raise error from None
-    if until is not None:
-        from time import monotonic
-
-        if monotonic() > until:
-            return False
-    try:
-        below = os.open(name, _DIRECTORY, dir_fd=at)
-    except FileNotFoundError:
-        return True
-    try:
-        for entry in os.listdir(below):
-            if not remove_entry(below, entry, until):
+    for _ in range(_TRIES):
+        if _unlinked(at, name):
+            return True
+        try:
+            tree = Descent(enter(at, name))
+        except FileNotFoundError:
+            return True
+        try:
+            if not _emptied(tree, until):
                 return False
-    finally:
-        os.close(below)
+        finally:
+            tree.close()
+        if _removed_directory(at, name):
+            return True
+    raise OSError(errno.ENOTEMPTY, f"{os.fsdecode(name)}: entries appear while it is removed")
+
+
+def _emptied(tree: Descent, until: float | None) -> bool:
+    stack: list[tuple[str, list[str]]] = [("", names(tree.fd))]
+    again = 0
+    while True:
+        if until is not None and monotonic() > until:
+            return False
+        name, entries = stack[-1]
+        if entries:
+            entry = entries.pop()
+            if not _unlinked(tree.fd, entry):
+                try:
+                    tree.down(entry)
+                except FileNotFoundError:
+                    continue
+                stack.append((entry, names(tree.fd)))
+            continue
+        stack.pop()
+        if not stack:
+            return True
+        try:
+            tree.up()
+        except Moved:
+            return False  # a process that knows better has put it elsewhere: what is left here comes next time
+        if not _removed_directory(tree.fd, name):
+            again += 1
+            if again > _TRIES:
+                raise OSError(errno.ENOTEMPTY, f"{name}: entries appear while it is removed")
+            stack[-1][1].append(name)
+
+
+def _unlinked(at: int, name: str | bytes) -> bool:
+    """Whether the name is gone; False if it is a directory."""
     try:
-        _unlink(at, name, directory=True)
+        _lifting(os.unlink, at, name)
     except FileNotFoundError:
-        pass
+        return True
+    except IsADirectoryError:
+        return False
     return True
 
 
-def _unlink(at: int, name: str | bytes, *, directory: bool) -> None:
-    remove = os.rmdir if directory else os.unlink
+def _removed_directory(at: int, name: str | bytes) -> bool:
+    """Whether the directory is gone; False if it is not empty."""
+    try:
+        _lifting(os.rmdir, at, name)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _lifting(remove: Callable[..., None], at: int, name: str | bytes) -> None:
+    """Do it; if flags of the entry or of its directory forbid it, take them away and do it again."""
     try:
         remove(name, dir_fd=at)
     except PermissionError:
@@ -206,9 +133,12 @@ def _unlink(at: int, name: str | bytes, *, directory: bool) -> None:
 def _lift(at: int, name: str | bytes) -> bool:
     """Take immutable and append-only away; whether there was one."""
     try:
+        kind = stat.S_IFMT(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            return False  # links have no such flags, and opening a device may do anything
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
-    except OSError:
-        return False  # a symbolic link or a device: neither has such flags
+    except FileNotFoundError:
+        return True  # another process was faster
     try:
         flags = files.inode_flags(fd)
         if not flags & (files.FS_IMMUTABLE | files.FS_APPEND):
@@ -220,37 +150,43 @@ def _lift(at: int, name: str | bytes) -> bool:
 
 
 def measure_tree(path: str) -> tuple[int, int]:
-    """(bytes allocated, inodes) of a tree; an inode with several names counts once. Shared extents count in full."""
-    seen: set[tuple[int, int]] = set()
-    fd = os.open(path, _DIRECTORY)
+    """(bytes allocated, inodes) of a tree; an inode with several names counts once. Shared extents count in full.
+
+    The tree may change meanwhile; what goes or moves during the walk may or may not be counted.
+    """
+    tree = Descent(os.open(path, DIRECTORY))
     try:
-        status = os.fstat(fd)
-        seen.add((status.st_dev, status.st_ino))
-        return status.st_blocks * 512 + _measure(fd, seen), len(seen)
+        return _measured(tree)
     finally:
-        os.close(fd)
+        tree.close()
 
 
-def _measure(directory: int, seen: set[tuple[int, int]]) -> int:
-    total = 0
-    with os.scandir(directory) as entries:
-        for entry in entries:
+def _measured(tree: Descent) -> tuple[int, int]:
+    several: set[tuple[int, int]] = set()
+    total, inodes = os.fstat(tree.fd).st_blocks * 512, 1
+    stack = [names(tree.fd)]
+    while True:
+        if not stack[-1]:
+            stack.pop()
+            if not stack:
+                return total, inodes
             try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            key = status.st_dev, status.st_ino
-            if key in seen:
-                continue
-            seen.add(key)
-            total += status.st_blocks * 512
+                tree.up()
+            except Moved:
+                return total, inodes
+            continue
+        name = stack[-1].pop()
+        try:
+            status = os.stat(name, dir_fd=tree.fd, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                try:
-                    below = os.open(entry.name, _DIRECTORY, dir_fd=directory)
-                except FileNotFoundError:
+                tree.down(name)
+                stack.append(names(tree.fd))
+            elif status.st_nlink > 1:
+                key = status.st_dev, status.st_ino
+                if key in several:
                     continue
-                try:
-                    total += _measure(below, seen)
-                finally:
-                    os.close(below)
-    return total
+                several.add(key)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        total += status.st_blocks * 512
+        inodes += 1

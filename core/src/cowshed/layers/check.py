@@ -1,0 +1,60 @@
+"""Do the database and the back end agree? Read only: what is found is told, nothing is repaired."""
+
+from __future__ import annotations
+
+from cowshed.state import journal
+from cowshed.state import layers as rows
+from cowshed.storage import api
+from cowshed.storage.errors import LayerId
+from cowshed_linux import process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cowshed.layers.layers import Layers
+    from cowshed.state.rows import LayerRow
+
+
+def check(layers: Layers) -> Iterator[api.Finding]:
+    """Every object of the driver against the rows, both ways. Layers that a living command works on are left out."""
+    store, name = layers.store, layers.name
+    objects = list(layers.driver.scan())  # before the rows: what is made meanwhile is then in the rows, not missing
+    known = {row.id: row for row in rows.list_all(store, name)}
+    there: dict[str, set[api.Kind | None]] = {}
+    for found in objects:
+        if found.kind is api.ObjectKind.LAYER and found.layer is not None:
+            there.setdefault(found.layer, set()).add(found.layer_kind)
+        if found.kind in (api.ObjectKind.LAYER, api.ObjectKind.TEMP) and (
+            found.layer is None or found.layer not in known
+        ):
+            if found.layer is not None and rows.by_id(store, found.layer) is not None:
+                continue
+            yield api.Finding("orphan", f"{found.kind.value} {found.name} belongs to no layer", found.layer, found)
+    for row in known.values():
+        if _busy(layers, row) or rows.get(store, row.number) != row:
+            continue
+        yield from _of_row(layers, row, there.get(row.id, set()))
+    for entry in journal.list_all(store):
+        mounted = store.locks.held("monitors", entry.number) or store.locks.held("mounts", entry.number)
+        if entry.driver == name and not mounted and not store.locks.held("layers", entry.number):
+            text = f"layer {entry.number}: {entry.op} was begun and not ended"
+            yield api.Finding("unfinished", text, repair="the next command that writes redoes or undoes it")
+
+
+def _busy(layers: Layers, row: LayerRow) -> bool:
+    return layers.store.locks.held("layers", row.number) or journal.get(layers.store, row.number) is not None
+
+
+def _of_row(layers: Layers, row: LayerRow, there: set[api.Kind | None]) -> Iterator[api.Finding]:
+    id_ = LayerId(row.id)
+    if not there:
+        yield api.Finding("missing", f"layer {row.id} is missing", id_)
+    elif api.Kind(row.kind) not in there and None not in there:
+        found = ", ".join(sorted(kind.value for kind in there if kind is not None))
+        yield api.Finding("kind", f"layer {row.id} is {row.kind} in the database and {found} on disk", id_)
+    if row.kind == "committed" and not row.durable and row.boot_id != process.boot_id():
+        yield api.Finding(
+            "suspect", f"layer {row.id} was written in an earlier boot and never made durable", id_,
+            repair="it is made again from its blob before its next use",
+        )  # fmt: skip

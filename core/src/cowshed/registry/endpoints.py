@@ -1,0 +1,115 @@
+"""Where a registry's content is asked for: itself and its mirrors, as the configuration says.
+
+[registries."docker.io"]
+mirrors = ["http://10.0.0.2:5000", {url = "https://mirror.example/prefix", insecure = true}]
+fallback = false          # ask the mirrors only; default true: the registry itself comes last
+insecure = true           # plain HTTP; the default for a registry on loopback, and for no other
+ca = "/etc/cowshed/ca.pem"  # certificates to trust beside the system's
+token_servers = ["sso.example.com"]  # further hosts that may be given this registry's credentials
+blocked = true            # refuse to ask
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+
+from cowshed.errors import ConfigError, RegistryError
+from cowshed.storage.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_HUB = {"docker.io": "registry-1.docker.io"}
+_KEYS = {"mirrors": list, "fallback": bool, "insecure": bool, "ca": str, "token_servers": list, "blocked": bool}
+_MIRROR_KEYS = {"url": str, "insecure": bool, "ca": str}
+
+
+@record(frozen=True)
+class Endpoint:
+    """One place that serves a registry's content."""
+
+    scheme: str  # http, https
+    host: str  # with the port, if one was written
+    prefix: str  # path before the repository: "" or "a/b/"
+    mirrors: str  # the registry that it is a mirror of; "" for the registry itself
+    account: str  # what credentials are filed under
+    ca: str  # path of further certificates to trust, or ""
+    token_servers: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.host}"
+
+    @property
+    def name(self) -> str:
+        """The host without its port."""
+        return (urllib.parse.urlsplit(self.url).hostname or "").lower()
+
+    def path(self, repository: str, kind: str, name: str) -> str:
+        """The target of a request; mirrors are told whose content is wanted (distribution-spec, Registry Proxying)."""
+        query = f"?ns={urllib.parse.quote(self.mirrors)}" if self.mirrors else ""
+        return f"/v2/{self.prefix}{repository}/{kind}/{name}{query}"
+
+
+def endpoints(registry: str, settings: Mapping[str, Any]) -> tuple[Endpoint, ...]:
+    """The places to ask, in order. ConfigError for a wrong table, RegistryError for a blocked registry."""
+    where = f'registries."{registry}"'
+    _check(settings, _KEYS, where)
+    if settings.get("blocked"):
+        raise RegistryError(f"the configuration blocks the registry {registry}", remedy=f"see {where}.blocked")
+    servers = tuple(str(s) for s in settings.get("token_servers") or ())
+    ca = settings.get("ca", "")
+    found = [_mirror(m, registry, where) for m in settings.get("mirrors") or ()]
+    if not found or settings.get("fallback", True):
+        host = _HUB.get(registry, registry)
+        plain = settings.get("insecure", is_loopback(host))
+        found.append(Endpoint("http" if plain else "https", host, "", "", registry, ca, servers))
+    return tuple(found)
+
+
+def _mirror(said: Any, registry: str, where: str) -> Endpoint:
+    table = {"url": said} if isinstance(said, str) else said
+    if not isinstance(table, dict) or not table.get("url"):
+        raise ConfigError(f"{where}.mirrors has an entry without a url", remedy='write "https://HOST[:PORT][/PREFIX]"')
+    _check(table, _MIRROR_KEYS, f"{where}.mirrors")
+    text = table["url"] if "://" in table["url"] else f"https://{table['url']}"
+    try:
+        parts = urllib.parse.urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urllib.parse.urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not host or parts.username or parts.query or parts.fragment:
+        raise ConfigError(f"{where}.mirrors: {table['url']!r} is no address of a mirror",
+                          remedy='write "https://HOST[:PORT][/PREFIX]"')  # fmt: skip
+    prefix = parts.path.strip("/").removeprefix("v2").strip("/")
+    scheme = "http" if table.get("insecure") else parts.scheme
+    prefix = f"{prefix}/" if prefix else ""
+    return Endpoint(scheme, parts.netloc, prefix, registry, parts.netloc, table.get("ca", ""), ())
+
+
+def _check(table: Mapping[str, Any], keys: Mapping[str, type], where: str) -> None:
+    for key, value in table.items():
+        if key not in keys:
+            from difflib import get_close_matches
+
+            near = get_close_matches(key, list(keys), 1)
+            raise ConfigError(f"{where}.{key} is no setting", remedy=f"did you mean {near[0]}?" if near else "")
+        if not isinstance(value, keys[key]):
+            raise ConfigError(f"{where}.{key} must be a {_NAMES[keys[key]]}, not {value!r}")
+
+
+_NAMES = {list: "list", bool: "true or false", str: "text"}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether HOST[:PORT] is this machine by its name alone, without asking a name server."""
+    name = host.rpartition(":")[0] if host.count(":") == 1 else host
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    parts = name.split(".")
+    return (
+        name in ("localhost", "::1")
+        or (len(parts) == 4 and parts[0] == "127" and all(p.isdigit() for p in parts))
+    )  # fmt: skip

@@ -1,0 +1,237 @@
+"""The life of a monitor: what it holds, leaves behind, survives, and becomes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from cowshed_linux import mount, process
+from cowshed_runtime.fastjson import loads
+
+
+def until(what, seconds: float = 10):
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+def gone(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}")
+
+
+def test_while_it_runs_and_afterwards(store):
+    box = store.container("sleep", "60")
+    box.detached()
+    first, started, monitor = box.pids()
+    assert process.start_time(first) == started
+    assert Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1] == str(monitor)  # its parent
+    assert store.held("monitors", box.number)
+    assert store.held("mounts", box.number)
+    assert box.groups()
+    before = time.time_ns()
+    os.kill(first, signal.SIGKILL)
+    record = box.ended()
+    assert record["status"] == 137
+    assert record["oom"] is False
+    assert before < record["finished"] < time.time_ns()
+    until(lambda: gone(monitor))
+    assert not store.held("monitors", box.number)
+    assert not store.held("mounts", box.number)
+    assert not box.groups()
+    assert sorted(os.listdir(box.place)) == ["exit"]
+
+
+def test_nothing_of_the_callers_is_kept(store):
+    """`$(cowshed run -d …)` returns: the container goes on, and no descriptor of the caller is open anywhere."""
+    for pid in store.zygotes():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not store.zygotes())
+    box = store.container("sleep", "60")
+    process_ = box.command("run", attached=False)
+    assert process_.communicate(timeout=20) == (b"", b"")
+    first, _, monitor = box.pids()
+    for pid in (first, monitor, *store.zygotes()):
+        assert {os.readlink(f"/proc/{pid}/fd/{n}") for n in (0, 1, 2)} <= {"/dev/null"} | {
+            link for n in (1, 2) if (link := os.readlink(f"/proc/{pid}/fd/{n}")).startswith("pipe:") and pid == first
+        }
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert len(os.listdir(f"/proc/{first}/fd")) == 3
+
+
+def test_a_failed_start_leaves_nothing(store):
+    box = store.container("no-such-program")
+    process_ = box.start()
+    _, err = process_.communicate(timeout=20)
+    assert process_.returncode == 127
+    assert b"no-such-program" in err
+    assert err.count(b"\n") == 1
+    until(lambda: not store.held("monitors", box.number))
+    assert not box.groups()
+    assert os.listdir(box.place) == []
+
+
+def test_what_another_command_uses_is_not_started(store):
+    box = store.container("sleep", "60")
+    box.detached()
+    _, err = (again := box.start()).communicate(timeout=20)
+    assert again.returncode == 125
+    assert b"used by another command" in err
+    assert box.pids()[0]
+
+
+def test_the_command_is_told_when_its_monitor_is_killed(store):
+    box = store.container("sleep", "60")
+    command = box.start()
+    first, _, monitor = box.pids()
+    os.kill(monitor, signal.SIGKILL)
+    _, err = command.communicate(timeout=20)
+    assert command.returncode == 125
+    assert b"monitor was killed" in err
+    assert not store.held("monitors", box.number)
+    assert not gone(first)  # what is left is for the next command to find
+    os.kill(first, signal.SIGKILL)
+    until(lambda: gone(first))
+    for path in box.groups():
+        until(lambda path=path: not Path(f"{path}/cgroup.procs").read_text())
+        os.rmdir(path)
+
+
+def test_a_zygote_that_is_killed_harms_nobody_and_is_replaced(store):
+    box = store.container("sh", "-c", "while true; do echo tick; sleep 0.02; done")
+    command = box.start()
+    assert command.stdout.readline() == b"tick\n"
+    for pid in store.zygotes():
+        if pid != box.pids()[2]:
+            os.kill(pid, signal.SIGKILL)
+    for _ in range(20):
+        assert command.stdout.readline() == b"tick\n"
+    other = store.container("true").start()
+    other.communicate(timeout=20)
+    assert other.returncode == 0
+
+
+def test_the_zygote_is_one_with_no_descriptor_too_many(store):
+    commands = [store.container("true").start() for _ in range(8)]
+    for command in commands:
+        command.communicate(timeout=30)
+        assert command.returncode == 0
+    until(lambda: len(store.zygotes()) == 1)
+    zygote = store.zygotes()[0]
+    assert len(os.listdir(f"/proc/{zygote}/fd")) == 4  # 0, 1, 2 and the socket
+    assert len(os.listdir(f"/proc/{zygote}/task")) == 1
+    fd = os.open(f"/proc/{zygote}/exe", os.O_PATH)
+    try:
+        assert os.fstatvfs(fd).f_flag & os.ST_RDONLY  # CVE-2019-5736: nobody writes to it through a container's /proc
+    finally:
+        os.close(fd)
+    for name in os.listdir(store.run):
+        if name.startswith("zygote-"):
+            assert os.stat(store.run / name).st_mode & 0o777 == 0o600
+
+
+def test_an_idle_monitor_is_small(store):
+    """Private memory: a Python feature used for the first time after the fork costs 50 to 300 kB."""
+    boxes = [store.container("sleep", "60") for _ in range(4)]
+    for box in boxes:
+        box.detached()
+    dirty = []
+    for box in boxes:
+        with open(f"/proc/{box.pids()[2]}/smaps_rollup") as f:
+            dirty.append(sum(int(line.split()[1]) for line in f if line.startswith("Private_Dirty")))
+    assert max(dirty) <= 640, dirty
+
+
+def worker(path, words: str = "echo done") -> dict:
+    return {"worker": ["/bin/sh", "-c", f"{words} > {path}"], "worker_always": False, "environment": {}}
+
+
+def test_the_monitor_of_a_detached_container_becomes_the_worker(store, tmp_path):
+    box = store.container("true", **worker(tmp_path / "ran"))
+    box.detached()
+    until((tmp_path / "ran").exists)
+    assert box.ended()["status"] == 0
+
+
+def test_a_served_command_cleans_up_itself(store, tmp_path):
+    box = store.container("true", **worker(tmp_path / "ran"))
+    box.start().communicate(timeout=20)
+    box.ended()
+    until(lambda: not store.held("monitors", box.number))
+    time.sleep(0.2)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_command_that_was_killed_does_not(store, tmp_path):
+    box = store.container("sh", "-c", "echo up; sleep 60", **worker(tmp_path / "ran"))
+    command = box.start()
+    assert command.stdout.readline() == b"up\n"
+    command.kill()
+    command.wait()
+    os.kill(box.pids()[0], signal.SIGKILL)
+    until((tmp_path / "ran").exists)
+
+
+def test_one_that_only_attached_does_not_count(store, tmp_path):
+    box = store.container("sh", "-c", "while test ! -e /tmp/end; do sleep 0.02; done", **worker(tmp_path / "ran"))
+    box.detached()
+    watcher = box.attach(stdin=False)
+    time.sleep(0.3)
+    box.execute("sh", "-c", "echo > /tmp/end").communicate(timeout=20)
+    watcher.communicate(timeout=20)
+    assert watcher.returncode == 0
+    until((tmp_path / "ran").exists)
+    os.unlink(store.tree / "tmp/end")
+
+
+def test_a_full_run_directory_does_not_lose_the_status(store):
+    """The record is written into space that was kept for it."""
+    small = mount.file_system("tmpfs", None, [("size", "64k")])
+    try:
+        shared = f"/proc/{os.getpid()}/fd/{small}"
+        box = store.container("sh", "-c", "echo up; cat; exit 4", stdin=True, place=shared, log=f"{shared}/log")
+        command = box.start()
+        assert command.stdout.readline() == b"up\n"
+        filler = os.open(f"{shared}/filler", os.O_WRONLY | os.O_CREAT)
+        with pytest.raises(OSError, match="No space"):
+            os.posix_fallocate(filler, 0, 1 << 20)
+        while free := os.fstatvfs(filler).f_bavail:
+            os.posix_fallocate(filler, 0, os.fstat(filler).st_size + free * 4096)
+        out, _ = command.communicate(b"y" * 100_000, timeout=20)
+        assert (command.returncode, out) == (4, b"y" * 100_000)
+        assert loads(Path(f"{shared}/exit").read_text())["status"] == 4
+        log = Path(f"{shared}/log").read_bytes()
+        assert log[16:] == b"up\n"  # what fitted, whole
+        os.close(filler)
+    finally:
+        os.close(small)
+
+
+def test_leftovers_of_a_container_are_killed(store):
+    box = store.container("sh", "-c", "sleep 61 & echo up; sleep 60")
+    command = box.start()
+    assert command.stdout.readline() == b"up\n"
+    others = [int(pid) for pid in Path(f"{box.groups()[0]}/cgroup.procs").read_text().split()]
+    assert len(others) >= 2
+    os.kill(box.pids()[0], signal.SIGKILL)
+    command.communicate(timeout=20)
+    until(lambda: all(gone(pid) for pid in others))
+    assert not box.groups()
+
+
+def test_a_command_killed_before_it_is_answered_leaves_a_monitored_container(store):
+    for delay in (0.02, 0.06, 0.1, 0.14):
+        box = store.container("sleep", "60")
+        command = box.start()
+        time.sleep(delay)
+        command.kill()
+        command.wait()
+        time.sleep(0.3)
+        if box.read("pid"):
+            assert store.held("monitors", box.number)
+        else:
+            assert not store.held("monitors", box.number)
+            assert not box.groups()

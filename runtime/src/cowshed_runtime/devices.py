@@ -1,0 +1,68 @@
+"""The device rules of a container as a program for cgroup version 2, which has no files for them. Pure.
+
+The program sees `struct bpf_cgroup_dev_ctx` (linux/bpf.h): access in the upper and kind in the lower half of the first
+word, then major and minor; it answers 1 (allow) or 0.
+"""
+
+from __future__ import annotations
+
+from _struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+_BLOCK, _CHARACTER = 1, 2
+_ACCESS = {"m": 1, "r": 2, "w": 4}
+_EVERYTHING = 7
+_instruction = Struct("@BBhi").pack
+# opcodes: class | size or operation | source (Documentation/bpf/standardization/instruction-set.rst)
+_LOAD, _MOV32, _AND32_IMMEDIATE, _SHIFT32 = 0x61, 0xBC, 0x54, 0x74
+_MOV_IMMEDIATE, _IF_EQUAL, _IF_DIFFERENT, _EXIT = 0xB7, 0x15, 0x55, 0x95
+_CONTEXT, _RESULT, _KIND, _WANTED, _MAJOR, _MINOR, _SCRATCH = 1, 0, 2, 3, 4, 5, 6
+
+
+def program(rules: Sequence[dict[str, Any]]) -> bytes:
+    """The instructions for OCI linux.resources.devices. The last rule that matches decides, as if each were written to
+    version 1's devices.allow and devices.deny in turn; nothing matching means yes, as in a new version 1 group."""
+    out = [
+        _instruction(_LOAD, _KIND | _CONTEXT << 4, 0, 0),
+        _instruction(_AND32_IMMEDIATE, _KIND, 0, 0xFFFF),
+        _instruction(_LOAD, _WANTED | _CONTEXT << 4, 0, 0),
+        _instruction(_SHIFT32, _WANTED, 0, 16),
+        _instruction(_LOAD, _MAJOR | _CONTEXT << 4, 4, 0),
+        _instruction(_LOAD, _MINOR | _CONTEXT << 4, 8, 0),
+    ]
+    for rule in reversed(rules):
+        block = _block(rule)
+        out += block
+        if len(block) == 2:
+            return b"".join(out)  # it decides always: the verifier refuses code that is never reached
+    out += [_instruction(_MOV_IMMEDIATE, _RESULT, 0, 1), _instruction(_EXIT, 0, 0, 0)]
+    return b"".join(out)
+
+
+def _block(rule: dict[str, Any]) -> list[bytes]:
+    allow = 1 if rule["allow"] else 0
+    mask = 0
+    for letter in rule.get("access") or "rwm":
+        mask |= _ACCESS[letter]
+    tests: list[tuple[int, int, int]] = []  # opcode of the jump past this rule, register, value
+    kind = rule.get("type") or "a"
+    if kind in ("b", "c", "u"):
+        tests.append((_IF_DIFFERENT, _KIND, _BLOCK if kind == "b" else _CHARACTER))
+    numbers = (_MAJOR, rule.get("major")), (_MINOR, rule.get("minor"))
+    tests += [(_IF_DIFFERENT, register, n) for register, n in numbers if n is not None and n >= 0]
+    head: list[bytes] = []
+    if mask != _EVERYTHING:
+        # Allowed if nothing beyond the rule is wanted; denied if anything of the rule is.
+        head.append(_instruction(_MOV32, _SCRATCH | _WANTED << 4, 0, 0))
+        head.append(_instruction(_AND32_IMMEDIATE, _SCRATCH, 0, ~mask & _EVERYTHING if allow else mask))
+        tests.insert(0, (_IF_DIFFERENT if allow else _IF_EQUAL, _SCRATCH, 0))
+    end = [_instruction(_MOV_IMMEDIATE, _RESULT, 0, allow), _instruction(_EXIT, 0, 0, 0)]
+    jumps = [
+        _instruction(code, register, len(tests) - at - 1 + len(end), value)
+        for at, (code, register, value) in enumerate(tests)
+    ]
+    return [*head, *jumps, *end]

@@ -1,0 +1,49 @@
+"""`--init`: process 1 of a container that forwards signals and reaps orphans, for programs that do neither.
+
+It is forked when the container's identity, capabilities and filter are already in force, so that it has no more rights
+than what it looks after.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # `signal` brings enum
+import os
+
+from cowshed_linux import process
+
+# Not those that cannot be caught, that this process causes itself, or that stop it.
+_FORWARDED = [n for n in range(1, 65) if n not in (4, 5, 6, 7, 8, 9, 11, 17, 19, 21, 22, 31, 32, 33)]
+
+
+def stay_behind(terminal: bool) -> None:
+    """Return in a child; this process stays as process 1 and ends as the child does."""
+    # Blocked until the handlers are there: a signal for a program that is about to start must not be lost.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, [*_FORWARDED, 22])
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        if terminal:
+            os.tcsetpgrp(0, os.getpid())  # SIGTTOU, which would stop a background group that asks, is blocked
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+        return
+    process.close_range(3)
+
+    def forward(number: int, frame: object) -> None:
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            return  # it has just ended, or is another user's by now
+
+    for number in _FORWARDED:
+        _signal.signal(number, forward)
+    for number in (21, 22):  # SIGTTIN, SIGTTOU
+        _signal.signal(number, _signal.SIG_IGN)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    while True:
+        try:
+            dead, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            os._exit(125)
+        if dead == pid:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(128 - code if code < 0 else code)

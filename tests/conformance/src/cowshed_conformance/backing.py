@@ -1,0 +1,141 @@
+"""What stores lie on: a directory, or a file system made for the purpose on a loop device or in memory.
+
+All is mounted in a private mount namespace that this process enters once; whatever happens to the process, the kernel
+unmounts it and frees the loop devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from cowshed.storage.kit.trees import remove_tree
+from cowshed_conformance import marks
+from cowshed_linux import mount, process
+
+MAKE = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f"),
+}
+LEAST = {"ext4": 24 << 20, "xfs": 300 << 20, "btrfs": 128 << 20, "tmpfs": 1 << 20}
+_entered = False
+
+
+def enter_private_namespace() -> None:
+    """Nothing that is mounted from now on is seen by the host or outlives this process."""
+    global _entered
+    if not _entered:
+        process.unshare(process.CLONE_NEWNS)
+        mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
+        _entered = True
+
+
+def tool(*argv: str) -> str:
+    """Run a program of the host; a missing one skips the case."""
+    if shutil.which(argv[0]) is None:
+        marks.skip("tool", f"{argv[0]} is not installed")
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+class FileSystem:
+    """A file system of its own: kind, mount point, and the image it lies in (none for tmpfs)."""
+
+    def __init__(self, kind: str, folder: str, size: int) -> None:
+        enter_private_namespace()
+        self.kind, self.folder = kind, folder
+        self.path, self.image = f"{folder}/at", ""
+        self.size = max(size, LEAST[kind])
+        os.makedirs(self.path)
+        if kind != "tmpfs":
+            self.image = f"{folder}/image"
+            with open(self.image, "wb") as file:
+                file.truncate(self.size)
+            tool(*MAKE[kind], self.image)
+        self.mount()
+
+    def mount(self, *, read_only: bool = False, image: str = "") -> None:
+        if self.kind == "tmpfs":
+            mount.mount("tmpfs", self.path, "tmpfs", 0, f"size={self.size}")
+        else:
+            option = "loop,ro" if read_only else "loop"
+            if self.kind == "xfs" and image:
+                option += ",nouuid"  # the copy of a mounted one has its identity
+            tool("mount", "-t", self.kind, "-o", option, image or self.image, self.path)
+
+    def unmount(self) -> None:
+        """At once, not lazily: EBUSY tells who left something open."""
+        mount.unmount(self.path)
+
+    def remount(self, *, read_only: bool) -> None:
+        tool("mount", "-o", "remount," + ("ro" if read_only else "rw"), self.path)
+
+    def used(self) -> int:
+        status = os.statvfs(self.path)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+    def free(self) -> int:
+        status = os.statvfs(self.path)
+        return status.f_bavail * status.f_frsize
+
+
+@contextlib.contextmanager
+def file_system(kind: str, folder: str, size: int = 0) -> Iterator[FileSystem]:
+    made = FileSystem(kind, folder, size)
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):
+            mount.unmount(made.path, mount.MNT_DETACH)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Backing:
+    """Gives each case a place of its own, and takes it away again."""
+
+    def __init__(self, kind: str, path: str, scratch: str) -> None:
+        self.kind, self.path, self.scratch = kind, path, scratch
+        self._count = 0
+
+    def place(self, name: str = "") -> str:
+        """The path of a directory that does not exist yet, on the file system under test."""
+        self._count += 1
+        return f"{self.path}/{self._count}{name}"
+
+    def own_kind(self) -> str:
+        """The kind of a file system of their own that cases make for themselves."""
+        return "tmpfs" if self.kind == "dir" else self.kind
+
+    def loop_kind(self) -> str:
+        return "ext4" if self.kind in ("dir", "tmpfs") else self.kind
+
+    @contextlib.contextmanager
+    def own(self, size: int = 0, kind: str = "") -> Iterator[FileSystem]:
+        self._count += 1
+        with file_system(kind or self.own_kind(), f"{self.scratch}/own{self._count}", size) as made:
+            yield made
+
+    def clear(self) -> None:
+        for name in os.listdir(self.path):
+            if name != "lost+found":
+                remove_tree(f"{self.path}/{name}")
+
+
+def fs_type(path: str) -> str:
+    """What mountinfo calls the file system of path, with its options: for the report."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    found = ""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            words = line.split()
+            if words[2] == wanted:
+                tail = words[words.index("-") + 1 :]
+                found = f"{tail[0]} ({tail[-1]})"
+    return found or "unknown"

@@ -1,0 +1,1 @@
+"""The cases. Each is named by its number: docs/reference/conformance.md."""

@@ -1,0 +1,141 @@
+"""The fixtures that cases use, and the care around each case: time budget, nothing left behind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from cowshed_conformance import backing as places
+from cowshed_conformance import hoststate
+from cowshed_conformance.backing import Backing
+from cowshed_conformance.harness import Store, SuiteHost
+from cowshed_conformance.report import Report
+from cowshed_conformance.target import Target, resolve, words
+
+BUDGET = 20.0  # seconds for a case
+before: hoststate.HostState | None = None  # when the first case began
+
+
+@pytest.fixture(scope="module")
+def target(request: pytest.FixtureRequest) -> Target:
+    """The driver under test: --driver, or DRIVER and DRIVER_OPTIONS of the module that imports the suite."""
+    config, module = request.config, request.module
+    name = getattr(module, "DRIVER", None) or config.getoption("--driver")
+    if not name:
+        raise pytest.UsageError("which driver? --driver NAME, or DRIVER = … in the module")
+    given = dict(getattr(module, "DRIVER_OPTIONS", {}))
+    given.update(words(config.getoption("--driver-option")))
+    seed = config.getoption("--conformance-seed")
+    if seed is None:
+        seed = Report.of_this_run().facts.get("seed") or random.SystemRandom().randrange(1 << 32)
+    return resolve(name, given, seed=seed, level=config.getoption("--level"))
+
+
+@pytest.fixture(scope="module")
+def backing(request: pytest.FixtureRequest, target: Target) -> Iterator[Backing]:
+    """Where stores of this module lie."""
+    if os.geteuid() != 0:
+        pytest.skip("[privilege] the suite mounts file systems: run it as root")
+    global before
+    if before is None:
+        places.enter_private_namespace()
+        before = hoststate.HostState.now()
+    kind = request.config.getoption("--backing") or getattr(request.module, "BACKING", "dir")
+    with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
+        if kind == "dir":
+            os.mkdir(f"{folder}/at")
+            made = Backing(kind, f"{folder}/at", folder)
+            _facts(target, made)
+            try:
+                yield made
+            finally:
+                made.clear()
+            return
+        with places.file_system(kind, f"{folder}/fs", 1 << 30) as system:
+            made = Backing(kind, system.path, folder)
+            _facts(target, made)
+            yield made
+
+
+def _facts(target: Target, made: Backing) -> None:
+    from cowshed_linux import process
+
+    plugin, facts = target.plugin, Report.of_this_run().facts
+    if facts:
+        return
+    system = os.uname()
+    report = plugin.probe(made.path, target.options, SuiteHost())
+    facts.update(
+        driver=plugin.name,
+        api=".".join(str(n) for n in plugin.api),
+        options=dict(target.options),
+        verdict=report.verdict.value,
+        probe=dict(report.facts),
+        backing=places.fs_type(made.path),
+        kernel=f"{system.sysname} {system.release} {system.machine}",
+        python=".".join(str(n) for n in sys.version_info[:3]),
+        suite=importlib.metadata.version("cowshed-conformance"),
+        distribution=_distribution(target),
+        tools=_tools(),
+        level=target.level,
+        seed=target.seed,
+        boot=process.boot_id(),
+    )
+
+
+def _distribution(target: Target) -> str:
+    for point in importlib.metadata.entry_points(group="cowshed.storage_drivers", name=target.name):
+        if point.dist is not None:
+            return f"{point.dist.name} {point.dist.version}"
+    return f"not installed: {target.name}"
+
+
+def _tools() -> dict[str, str]:
+    import shutil
+
+    return {name: shutil.which(name) or "missing" for name in ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mount")}
+
+
+@pytest.fixture
+def store(target: Target, backing: Backing) -> Iterator[Store]:
+    """A new store, opened."""
+    made = Store(target, backing.place())
+    try:
+        yield made
+    finally:
+        made.discard()
+
+
+@pytest.fixture
+def chance(target: Target, request: pytest.FixtureRequest) -> random.Random:
+    """Random choices that the run's seed repeats."""
+    return random.Random(f"{target.seed} {request.node.name}")
+
+
+@pytest.fixture(autouse=True)
+def within_budget(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A case that hangs fails, and its traceback shows where."""
+    mark = request.node.get_closest_marker("conformance_budget")
+    if request.node.get_closest_marker("conformance_level") is None:
+        yield
+        return
+    seconds = float(mark.args[0]) if mark is not None else BUDGET
+
+    def late(_: int, __: FrameType | None) -> None:
+        pytest.fail(f"the case took longer than its {seconds:g} s")
+
+    old = signal.signal(signal.SIGALRM, late)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+        signal.signal(signal.SIGALRM, old)

@@ -1,0 +1,76 @@
+"""The pytest plug-in: options, choice of cases, report.
+
+pytest loads this module in every run on a machine that has the suite installed. So it imports nothing of the suite, and
+each hook returns at once unless a case has been collected.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cowshed_conformance import report
+
+LEVELS = ("core", "full", "hard")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("cowshed_conformance", "conformance suite of Cowshed storage drivers")
+    group.addoption("--driver", metavar="NAME", help="driver to test: entry-point name, or module:object")
+    group.addoption(
+        "--driver-option", metavar="K=V", action="append", default=[], help="option of that driver (repeatable)"
+    )
+    group.addoption(
+        "--backing",
+        default=None,
+        choices=("dir", "tmpfs", "ext4", "xfs", "btrfs"),
+        help="what the stores lie on: pytest's temporary directory (default), or a file system made for the run",
+    )
+    group.addoption("--level", default="full", choices=LEVELS, help="which cases: core, full (default), hard")
+    group.addoption("--conformance-seed", metavar="N", type=int, default=None, help="repeat a run's random choices")
+    group.addoption(
+        "--conformance-report", metavar="DIR", default=None, help="write conformance.json and conformance.md there"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "conformance_level(name): core, full or hard (cowshed_conformance)")
+    config.addinivalue_line("markers", "conformance_budget(seconds): time that a case may take (cowshed_conformance)")
+    if config.getoption("--driver"):
+        config.pluginmanager.import_plugin("cowshed_conformance.fixtures")
+    elif any(word.partition(".")[0].partition(":")[0] == "cowshed_conformance" for word in config.args):
+        raise pytest.UsageError("which driver? pytest --pyargs cowshed_conformance --driver NAME")
+
+
+def _report() -> type[report.Report] | None:
+    module = sys.modules.get("cowshed_conformance.report")
+    return module.Report if module is not None else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _report() is None:
+        return
+    wanted = LEVELS[: LEVELS.index(config.getoption("--level")) + 1]
+    gone = []
+    for item in items:
+        mark = item.get_closest_marker("conformance_level")
+        if mark is not None and mark.args[0] not in wanted:
+            gone.append(item)
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if item not in gone]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    kind = _report()
+    if kind is not None:
+        kind.of_this_run().note(report)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    kind = _report()
+    if kind is not None:
+        kind.of_this_run().finish(terminalreporter, config.getoption("--conformance-report"))
