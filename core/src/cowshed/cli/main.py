@@ -92,7 +92,8 @@ def _dispatch(words: list[str]) -> int:
 
 def _find(words: list[str]) -> tuple[parser.Command, list[str]]:
     names = {command.name: command for command in tables.COMMANDS}
-    aliases = {"container": 1, "image ls": "images", "image rm": "rmi", "image pull": "pull", "image tag": "tag",
+    aliases = {"container": 1, "image ls": "images", "image list": "images", "image rm": "rmi", "image remove": "rmi",
+               "image pull": "pull", "image tag": "tag", "image untag": "untag", "image load": "load",
                "image history": "history", "driver ls": "driver list"}  # fmt: skip
     if words[0] == "container" and len(words) > 1:
         words = ["ps" if words[1] in ("ls", "list") else words[1], *words[2:]]

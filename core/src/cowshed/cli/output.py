@@ -4,11 +4,23 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 
-def listing(rows: list[dict[str, Any]], columns: tuple[str, ...], wanted: str | None, *, what: str) -> None:
-    """Print rows: a table of columns, or as `wanted` says: json, table TEMPLATE, or a template per row."""
+def listing(
+    rows: list[dict[str, Any]],
+    columns: tuple[str, ...],
+    wanted: str | None,
+    *,
+    what: str,
+    headings: Mapping[str, str] | None = None,
+) -> None:
+    """Print rows: a table of columns, or as `wanted` says: json, table TEMPLATE, or a template per row.
+
+    headings: what stands above a column where that is not its own name, by the name in upper case.
+    """
+    headings = headings or {}
     if wanted == "json":
         from cowshed_runtime.fastjson import dumps
 
@@ -22,12 +34,13 @@ def listing(rows: list[dict[str, Any]], columns: tuple[str, ...], wanted: str | 
         template = Template(wanted.removeprefix("table ").replace("\\t", "\t").replace("\\n", "\n"))
         lines = [template.render(row) for row in rows]
         if as_table:
-            _table([template.names(), *[line.split("\t") for line in lines]])
+            above = [headings.get(name, name) for name in template.names()]
+            _table([above, *[line.split("\t") for line in lines]])
             return
         for line in lines:
             print(line)
         return
-    _table([[c.upper() for c in columns], *[[str(row[c]) for c in columns] for row in rows]])
+    _table([[headings.get(c.upper(), c.upper()) for c in columns], *[[str(row[c]) for c in columns] for row in rows]])
 
 
 def _table(lines: list[list[str]]) -> None:
@@ -51,14 +64,25 @@ def document(values: list[Any], wanted: str | None) -> None:
 
 
 def ago(ns: int) -> str:
-    """How long ago a time was, in words."""
+    """How long ago a time was, in docker's words."""
     from time import time_ns
 
     seconds = max(0, (time_ns() - ns) // 10**9)
-    for name, length in (("week", 604800), ("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {name}s"
-    return f"{seconds} second{'s' * (seconds != 1)}" if seconds < 60 else "About a minute"
+    if seconds < 1:
+        return "Less than a second"
+    if seconds < 60:
+        return f"{seconds} second{'s' * (seconds != 1)}"
+    if seconds < 120:
+        return "About a minute"
+    if seconds < 3600:
+        return f"{seconds // 60} minutes"
+    if seconds < 5400:
+        return "About an hour"
+    hours = round(seconds / 3600)
+    for name, length, least in (("year", 8760, 17520), ("month", 720, 1440), ("week", 168, 336), ("day", 24, 48)):
+        if hours >= least:
+            return f"{hours // length} {name}s"
+    return f"{hours} hours"
 
 
 def size(count: int) -> str:
@@ -76,3 +100,39 @@ def rfc3339(ns: int) -> str:
     if not ns:
         return "0001-01-01T00:00:00Z"
     return f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(ns // 10**9))}.{ns % 10**9:09d}Z"
+
+
+def moment(text: str | None) -> int:
+    """A time in ns: seconds since the epoch, RFC 3339, or how long ago (90s, 10m, 2h, 1h30m). BadUsage."""
+    from time import time_ns
+
+    from cowshed.errors import BadUsage
+
+    if not text:
+        return 0
+    try:
+        if text.replace(".", "", 1).isdigit():
+            return int(float(text) * 1e9)
+        if text[0].isdigit() and text[-1] in _UNITS and "T" not in text:
+            return time_ns() - _duration(text)
+        from datetime import datetime
+
+        return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1e9)
+    except ValueError:
+        raise BadUsage(
+            f"{text!r} is no time", remedy="write 10m, 2h, seconds since the epoch, or 2026-01-31T12:00:00Z"
+        ) from None
+
+
+_UNITS = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+
+def _duration(text: str) -> int:
+    total, number = 0.0, ""
+    for character in text:
+        if character in _UNITS:
+            total += float(number) * _UNITS[character]
+            number = ""
+        else:
+            number += character
+    return int(total)

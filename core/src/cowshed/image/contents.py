@@ -16,11 +16,12 @@ from cowshed_linux.paths import open_in_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Protocol
 
     from cowshed.image.manifest import Descriptor
     from cowshed.image.staging import Staging
+    from cowshed.layers.tarstream import Entry
 
     class Contents(Protocol):
         def small(self, name: str) -> bytes | None:
@@ -94,20 +95,21 @@ class Directory:
 class Archive:
     """A tar archive, read once from its beginning to its end, as it may come from a pipe. Compressed or not."""
 
-    def __init__(self, fd: int, staging: Staging) -> None:
+    def __init__(self, fd: int, staging: Staging, told: Callable[[int], None] = lambda done: None) -> None:
+        """Reads it all; told(bytes) is called as it goes. ImageError, Tampered, NoSpace."""
         self._staging = staging
         self._small: dict[str, bytes] = {}
         self._staged: dict[str, str] = {}  # name -> digest
         self._links: dict[str, str] = {}
-        self._read(fd)
+        self._read(fd, told)
 
-    def _read(self, fd: int) -> None:
+    def _read(self, fd: int, told: Callable[[int], None]) -> None:
         from cowshed.layers import tarstream
         from cowshed.layers.unpack import decompress
 
-        feed = tarstream.Feed(decompress(_pieces(fd)))
+        feed = tarstream.Feed(decompress(_pieces(fd, told)))
         together = 0
-        for count, entry in enumerate(tarstream.entries(feed)):
+        for count, entry in enumerate(_members(tarstream.entries(feed))):
             name = _normal(os.fsdecode(entry.name))
             if entry.kind == tarstream.FILE and not entry.holes:
                 digest = _digest_of(name)
@@ -162,8 +164,24 @@ class Archive:
         return self._staged[resolved]
 
 
-def _pieces(fd: int) -> Iterator[bytes]:
+def _members(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """ImageError that says what it is if the very first member is none."""
+    try:
+        first = next(entries, None)
+    except ImageError:
+        raise ImageError(
+            "it is no tar archive", remedy="`cowshed load` reads OCI layouts and docker archives"
+        ) from None
+    if first is not None:
+        yield first
+        yield from entries
+
+
+def _pieces(fd: int, told: Callable[[int], None]) -> Iterator[bytes]:
+    done = 0
     while piece := os.read(fd, _CHUNK):
+        done += len(piece)
+        told(done)
         yield piece
 
 

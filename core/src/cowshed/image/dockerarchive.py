@@ -86,7 +86,8 @@ def resolve(contents: Contents, staging: Staging, entry: Saved) -> Resolved:
     }
     data = json.dumps(manifest, separators=(",", ":")).encode()
     parsed = manifests.parse_manifest(manifest)
-    return Resolved(describe(data, OCI_MANIFEST, parsed, config), parsed)
+    image = describe(data, OCI_MANIFEST, parsed, config)
+    return Resolved(image, parsed, image.manifest_digest)
 
 
 def _kind(staging: Staging, digest: str) -> str:

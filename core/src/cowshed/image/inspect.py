@@ -20,6 +20,7 @@ def document(store: Store, image: ImageRow) -> dict[str, Any]:
     config = json.loads(image.config)
     names = [familiar(name) for name in images.names(store, image.id)]
     own = config.get("config") or {}
+    held_in = drivers(store, image)
     return {
         "Id": image.id,
         "RepoTags": [name for name in names if "@" not in name],
@@ -27,6 +28,7 @@ def document(store: Store, image: ImageRow) -> dict[str, Any]:
         "Parent": "",
         "Comment": last_comment(config),
         "Created": config.get("created") or "",
+        "DockerVersion": config.get("docker_version") or "",
         "Author": config.get("author") or "",
         "Architecture": config.get("architecture") or "",
         "Variant": config.get("variant") or "",
@@ -44,7 +46,8 @@ def document(store: Store, image: ImageRow) -> dict[str, Any]:
             {"MediaType": kind, "Digest": digest, "Size": size, "ChainID": chain}
             for (digest, kind, size), chain in zip(image.blobs, image.chain_ids, strict=True)
         ],
-        "Drivers": drivers(store, image),
+        "GraphDriver": {"Name": next(iter(held_in), ""), "Data": None},
+        "Drivers": held_in,
         "Metadata": {"PulledTime": image.pulled},
     }
 

@@ -9,9 +9,10 @@ from cowshed.errors import Conflict, ImageError, NotFound
 from cowshed.image import dockerarchive, layout
 from cowshed.image.blobs import BlobStore
 from cowshed.image.contents import Archive, Directory
+from cowshed.image.manifest import document, parse_manifest
 from cowshed.image.pull import bring
 from cowshed.image.reference import familiar
-from cowshed.image.resolve import resolve
+from cowshed.image.resolve import Resolved, resolve
 from cowshed.image.staging import Staging
 from cowshed.state import images
 from cowshed.storage.record import record
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from cowshed.image.contents import Contents
     from cowshed.image.platform import Platform
     from cowshed.image.progress import Progress
-    from cowshed.image.resolve import Resolved
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import ImageRow
 
@@ -53,11 +53,15 @@ def load(
     try:
         with Staging(blobs) as staging:
             contents: Contents
-            if stat.S_ISDIR(os.fstat(fd).st_mode):
+            status = os.fstat(fd)
+            if stat.S_ISDIR(status.st_mode):
                 contents = Directory(fd, staging)
             else:
                 progress.step("reading the archive")
-                contents = Archive(fd, staging)
+                if stat.S_ISREG(status.st_mode):
+                    progress.begin("archive", "archive", status.st_size)
+                contents = Archive(fd, staging, lambda done: progress.advance("archive", done))
+                progress.end("archive")
             return _load(layers, contents, staging, blobs, durability, progress, platform, replace)
     finally:
         if not isinstance(source, int):
@@ -81,7 +85,9 @@ def _load(
             said = [name for entry in saved if resolved.image.id[7:] in entry.config for name in entry.names]
             found.append((resolved, tuple(dict.fromkeys((*listed.names, *said)))))
     else:
-        found = [(dockerarchive.resolve(contents, staging, entry), entry.names) for entry in saved]
+        for entry in saved:
+            resolved = dockerarchive.resolve(contents, staging, entry)
+            found.append((_known(layers, blobs, resolved.image.id) or resolved, entry.names))
     if not found:
         raise ImageError("it holds no images: neither an oci-layout nor a manifest.json is there",
                          remedy="`cowshed load` reads OCI image layouts and docker archives")  # fmt: skip
@@ -101,13 +107,25 @@ def _load(
     return tuple(done)
 
 
+def _known(layers: Layers, blobs: BlobStore, id_: str) -> Resolved | None:
+    """An image that is here whole already: its registry's manifest and compressed layers are better than these."""
+    try:
+        image = images.by_id(layers.store, id_)
+    except NotFound:
+        return None
+    manifest = parse_manifest(document(image.manifest, "the manifest"))
+    if not all(map(blobs.has, manifest.layers)):
+        return None
+    return Resolved(image, manifest, image.manifest_digest)
+
+
 def _refuse_taken(layers: Layers, image: ImageRow, names: tuple[str, ...]) -> None:
     for name in names:
         there = images.by_name(layers.store, name)
         if there is not None and there.id != image.id:
             raise Conflict(
                 f"{familiar(name)} is image {there.id[7:19]} here, and {image.id[7:19]} in the archive",
-                remedy=f"cowshed rmi {familiar(name)} first, or let it be replaced",
+                remedy=f"load with --replace, or cowshed untag {familiar(name)} first",
             )
 
 

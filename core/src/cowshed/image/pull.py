@@ -12,6 +12,7 @@ from cowshed.image.resolve import resolve
 from cowshed.registry.client import Client
 from cowshed.state import images
 from cowshed.state.leases import Lease
+from cowshed.storage.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,15 @@ POLICIES = ("always", "missing", "never")
 _PARALLEL = 4
 
 
+@record(frozen=True)
+class Pulled:
+    """What a pull brought."""
+
+    image: ImageRow
+    digest: str  # of what the name stands for: the index, if there is one
+    new: bool  # whether the name stood for something else before
+
+
 def pull(
     layers: Layers,
     reference: Reference,
@@ -43,7 +53,7 @@ def pull(
     progress: Progress,
     platform: Platform | None = None,
     policy: str = "always",
-) -> ImageRow:
+) -> Pulled:
     """Bring an image into the store and its layers into the driver.
 
     registries: the configuration's table of that name. platform: None for this machine's. policy: `always` asks the
@@ -53,10 +63,10 @@ def pull(
     if policy not in POLICIES:
         raise BadUsage(f"the pull policy is one of {', '.join(POLICIES)}, not {policy!r}")
     store = layers.store
+    there = images.by_name(store, reference.name)
     if policy != "always":
-        there = images.by_name(store, reference.name)
         if there is not None:
-            return there
+            return Pulled(there, there.manifest_digest, False)
         if policy == "never":
             raise NotFound(f"no such image: {reference.familiar}", remedy="pull it, or allow it to be pulled")
     progress.step(f"{reference.familiar}: asking {reference.registry}")
@@ -65,8 +75,7 @@ def pull(
         found = resolve(store, client, reference.wanted, digest=reference.digest, platform=platform, progress=progress)
         bring(layers, client, found, names=[reference.name], durability=durability, progress=progress,
               abort=client.abort)  # fmt: skip
-    progress.step(f"{reference.familiar}: {found.image.manifest_digest}")
-    return found.image
+    return Pulled(found.image, found.digest, there is None or there.id != found.image.id)
 
 
 def bring(
@@ -86,6 +95,7 @@ def bring(
     blobs = BlobStore(store.root)
     blobs.prune_partials()
     wanted = found.manifest.layers
+    before = images.blobs(store, found.image.id)
     try:
         with Lease(store, (layer.digest for layer in wanted)):
             blobs.open_for_sync()
@@ -111,6 +121,8 @@ def bring(
                     raise
     finally:
         blobs.close()
+    if not before.issubset(layer.digest for layer in wanted):
+        blobs.collect(store)  # the image came with other archives of the same layers
 
 
 class Downloads:

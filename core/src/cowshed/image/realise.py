@@ -79,7 +79,13 @@ def realise(
             step("realise.begun")
             source = sources[n]
             with layers.mounted(active, read_only=False) as tree:
-                unpack(_typed(source.chunks(), media_type, progress), tree, diff_id=diff, cancel=source.cancel)
+                where = f"layer {n + 1} of {len(image.diff_ids)}"
+                try:
+                    chunks = _typed(source.chunks(), media_type, progress, where)
+                    unpack(chunks, tree, diff_id=diff, cancel=source.cancel)
+                except ImageError as error:
+                    error.args = (f"{where}: {error}",)
+                    raise
             step("realise.applied")
             top = layers.seal(active)
             made[-1] = (top, chain, diff)
@@ -137,7 +143,7 @@ def top_layer(layers: Layers, image: ImageRow, durability: str, progress: Progre
         return realise(layers, image, sources, names=[], durability=durability, progress=progress)
 
 
-def _typed(chunks: Iterable[bytes], media_type: str, progress: Progress) -> Iterator[bytes]:
+def _typed(chunks: Iterable[bytes], media_type: str, progress: Progress, where: str) -> Iterator[bytes]:
     """Hold what a layer is against what its manifest says it is. zstd that is none, and plain that is compressed, is
     an error; many old images call plain archives gzip, so that is only told."""
     from cowshed.image.manifest import LAYER_TYPES
@@ -153,10 +159,10 @@ def _typed(chunks: Iterable[bytes], media_type: str, progress: Progress) -> Iter
     if first[1:4] == _ZSTD_SKIPPABLE and first[0] >> 4 == 5:
         found = "zstd"
     if claimed is not None and found != claimed:
-        text = f"the layer is called {claimed or 'uncompressed'} by its manifest and is {found or 'something else'}"
+        text = f"it is called {claimed or 'uncompressed'} by its manifest and is {found or 'something else'}"
         if claimed != "gzip":
             raise ImageError(text, remedy="build the image again")
-        progress.warn(text)
+        progress.warn(f"{where}: {text}")
     if first:
         yield first
     yield from source

@@ -26,7 +26,7 @@ class Removed:
     """What a removal did."""
 
     untagged: tuple[str, ...]  # familiar names
-    deleted: str  # id of the image, "" if it is still there
+    deleted: str  # id of the image, "" if none is gone
     freed: int  # bytes of blobs
 
 
@@ -95,23 +95,27 @@ def remove(
     return Removed(untagged, image.id, _clean(store, [image], layers))
 
 
-def prune(store: Store, *, unused: bool, layers: Callable[[str], Layers]) -> tuple[Removed, ...]:
-    """Remove the images without a name that no container uses; with `unused`, also those with names."""
+def prune(
+    store: Store,
+    *,
+    unused: bool,
+    layers: Callable[[str], Layers],
+    fits: Callable[[ImageRow], bool] = lambda image: True,
+) -> tuple[Removed, ...]:
+    """Remove the images without a name that no container uses, if they fit; with `unused`, also those with names.
+    What broken downloads left goes as well."""
     from cowshed.state import containers
 
     gone: list[tuple[ImageRow, list[str]]] = []
     with store.transaction() as tx:
         for image, names in images.list_all(store):
-            if (names and not unused) or containers.of_image(store, image.id):
+            if (names and not unused) or not fits(image) or containers.of_image(store, image.id):
                 continue
             images.delete(tx, image.id)
             gone.append((image, names))
-    freed = _clean(store, [image for image, _ in gone], layers)
-    done = []
-    for image, names in gone:
-        done.append(Removed(tuple(map(reference.familiar, names)), image.id, freed))
-        freed = 0  # told once, with the first
-    return tuple(done)
+    freed = _clean(store, [image for image, _ in gone], layers) + BlobStore(store.root).prune_partials(limit=0)
+    done = [Removed(tuple(map(reference.familiar, names)), image.id, 0) for image, names in gone]
+    return (*done, Removed((), "", freed))
 
 
 def _as_name(said: str, names: list[str]) -> str:

@@ -40,6 +40,7 @@ _DEPTH = 4  # of indexes within indexes
 class Resolved:
     image: ImageRow
     manifest: Manifest
+    digest: str  # of the first document: the index, if there is one
 
 
 def resolve(
@@ -53,6 +54,7 @@ def resolve(
     data, said = origin.manifest(wanted)
     if digest:
         verify(data, digest, "the manifest")
+    first = digest or "sha256:" + hashlib.sha256(data).hexdigest()
     value = manifests.document(data, "the manifest")
     kind = manifests.media_type(value, said)
     for _ in range(_DEPTH):
@@ -73,7 +75,7 @@ def resolve(
     config = _config(store, origin, parsed.config)
     image = describe(data, kind, parsed, config)
     _fits(image, platform, progress)
-    return Resolved(image, parsed)
+    return Resolved(image, parsed, first)
 
 
 def describe(manifest: bytes, media_type: str, parsed: Manifest, config: bytes) -> ImageRow:

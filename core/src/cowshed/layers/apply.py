@@ -57,7 +57,7 @@ def apply(chunks: Iterable[bytes], root: int, *, limit: int = 1 << 40) -> int:
             raise NoSpace(
                 f"no space to unpack {applier.doing}: {error.strerror}", remedy="cowshed rmi, or free space"
             ) from None
-        raise ImageError(f"the layer cannot be unpacked: {applier.doing}: {error.strerror or error}") from None
+        raise ImageError(f"it cannot be unpacked: {applier.doing}: {error.strerror or error}") from None
     finally:
         os.umask(old_mask)
         applier.close()
@@ -131,7 +131,7 @@ class _Applier:
             if entry.kind == DIRECTORY:
                 self.late[b""] = entry
                 return
-            raise ImageError("the layer's archive replaces its own root")
+            raise ImageError("the archive replaces its own root")
         above, _, base = name.rpartition(b"/")
         if base.startswith(_WHITEOUT):
             feed.skip(entry.size)
@@ -149,7 +149,7 @@ class _Applier:
     def file(self, entry: Entry, feed: Feed, parent: int, base: bytes, inherits: bool) -> None:
         self.left -= entry.real_size
         if self.left < 0:
-            raise ImageError("the layer unpacks to more than is allowed")
+            raise ImageError("it unpacks to more than is allowed")
         try:
             fd = os.open(base, _CREATE, entry.mode & 0o777, dir_fd=parent)
         except FileExistsError:

@@ -65,7 +65,7 @@ class Feed:
             if not self._more():
                 if not out:
                     return b""
-                raise ImageError("the layer's archive is cut short")
+                raise ImageError("the archive is cut short")
             step = min(count - len(out), self._end)
             out += self._buffer[:step]
             self._at = step
@@ -75,7 +75,7 @@ class Feed:
         """The next count bytes in pieces, each valid until the next is asked for."""
         while count:
             if self._at == self._end and not self._more():
-                raise ImageError("the layer's archive is cut short")
+                raise ImageError("the archive is cut short")
             at = self._at
             step = min(count, self._end - at)
             self._at = at + step
@@ -102,21 +102,21 @@ def entries(feed: Feed) -> Iterator[Entry]:
         if not head:
             return
         if len(head) < BLOCK:
-            raise ImageError("the layer's archive is cut short")
+            raise ImageError("the archive is cut short")
         if head[156] == 0 and head == _ZERO:
             feed.drain()
             return
         if sum(head) - sum(head[148:156]) + 256 != _number(head[148:156]):
-            raise ImageError("the layer's archive has a header with a wrong checksum")
+            raise ImageError("the archive has a header with a wrong checksum")
         kind, size = head[156], _number(head[124:136])
         if size < 0:
-            raise ImageError("the layer's archive has an entry of negative size")
+            raise ImageError("the archive has an entry of negative size")
         if kind in (_PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK):
             if size > _HEADER_LIMIT:
-                raise ImageError(f"the layer's archive has an extended header of {size} bytes")
+                raise ImageError(f"the archive has an extended header of {size} bytes")
             body = feed.take(size) if size else b""
             if len(body) < size:
-                raise ImageError("the layer's archive is cut short")
+                raise ImageError("the archive is cut short")
             feed.skip(-size % BLOCK)
             if kind == _PAX:
                 pax = _records(body)
@@ -174,11 +174,11 @@ def _entry(
             elif key.startswith(_XATTR):
                 xattrs[key[len(_XATTR) :].decode("utf-8", "surrogateescape")] = value
             elif key.startswith(b"GNU.sparse."):
-                raise ImageError("the layer's archive has a sparse file in pax form, which layers must not have")
+                raise ImageError("the archive has a sparse file in pax form, which layers must not have")
     except ValueError:
-        raise ImageError("the layer's archive has an extended header that is not sound") from None
+        raise ImageError("the archive has an extended header that is not sound") from None
     if size < 0:
-        raise ImageError("the layer's archive has an entry of negative size")
+        raise ImageError("the archive has an entry of negative size")
     if kind in (_OLD_FILE, _CONTIGUOUS):
         kind = DIRECTORY if name.endswith(b"/") else FILE
     if kind != FILE:
@@ -186,7 +186,7 @@ def _entry(
         feed.skip(-size % BLOCK)
         size = real = 0
     if kind not in b"0123456":
-        raise ImageError(f"the layer's archive has an entry of unknown type {bytes([kind])!r}")
+        raise ImageError(f"the archive has an entry of unknown type {bytes([kind])!r}")
     device = (_number(head[329:337]), _number(head[337:345])) if kind in (CHAR, BLOCKDEV) else (0, 0)
     return Entry(
         _clean(name), kind, _number(head[100:108]) & 0o7777, uid, gid, size, mtime,
@@ -220,7 +220,7 @@ def _number(field: bytes) -> int:
     try:
         return int(field.rstrip(b"\0 ").lstrip(b" ").partition(b"\0")[0] or b"0", 8)
     except ValueError:
-        raise ImageError("the layer's archive has a header with a number that is none") from None
+        raise ImageError("the archive has a header with a number that is none") from None
 
 
 def _records(body: bytes) -> dict[bytes, bytes]:
@@ -235,7 +235,7 @@ def _records(body: bytes) -> dict[bytes, bytes]:
         record_ = body[space + 1 : at + length]
         key, equals, value = record_.partition(b"=")
         if space < 0 or length < 5 or at + length > len(body) or not equals or value[-1:] != b"\n":
-            raise ImageError("the layer's archive has an extended header that is not sound")
+            raise ImageError("the archive has an extended header that is not sound")
         found[key] = value[:-1]
         at += length
     return found
@@ -262,11 +262,11 @@ def _gnu_map(feed: Feed, head: bytes) -> tuple[tuple[tuple[int, int], ...], int]
             break
         block, at, count = feed.take(BLOCK), 0, 21
         if len(block) < BLOCK or len(pieces) > 100_000:
-            raise ImageError("the layer's archive has a sparse file with a map that is not sound")
+            raise ImageError("the archive has a sparse file with a map that is not sound")
         more = block[504]
     last = 0
     for offset, length in pieces:
         if offset < last or length < 0 or offset + length > real:
-            raise ImageError("the layer's archive has a sparse file with a map that is not sound")
+            raise ImageError("the archive has a sparse file with a map that is not sound")
         last = offset + length
     return tuple(pieces), real

@@ -51,7 +51,7 @@ def unpack(
         pipeline.stop()
     if pipeline.hash.hexdigest() != wanted:
         raise Tampered(
-            f"the layer unpacks to {algorithm}:{pipeline.hash.hexdigest()}, its image says {diff_id}",
+            f"it unpacks to {algorithm}:{pipeline.hash.hexdigest()}, the image says {diff_id}",
             remedy="pull again; if it stays so, the image is broken",
         )
     return pipeline.size
@@ -86,7 +86,7 @@ class _Pipeline:
             for piece in decompress(self._chunks):
                 self.size += len(piece)
                 if self.size > self.limit:
-                    raise ImageError("the layer unpacks to more than is allowed")
+                    raise ImageError("it unpacks to more than is allowed")
                 self._put(self._hash, piece)
                 self._put(self._apply, piece)
         except _Stopped:
@@ -169,19 +169,19 @@ def _gzip(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
                 if not data.strip(b"\0"):
                     break
                 if data[:1] != _GZIP[:1]:
-                    raise ImageError("the layer has something behind its gzip data")
+                    raise ImageError("something lies behind its gzip data")
                 decoder, ended = zlib.decompressobj(31), False
             try:
                 piece = decoder.decompress(data, _PIECE)
             except zlib.error as error:
-                raise ImageError(f"the layer's gzip data is damaged: {error}") from None
+                raise ImageError(f"its gzip data is damaged: {error}") from None
             if piece:
                 yield piece
             ended = decoder.eof
             data = decoder.unused_data if ended else decoder.unconsumed_tail
         data = next(source, None)
     if not ended:
-        raise ImageError("the layer's gzip data is cut short")
+        raise ImageError("its gzip data is cut short")
 
 
 def _zstd(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
@@ -206,7 +206,7 @@ def _zstd(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
             try:
                 piece = decoder.decompress(data, _PIECE)
             except zstd.ZstdError as error:
-                raise ImageError(f"the layer's zstd data is damaged: {error}") from None
+                raise ImageError(f"its zstd data is damaged: {error}") from None
             fresh = fresh and not data
             if piece:
                 yield piece
@@ -215,4 +215,4 @@ def _zstd(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
                 break
         data = next(source, None)
     if not decoder.eof and not fresh:
-        raise ImageError("the layer's zstd data is cut short")
+        raise ImageError("its zstd data is cut short")

@@ -104,6 +104,11 @@ def list_all(store: Store) -> list[tuple[ImageRow, list[str]]]:
     return [(_row(row), tags.get(row[0], [])) for row in rows]
 
 
+def blobs(store: Store, image_id: str) -> set[str]:
+    """The digests of the blobs that an image lists; none if it is not there."""
+    return {b[0] for (listed,) in store.query("select blobs from images where id = ?", image_id) for b in loads(listed)}
+
+
 def unused_blobs(store: Store, digests: list[str]) -> list[str]:
     """Those of digests that no image lists any more."""
     listed: set[str] = set()

@@ -1,14 +1,14 @@
-"""pull, images, rmi, tag, history, image inspect."""
+"""pull, load, images, tag, untag, rmi, image prune, history, image inspect."""
 
 from __future__ import annotations
 
-import json
 import sys
 
 from cowshed.cli import output
 from cowshed.errors import CowshedError
 from cowshed.image import reference
 from cowshed.state import images as rows_of
+from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,12 +16,25 @@ if TYPE_CHECKING:
 
     from cowshed.cli.parser import Values
     from cowshed.engine import Engine
+    from cowshed.image.platform import Platform
+    from cowshed.image.pull import Pulled
+    from cowshed.image.remove import Removed
     from cowshed.state.rows import ImageRow
+
+_HEADINGS = {"ID": "IMAGE ID", "CREATEDSINCE": "CREATED", "CREATEDAT": "CREATED AT"}
+_HISTORY_HEADINGS = {"ID": "IMAGE", "CREATEDSINCE": "CREATED", "CREATEDAT": "CREATED AT", "CREATEDBY": "CREATED BY"}
+_CREATED_BY = 45
+
+
+# ---------------------------------------------------------------- in
 
 
 def fetch(engine: Engine, text: str, *, platform: str | None, quiet: bool, stream: TextIO) -> ImageRow:
     """Pull an image, with bars or a line for each step on stream."""
-    from cowshed.image import platform as platforms
+    return _pull(engine, text, platform, quiet, stream).image
+
+
+def _pull(engine: Engine, text: str, platform: str | None, quiet: bool, stream: TextIO) -> Pulled:
     from cowshed.image import progress
     from cowshed.image.pull import pull as pull_
 
@@ -30,67 +43,197 @@ def fetch(engine: Engine, text: str, *, platform: str | None, quiet: bool, strea
         return pull_(
             engine.layers(),
             reference.parse(text),
-            platform=platforms.parse(platform) if platform else None,
+            platform=_platform(platform),
             registries=settings.registries,
             durability=settings.durability,
             progress=shown,
         )
 
 
+def _platform(text: str | None) -> Platform | None:
+    from cowshed.image import platform
+
+    return platform.parse(text) if text else None
+
+
 def pull(engine: Engine, said: Values) -> int:
-    row = fetch(engine, said["operands"][0], platform=said.platform, quiet=bool(said.quiet), stream=sys.stderr)
-    print(row.id if said.quiet else reference.parse(said["operands"][0]).familiar)
+    text = said["operands"][0]
+    parsed = reference.parse(text)
+    pulled = _pull(engine, text, said.platform, bool(said.quiet), sys.stderr)
+    if not said.quiet:
+        print(f"Digest: {pulled.digest}")
+        status = "Downloaded newer image for" if pulled.new else "Image is up to date for"
+        print(f"Status: {status} {parsed.familiar}")
+    print(parsed.name)
     return 0
 
 
+def load(engine: Engine, said: Values) -> int:
+    from cowshed.errors import BadUsage
+    from cowshed.image import load as loading
+    from cowshed.image import progress
+
+    source: str | int = said.input or "-"
+    if source == "-":
+        source = sys.stdin.fileno()
+        if sys.stdin.isatty():
+            raise BadUsage("load reads an archive from its input, which is a terminal", remedy="use -i FILE")
+    with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
+        loaded = loading.load(
+            engine.layers(),
+            source,
+            durability=engine.settings.durability,
+            progress=shown,
+            platform=_platform(said.platform),
+            replace=bool(said.replace),
+        )
+    for each in loaded:
+        for name in each.names:
+            print(f"Loaded image: {name}")
+        if not each.names:
+            print(f"Loaded image ID: {each.image.id}")
+    return 0
+
+
+# ---------------------------------------------------------------- listing
+
+
 def images(engine: Engine, said: Values) -> int:
+    from cowshed.image.listing import listing
+
+    filters = list(said.filter or ())
+    filters += [f"reference={pattern}" for pattern in said["operands"]]
+    columns: tuple[str, ...] = ("Repository", "Tag", "ID", "CreatedSince", "Size")
+    if said.digests:
+        columns = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size")
     rows = []
-    for image, names in rows_of.list_all(engine.reader):
+    for image, names in listing(engine.reader, filters, find=engine.image, moment=output.moment):
         id_ = image.id if said.no_trunc else image.id[7:19]
         if said.quiet:
             print(id_)
             continue
-        for name in names or ["<none>:<none>"]:
-            familiar = reference.familiar(name)
-            if "@" in familiar:
-                repository, tag = familiar.partition("@")[0], "<none>"
-            else:
-                repository, _, tag = familiar.rpartition(":")
-            rows.append(
-                {
-                    "Repository": repository,
-                    "Tag": tag,
-                    "ID": id_,
-                    "CreatedSince": f"{output.ago(image.created)} ago",
-                    "CreatedAt": output.rfc3339(image.created),
-                    "Size": output.size(image.size),
-                    "Digest": image.manifest_digest,
-                    "Platform": image.platform,
-                }
-            )
+        rows += [_row(image, id_, name) for name in names or [""]]
     if not said.quiet:
-        output.listing(rows, ("Repository", "Tag", "ID", "CreatedSince", "Size"), said.format, what="images")
+        output.listing(rows, columns, said.format, what="images", headings=_HEADINGS)
     return 0
 
 
+def _row(image: ImageRow, id_: str, name: str) -> dict[str, Any]:
+    familiar = reference.familiar(name)
+    if not familiar:
+        repository = tag_ = "<none>"
+    elif "@" in familiar:
+        repository, tag_ = familiar.partition("@")[0], "<none>"
+    else:
+        repository, _, tag_ = familiar.rpartition(":")
+    size = output.size(image.size)
+    return {
+        "Repository": repository,
+        "Tag": tag_,
+        "ID": id_,
+        "CreatedSince": _since(image.created),
+        "CreatedAt": output.rfc3339(image.created) if image.created else "N/A",
+        "Size": size,
+        "VirtualSize": size,
+        "Digest": image.manifest_digest,
+        "Platform": image.platform,
+        "Containers": "N/A",
+        "SharedSize": "N/A",
+        "UniqueSize": "N/A",
+    }
+
+
+def _since(created: int) -> str:
+    return f"{output.ago(created)} ago" if created else "N/A"
+
+
+def history(engine: Engine, said: Values) -> int:
+    from cowshed.image.config import created_ns
+    from cowshed.image.history import history as steps
+
+    human = said.human is not False
+    rows = []
+    for step in steps(engine.image(said["operands"][0])):
+        id_ = step.image_id or "<missing>"
+        if step.image_id and not said.no_trunc:
+            id_ = id_[7:19]
+        if said.quiet:
+            print(id_)
+            continue
+        created = created_ns(step.created)
+        by = " ".join(step.created_by.split())
+        if not said.no_trunc and len(by) > _CREATED_BY:
+            by = by[: _CREATED_BY - 1] + "…"
+        rows.append(
+            {
+                "ID": id_,
+                "CreatedSince": _since(created) if human else step.created,
+                "CreatedAt": step.created,
+                "CreatedBy": by,
+                "Size": output.size(step.size) if human else step.size,
+                "Comment": step.comment,
+            }
+        )
+    if not said.quiet:
+        columns = ("ID", "CreatedSince", "CreatedBy", "Size", "Comment")
+        output.listing(rows, columns, said.format, what="history", headings=_HISTORY_HEADINGS)
+    return 0
+
+
+def document(engine: Engine, image: ImageRow) -> dict[str, Any]:
+    from cowshed.image.inspect import document as document_
+
+    return document_(engine.reader, image)
+
+
+def inspect(engine: Engine, said: Values) -> int:
+    found, failures = [], []
+    for name in said["operands"]:
+        try:
+            found.append(document(engine, engine.image(name)))
+        except CowshedError as error:
+            failures.append(error)
+    if found or not said.format:
+        output.document(found, said.format)
+    for failure in failures:
+        _complain(failure)
+    return 1 if failures else 0
+
+
+# ---------------------------------------------------------------- names and removal
+
+
 def tag(engine: Engine, said: Values) -> int:
+    from cowshed.image.remove import tag as tag_
+
+    image, name = said["operands"]
+    tag_(engine.store, engine.image(image), name)
+    return 0
+
+
+def untag(engine: Engine, said: Values) -> int:
+    from cowshed.image.remove import untag as untag_
+
     image = engine.image(said["operands"][0])
-    name = reference.parse(said["operands"][1])
-    with engine.store.transaction() as tx:
-        rows_of.tag(tx, name.name, image.id)
+    for name in said["operands"][1:] or rows_of.names(engine.reader, image.id):
+        untag_(engine.store, name)
+        print(f"Untagged: {reference.parse(name).familiar}")
     return 0
 
 
 def remove(engine: Engine, said: Values) -> int:
+    from cowshed.errors import NotFound
+
     status = 0
     engine.freeing = True
     _ = engine.store
     for text in said["operands"]:
         try:
             _remove(engine, text, force=bool(said.force))
-        except CowshedError as error:
-            sys.stderr.write(f"cowshed: {error}{': ' + error.remedy if error.remedy else ''}\n")
-            status = 1
+        except (CowshedError, StorageError) as error:
+            _complain(error)
+            if not (said.force and isinstance(error, NotFound)):
+                status = 1
     return status
 
 
@@ -111,36 +254,34 @@ def _remove(engine: Engine, text: str, *, force: bool) -> None:
         print(f"Deleted: {done.deleted}")
 
 
-def history(engine: Engine, said: Values) -> int:
-    image = engine.image(said["operands"][0])
-    config = json.loads(image.config)
-    sizes = [size for _, _, size in image.blobs]
-    rows = []
-    for entry in config.get("history") or ():
-        size = 0 if entry.get("empty_layer") else (sizes.pop(0) if sizes else 0)
-        created_by = str(entry.get("created_by") or entry.get("comment") or "")
-        rows.append(
-            {
-                "ID": "<missing>",
-                "CreatedSince": entry.get("created") or "",
-                "CreatedBy": created_by if said.no_trunc else created_by[:60],
-                "Size": output.size(size),
-                "Comment": entry.get("comment") or "",
-            }
-        )
-    rows.reverse()
-    if rows:
-        rows[0]["ID"] = image.id if said.no_trunc else image.id[7:19]
-    output.listing(rows, ("ID", "CreatedSince", "CreatedBy", "Size"), said.format, what="history")
+def prune(engine: Engine, said: Values) -> int:
+    from cowshed.image.listing import prunable
+    from cowshed.image.remove import prune as prune_
+
+    fits = prunable(said.filter or (), moment=output.moment)
+    if not said.force and not _agreed(unused=bool(said.all)):
+        return 0
+    engine.freeing = True
+    removed = prune_(engine.store, unused=bool(said.all), layers=engine.layers, fits=fits)
+    _tell_pruned(removed)
     return 0
 
 
-def document(engine: Engine, image: ImageRow) -> dict[str, Any]:
-    from cowshed.image.inspect import document as document_
+def _agreed(*, unused: bool) -> bool:
+    which = "images that no container uses" if unused else "images without a name"
+    sys.stderr.write(f"WARNING! This will remove all {which}.\nAre you sure you want to continue? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
-    return document_(engine.reader, image)
+
+def _tell_pruned(removed: tuple[Removed, ...]) -> None:
+    told = [f"untagged: {name}" for each in removed for name in each.untagged]
+    told += [f"deleted: {each.deleted}" for each in removed if each.deleted]
+    if told:
+        print("Deleted Images:", *told, "", sep="\n")
+    print(f"Total reclaimed space: {output.size(sum(each.freed for each in removed))}")
 
 
-def inspect(engine: Engine, said: Values) -> int:
-    output.document([document(engine, engine.image(name)) for name in said["operands"]], said.format)
-    return 0
+def _complain(error: CowshedError | StorageError) -> None:
+    remedy = f": {error.remedy}" if error.remedy else ""
+    sys.stderr.write(f"cowshed: {error}{remedy}\n")

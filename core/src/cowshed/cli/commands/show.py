@@ -132,27 +132,6 @@ def inspect(engine: Engine, said: Values) -> int:
     return 0
 
 
-def _moment(text: str | None) -> int:
-    """A time in ns: seconds since the epoch, RFC 3339, or how long ago (90s, 10m, 2h)."""
-    from time import time_ns
-
-    if not text:
-        return 0
-    units = {"s": 1, "m": 60, "h": 3600}
-    try:
-        if text[-1] in units and text[:-1].replace(".", "").isdigit():
-            return time_ns() - int(float(text[:-1]) * units[text[-1]] * 1e9)
-        if text.replace(".", "").isdigit():
-            return int(float(text) * 1e9)
-        from datetime import datetime
-
-        return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1e9)
-    except ValueError:
-        raise BadUsage(
-            f"{text!r} is no time", remedy="write 10m, 2h, seconds since the epoch, or 2026-01-31T12:00:00Z"
-        ) from None
-
-
 def logs(engine: Engine, said: Values) -> int:
     from cowshed.monitor import logs as rendering
 
@@ -165,8 +144,8 @@ def logs(engine: Engine, said: Values) -> int:
     rendering.render(
         f"{engine.folder(row)}/log",
         tail=tail,
-        since=_moment(said.since),
-        until=_moment(said.until),
+        since=output.moment(said.since),
+        until=output.moment(said.until),
         timestamps=bool(said.timestamps),
         follow=(lambda: engine.reader.locks.held("monitors", row.number)) if said.follow else None,
     )
