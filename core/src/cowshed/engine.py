@@ -47,13 +47,15 @@ class Engine:
         return self._reader
 
     def stored_driver(self) -> str:
+        """The driver that has most of the images' layers, "" if the store has used none."""
+        rows = self.reader.query("select name from drivers limit 2")
+        if len(rows) < 2:
+            return str(rows[0][0]) if rows else ""
         rows = self.reader.query(
-            "select driver from layers where kind = 'committed' group by driver order by count(*) desc"
+            "select name from drivers order by "
+            "(select count(*) from layers where driver = name and kind = 'committed') desc limit 1"
         )
-        if rows:
-            return str(rows[0][0])
-        rows = self.reader.query("select name from drivers limit 1")
-        return str(rows[0][0]) if rows else ""
+        return str(rows[0][0])
 
     def driver_name(self) -> str:
         choice = selection.said(self.settings, self.stored_driver())

@@ -107,7 +107,7 @@ def test_a_layer_mounted_by_another_command_is_in_use(layers):
 
 
 def test_a_layer_mounted_in_any_namespace_is_in_use_and_its_holder_is_named(layers, monkeypatch):
-    monkeypatch.setattr(unused, "_PATIENCE", 0.02)
+    monkeypatch.setattr(unused, "PATIENCE", 0.02)
     layer = work.create(layers, work.pull(layers))
     fd = mounting.detached(layers.plan(layer, read_only=False))
     code = (
@@ -130,7 +130,7 @@ def test_a_layer_mounted_in_any_namespace_is_in_use_and_its_holder_is_named(laye
 
 
 def test_a_detached_mount_that_no_namespace_shows_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(unused, "_PATIENCE", 0.02)
+    monkeypatch.setattr(unused, "PATIENCE", 0.02)
     layers = work.opened(str(tmp_path / "store"), "overlay")
     layer = work.create(layers, work.pull(layers))
     fd = mounting.detached(layers.plan(layer, read_only=False))

@@ -63,7 +63,7 @@ def remove(layers, layer):
         layers.intend_removal(tx, layer.number)
     layers.remove(layer)
     with layers.store.transaction() as tx:
-        layers.forget(tx, layer.number)
+        rows.delete(tx, layer.number)
     layers.store.locks.release("layers", layer.number)
 
 

@@ -79,10 +79,7 @@ def create(
 
 def _undo(engine: Engine, layers: Layers, layer: Layer, row: ContainerRow) -> None:
     layers.erase(layer)
-    with engine.store.transaction() as tx:
-        containers.delete(tx, row.number)
-        layers.forget(tx, row.number)
-    remove_files(engine, row)
+    forget(engine, row)
     release(engine, row)
 
 
@@ -300,25 +297,13 @@ def remove(engine: Engine, row: ContainerRow, *, force: bool, with_volumes: bool
         store.locks.take("layers", row.number, wait=_PATIENCE, what=f"container {row.name}")
         layers = engine.layers(row.driver)
         layer = layers.load(row.number)
-        mine = [v.name for v in volumes.of_container(store, row.number) if v.anonymous] if with_volumes else []
         with store.transaction() as tx:
             containers.update(tx, row.number, state="removing")
-            layers.intend_removal(tx, row.number)
+            layers.intend_removal(tx, row.number, with_volumes=with_volumes)
         step("remove.intended")
         layers.remove(layer)
         step("remove.removed")
-        with store.transaction() as tx:
-            containers.delete(tx, row.number)
-            layers.forget(tx, row.number)
-            for name in mine:
-                if not tx.execute("select 1 from volume_users where volume = ?", name):
-                    volumes.delete(tx, name)
-        remove_files(engine, row)
-        for name in mine:
-            from cowshed.storage.kit.trees import remove_tree
-
-            if not store.query("select 1 from volumes where name = ?", name):
-                remove_tree(f"{store.root}/volumes/{name}")
+        forget(engine, row, with_volumes=with_volumes)
         layers.purge(0.2)
     finally:
         release(engine, row)
@@ -337,7 +322,38 @@ def _end(engine: Engine, row: ContainerRow, *, force: bool) -> None:
     _wait_for(engine, row, _PATIENCE)
 
 
-def remove_files(engine: Engine, row: ContainerRow) -> None:
+def forget(engine: Engine, row: ContainerRow, *, with_volumes: bool = True) -> None:
+    """Delete files and rows of a container whose layer the driver has removed. The rows go last: whoever finds the
+    journal's row repeats it all."""
+    from cowshed.state import layers
+
+    _remove_files(engine, row)
+    step("forget.files")
+    with engine.store.transaction() as tx:
+        if with_volumes:
+            volumes.delete_anonymous(tx, row.number)
+        containers.delete(tx, row.number)
+        layers.delete(tx, row.number)
+    step("forget.written")
+    if with_volumes:
+        remove_loose_volumes(engine)
+
+
+def remove_loose_volumes(engine: Engine) -> None:
+    """Delete the directories of volumes that the database has forgotten."""
+    store = engine.store
+    names = volumes.loose(store)
+    if not names:
+        return
+    from cowshed.storage.kit.trees import remove_tree
+
+    for name in names:
+        remove_tree(f"{store.root}/volumes/{name}")
+    with store.transaction() as tx:
+        volumes.gone(tx, names)
+
+
+def _remove_files(engine: Engine, row: ContainerRow) -> None:
     for folder in (engine.folder(row), engine.place(row)):
         try:
             for name in os.listdir(folder):

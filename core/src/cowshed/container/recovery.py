@@ -1,4 +1,5 @@
-"""What dead commands left: each journal row whose layer's byte is free is repeated or undone."""
+"""What dead commands left: each journal row whose layer's byte is free is repeated or undone, and what a removal had
+not come to yet is removed."""
 
 from __future__ import annotations
 
@@ -9,15 +10,39 @@ from cowshed.storage.errors import StorageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowshed.engine import Engine
+    from cowshed.state.rows import JournalRow
 
 
 def recover(engine: Engine) -> None:
-    """Called by the first thing that opens the store for writing; costs one query when nobody has died."""
-    for entry in journal.list_all(engine.store):
-        _recover(engine, entry.number, entry.op, entry.driver)
+    """Called by the first thing that opens the store for writing; costs two queries when nobody has died."""
+    store = engine.store
+    for entry in journal.list_all(store):
+        _recover(engine, entry)
+    left = store.query(
+        "select exists (select 1 from loose_layers), exists (select 1 from loose_volumes), "
+        "exists (select 1 from loose_blobs where unlisted)"
+    )
+    if any(left[0]):
+        _finish_removals(engine)
 
 
-def _recover(engine: Engine, number: int, op: str, driver: str) -> None:
+def _finish_removals(engine: Engine) -> None:
+    from cowshed.container import lifecycle
+    from cowshed.image.blobs import BlobStore
+    from cowshed.state import layers
+
+    store = engine.store
+    try:
+        lifecycle.remove_loose_volumes(engine)
+        BlobStore(store.root).collect(store, wait=0)
+        for driver in layers.loose_drivers(store):
+            engine.layers(driver).remove_unreferenced(wait=0)
+    except (CowshedError, StorageError, OSError):
+        return  # as below; a removal that another command is at just now ends up here, too
+
+
+def _recover(engine: Engine, entry: JournalRow) -> None:
+    number, op = entry.number, entry.op
     locks = engine.store.locks
     if not locks.try_take("layers", number):
         return  # its command lives
@@ -26,8 +51,8 @@ def _recover(engine: Engine, number: int, op: str, driver: str) -> None:
             return  # done meanwhile, or being started
         if op == "run" and _adopt(engine, number):
             return
-        if engine.layers(driver).repair(number, op):
-            _forget(engine, number)
+        if engine.layers(entry.driver).repair(number, op):
+            _forget(engine, number, with_volumes=op != "remove" or bool(entry.args.get("volumes")))
     except (CowshedError, StorageError, OSError):
         return  # it cannot be repaired now, which must not stop this command; `system check` tells of it
     finally:
@@ -59,14 +84,13 @@ def _adopt(engine: Engine, number: int) -> bool:
     return True
 
 
-def _forget(engine: Engine, number: int) -> None:
+def _forget(engine: Engine, number: int, *, with_volumes: bool) -> None:
     from cowshed.container import lifecycle
     from cowshed.state import containers, layers
 
     row = containers.get(engine.store, number)
-    with engine.store.transaction() as tx:
-        if row is not None:
-            containers.delete(tx, number)
-        layers.delete(tx, number)
     if row is not None:
-        lifecycle.remove_files(engine, row)
+        lifecycle.forget(engine, row, with_volumes=with_volumes)
+        return
+    with engine.store.transaction() as tx:
+        layers.delete(tx, number)

@@ -109,8 +109,9 @@ class BlobStore:
 
     # ------------------------------------------------------------ cleaning
 
-    def collect(self, store: Store) -> int:
-        """Delete the blobs that no image lists and no running command counts on; the bytes freed."""
+    def collect(self, store: Store, *, everything: bool = False, wait: float = 60.0) -> int:
+        """Delete the blobs that no image lists and no running command counts on; the bytes freed. With `everything`
+        all that are there are looked at, not only those that the database knows to be unlisted. Busy."""
         from cowshed.state import leases
 
         freed = 0
@@ -120,7 +121,7 @@ class BlobStore:
             freed += max(self.size(digest), 0)
             self.remove(digest)
 
-        leases.delete_unused(store, self.digests(), remove)
+        leases.delete_unused(store, remove, self.digests() if everything else None, wait=wait)
         return freed
 
     def digests(self) -> list[str]:

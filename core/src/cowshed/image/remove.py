@@ -8,6 +8,7 @@ from cowshed.image.blobs import BlobStore
 from cowshed.image.inspect import repository
 from cowshed.layers.faults import step
 from cowshed.state import images
+from cowshed.state.layers import loose_drivers
 from cowshed.storage.record import record
 
 TYPE_CHECKING = False
@@ -131,10 +132,9 @@ def _clean(store: Store, gone: list[ImageRow], layers: Callable[[str], Layers]) 
     """Remove what only these images stood on: layers in every driver, then blobs. Bytes of blobs freed."""
     if not gone:
         return 0
-    for (driver,) in store.query("select name from drivers"):
+    for driver in loose_drivers(store):
         held = layers(driver)
-        for image in gone:
-            held.remove_unreferenced(reversed(image.chain_ids))
+        held.remove_unreferenced()
         step("rmi.layers")
         held.purge(_PURGE_SECONDS)
     return BlobStore(store.root).collect(store)

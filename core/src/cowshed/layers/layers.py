@@ -214,28 +214,25 @@ class Layers:
 
     # ------------------------------------------------------------ removing
 
-    def intend_removal(self, tx: Transaction, number: int) -> None:
-        journal_rows.begin(tx, number, "remove")
+    def intend_removal(self, tx: Transaction, number: int, *, with_volumes: bool = False) -> None:
+        """Write down that a layer, and the container that it belongs to, is about to be removed."""
+        journal_rows.begin(tx, number, "remove", {"volumes": with_volumes})
 
-    def remove(self, layer: api.Layer) -> None:
+    def remove(self, layer: api.Layer, wait: float | None = None) -> None:
         """Prove the layer unused and let the driver remove it; rows are the caller's. Its byte is held. InUse."""
-        unused.prove(self.store, layer, self.driver)
+        unused.prove(self.store, layer, self.driver, wait)
         try:
             self.driver.remove(layer)
         finally:
             self.store.locks.release("mounts", layer.number)
         step("layers.remove.end")
 
-    @staticmethod
-    def forget(tx: Transaction, number: int) -> None:
-        """Delete the rows of a layer that the driver has removed."""
-        rows.delete(tx, number)
-
-    def remove_unreferenced(self, chains: Iterable[str] = ()) -> None:
-        """Remove the layers that nothing stands on any more: those of chains, and what else dead commands left."""
+    def remove_unreferenced(self, wait: float | None = None) -> None:
+        """Remove the layers that nothing stands on any more: of images that were removed, and what dead commands left.
+        One that is in use for longer than `wait` seconds stays until the next time."""
         from cowshed.layers.purge import sweep
 
-        sweep(self)
+        sweep(self, wait)
 
     def purge(self, budget: float) -> api.PurgeResult | None:
         """Delete what removals left, for about budget seconds; None if another process is at it."""

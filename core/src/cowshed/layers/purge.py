@@ -52,24 +52,25 @@ class Claim:
             self._locks.release("layers", self._number)
 
 
-def sweep(layers: Layers) -> int:
+def sweep(layers: Layers, wait: float | None = None) -> int:
     """Remove the committed layers that no image, layer or unfinished work stands on; how many.
 
     That is the layers of images that were removed, those that a dead removal left, and those that gave their chain id
-    up to a newer twin. Ones that another command looks at are left to the next sweep.
+    up to a newer twin. The database keeps account of them, so that the others cost nothing. Ones that another command
+    looks at for longer than `wait` seconds are left to the next sweep.
     """
     gone = 0
     tried: set[int] = set()
     while True:
-        found = [n for n in rows.unreferenced(layers.store, layers.name) if n not in tried]
+        found = [n for n in rows.loose(layers.store, layers.name) if n not in tried]
         if not found:
             return gone
         for number in found:  # removing one may free the one below
             tried.add(number)
-            gone += _remove(layers, number)
+            gone += _remove(layers, number, wait)
 
 
-def _remove(layers: Layers, number: int) -> bool:
+def _remove(layers: Layers, number: int, wait: float | None) -> bool:
     store = layers.store
     if store.locks.mine("layers", number) or not store.locks.try_take("layers", number):
         return False
@@ -81,7 +82,7 @@ def _remove(layers: Layers, number: int) -> bool:
         if byte is not None and (store.locks.mine("chains", byte) or not store.locks.try_take("chains", byte)):
             return False  # a pull is about to build on it
         try:
-            return _remove_locked(layers, number)
+            return _remove_locked(layers, number, wait)
         finally:
             if byte is not None:
                 store.locks.release("chains", byte)
@@ -89,16 +90,16 @@ def _remove(layers: Layers, number: int) -> bool:
         store.locks.release("layers", number)
 
 
-def _remove_locked(layers: Layers, number: int) -> bool:
+def _remove_locked(layers: Layers, number: int, wait: float | None) -> bool:
     store = layers.store
     layer = layers.load(number)
     with store.transaction() as tx:
-        if number not in rows.unreferenced(tx, layers.name):
+        if not rows.is_loose(tx, number):
             return False
         journal.begin(tx, number, "remove")
     step("sweep.intended")
     try:
-        layers.remove(layer)
+        layers.remove(layer, wait)
     except InUse:
         with store.transaction() as tx:
             journal.end(tx, number)

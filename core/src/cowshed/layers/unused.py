@@ -5,9 +5,10 @@ hold, cheapest first:
 
     the layer's `mounts` byte is free   monitors hold it for life, whoever mounts for a moment holds it meanwhile
     the container's cgroup is empty     finds the processes of a container whose monitor was killed
-    no mount namespace shows the layer  the same, and what was mounted by hand
     a trial mount succeeds              overlay only: with index=on the kernel refuses an upper directory that is in
                                         use, also by a detached mount that no namespace shows
+    no mount namespace shows the layer  what was mounted by hand. This reads a table for each namespace, so it is left
+                                        out where the trial has answered; after a refusal it names the holder
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
 
 _EBUSY = 16
-_PATIENCE = 0.5  # seconds in which the mounts of a container that has just ended go away
+PATIENCE = 0.5  # seconds in which the mounts of a container that has just ended go away
 
 
-def prove(store: Store, layer: api.Layer, driver: api.Driver) -> None:
+def prove(store: Store, layer: api.Layer, driver: api.Driver, wait: float | None = None) -> None:
     """Take the layer's `mounts` byte, which the caller releases, and prove that nobody has it mounted.
 
-    Raises InUse, naming the holder.
+    Raises InUse, naming the holder, if it is still in use after `wait` seconds.
     """
+    wait = PATIENCE if wait is None else wait
     try:
-        store.locks.take("mounts", layer.number, wait=_PATIENCE)
+        store.locks.take("mounts", layer.number, wait=wait)
     except Busy:
         text = f"layer {layer.id[:12]} is mounted by a running command or container"
         raise InUse(text, layer=layer.id) from None
@@ -45,7 +47,7 @@ def prove(store: Store, layer: api.Layer, driver: api.Driver) -> None:
                 return
             from time import monotonic, sleep
 
-            until = until or monotonic() + _PATIENCE
+            until = until or monotonic() + wait
             if monotonic() > until:
                 break
             sleep(0.01)
@@ -66,35 +68,35 @@ def _holder(store: Store, layer: api.Layer, driver: api.Driver) -> str:
         pids = cgroup.processes(rows[0][0])
         if pids:
             return f"process {pids[0]} of container {rows[0][0][:12]}"
+    free = _trial(driver, layer) if layer.kind is api.Kind.ACTIVE else None
+    if free:
+        return ""
     pid = shown_to(layer.id)
     if pid:
         return f"process {pid}, whose namespace has it mounted"
-    if layer.kind is api.Kind.ACTIVE and not _trial(driver, layer):
-        return "a detached mount that some process holds open"
-    return ""
+    return "" if free is None else "a detached mount that some process holds open"
 
 
-def _trial(driver: api.Driver, layer: api.Layer) -> bool:
-    """False if the kernel says that the layer's upper directory is in use. True says nothing: it is not an overlay,
+def _trial(driver: api.Driver, layer: api.Layer) -> bool | None:
+    """Whether the kernel lets the layer's upper directory be used. None if it cannot be asked: it is not an overlay,
     the file system has no file handles, or the layer is half removed already."""
     try:
         plan = driver.mounts(layer, api.MountRequest(read_only=False))
     except NotFound:
-        return True
+        return None
     last = plan.steps[-1]
     if not isinstance(last, api.Overlay) or last.upper is None or ("userxattr", None) in last.options:
-        return True
-    needed = [last.upper, last.work or "", *[lower for lower in last.lowers if isinstance(lower, str)]]
+        return None
+    lowers = last.lowers[:1]  # it is the upper directory that is tried; the top lower one is what index=on remembers
+    needed = [last.upper, last.work or "", *[lower for lower in lowers if isinstance(lower, str)]]
     if not all(map(os.path.isdir, needed)):
-        return True  # half removed: the kernel would only complain in its log
+        return None  # half removed: the kernel would only complain in its log
     options = [(key, value) for key, value in last.options if key != "index"]
-    trial = api.Overlay(
-        last.lowers, last.upper, last.work, data_lowers=last.data_lowers, options=(*options, ("index", "on"))
-    )
+    trial = api.Overlay(lowers, last.upper, last.work, options=(*options, ("index", "on")))
     try:
         os.close(detached(api.MountPlan((*plan.steps[:-1], trial))))
     except OSError as error:
-        return error.errno != _EBUSY
+        return False if error.errno == _EBUSY else None
     return True
 
 

@@ -50,6 +50,10 @@ def insert(tx: Transaction, image: ImageRow) -> None:
     )  # fmt: skip
     for chain in image.chain_ids:
         tx.execute("insert or ignore into chains values (?, ?)", image.id, chain)
+    tx.execute("delete from image_blobs where image = ?", image.id)
+    for digest in {blob[0] for blob in image.blobs}:
+        tx.execute("insert into image_blobs values (?, ?)", digest, image.id)
+        tx.execute("delete from loose_blobs where digest = ?", digest)
 
 
 def tag(tx: Transaction, name: str, image_id: str) -> None:
@@ -64,6 +68,7 @@ def untag(tx: Transaction, name: str) -> None:
 def delete(tx: Transaction, image_id: str) -> None:
     tx.execute("delete from tags where image = ?", image_id)
     tx.execute("delete from chains where image = ?", image_id)
+    tx.execute("delete from image_blobs where image = ?", image_id)
     tx.execute("delete from images where id = ?", image_id)
 
 
@@ -111,7 +116,4 @@ def blobs(store: Store, image_id: str) -> set[str]:
 
 def unused_blobs(store: Store, digests: list[str]) -> list[str]:
     """Those of digests that no image lists any more."""
-    listed: set[str] = set()
-    for (blobs,) in store.query("select blobs from images"):
-        listed.update(b[0] for b in loads(blobs))
-    return [d for d in digests if d not in listed]
+    return [d for d in digests if not store.query("select 1 from image_blobs where digest = ? limit 1", d)]

@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 LAST_NUMBER = (1 << 24) - 1
 _COLUMNS = "number, id, driver, kind, parent, chain_id, diff_id, data, durable, boot_id, created"
-# A committed layer that no image, no layer and no unfinished work stands on.
-_UNREFERENCED = (
-    "select number from layers l where driver = ? and kind = 'committed' "
-    "and not exists (select 1 from layers child where child.parent = l.number) "
-    "and (chain_id is null or not exists (select 1 from chains where chains.chain_id = l.chain_id)) "
-    "and not exists (select 1 from journal where journal.number = l.number)"
+
+
+_LOOSE = (
+    "from loose_layers join layers using (number) "
+    "where not exists (select 1 from journal where journal.number = loose_layers.number)"
 )
 
 
@@ -95,6 +94,7 @@ def delete(tx: Transaction, number: int) -> None:
     """Forget a layer and what was begun with it. StoreError if another layer stands on it."""
     tx.execute("delete from journal where number = ?", number)
     tx.execute("delete from layers where number = ?", number)
+    tx.execute("delete from loose_layers where number = ?", number)
 
 
 def chain(store: Store, number: int) -> list[tuple[int, str, str, dict[str, Any]]]:
@@ -135,7 +135,21 @@ def list_all(store: Store, driver: str) -> list[LayerRow]:
     return [_row(r) for r in store.query(f"select {_COLUMNS} from layers where driver = ? order by number", driver)]
 
 
-def unreferenced(store: Store | Transaction, driver: str) -> list[int]:
+def loose(store: Store, driver: str) -> list[int]:
     """Numbers of the committed layers that no image, layer or unfinished work stands on, newest first."""
-    run = store.query if hasattr(store, "query") else store.execute
-    return [r[0] for r in run(_UNREFERENCED + " order by number desc", driver)]
+    return [r[0] for r in store.query(f"select number {_LOOSE} and driver = ? order by number desc", driver)]
+
+
+def loose_drivers(store: Store) -> list[str]:
+    """The drivers that have such layers."""
+    return [r[0] for r in store.query(f"select distinct driver {_LOOSE}")]
+
+
+def is_loose(tx: Transaction, number: int) -> bool:
+    """Whether nothing stands on a layer and nobody works on it; if something does, it is loose no more."""
+    if tx.execute("select 1 from journal where number = ?", number):
+        return False
+    if tx.execute("select 1 from bare_layers where number = ?", number):
+        return True
+    tx.execute("delete from loose_layers where number = ?", number)
+    return False

@@ -74,15 +74,33 @@ def leased(store: Store) -> set[str]:
     return {digest for digest, taker in store.query("select digest, taker from leases") if taker in alive}
 
 
-def delete_unused(store: Store, digests: Iterable[str], remove: Callable[[str], None]) -> list[str]:
-    """Call remove for each of these blobs that no image lists and no command counts on; those that were removed."""
-    if not store.locks.exclude("blobs", wait=_WAIT):
+def delete_unused(
+    store: Store, remove: Callable[[str], None], digests: Iterable[str] | None = None, *, wait: float = _WAIT
+) -> list[str]:
+    """Call remove for each of these blobs that no image lists and no command counts on; those that were removed.
+
+    Without digests: for the blobs that an image no longer lists or that a dead command counted on. Busy if another
+    command takes or gives leases for longer than `wait` seconds.
+    """
+    if not store.locks.exclude("blobs", wait=wait):
         raise Busy("blobs are in use by another command", remedy="try again")
     try:
+        void = _void(store)
+        if void:
+            with store.transaction() as tx:
+                for taker in void:
+                    tx.execute("delete from leases where taker = ?", taker)
+        loose = [r[0] for r in store.query("select digest from loose_blobs")]
         kept = leased(store)
-        gone = [digest for digest in images.unused_blobs(store, list(digests)) if digest not in kept]
+        found = loose if digests is None else list(digests)
+        gone = [digest for digest in images.unused_blobs(store, found) if digest not in kept]
         for digest in gone:
             remove(digest)
+        if loose:
+            with store.transaction() as tx:
+                for digest in loose:
+                    if digest not in kept:  # else its lease will say so again
+                        tx.execute("delete from loose_blobs where digest = ?", digest)
         return gone
     finally:
         store.locks.let_go("blobs")

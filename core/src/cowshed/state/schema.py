@@ -107,4 +107,55 @@ STEPS = (
         primary key (digest, taker)
     ) without rowid;
     """,
+    """
+    -- What removals have to look at, so that they need not look at everything. Triggers keep it right whoever deletes.
+
+    create index layers_by_driver on layers(driver, kind);
+    create index images_by_digest on images(manifest_digest);
+    create index layers_by_chain_alone on layers(chain_id) where chain_id is not null;
+
+    create table loose_layers (        -- committed layers that no image and no layer stands on: to be removed
+        number integer primary key
+    );
+
+    create table image_blobs (         -- which images list a blob
+        digest text not null,
+        image text not null,
+        primary key (digest, image)
+    ) without rowid;
+    create index image_blobs_by_image on image_blobs(image);
+
+    create table loose_blobs (         -- blobs that may be to be deleted
+        digest text primary key,
+        unlisted integer not null      -- an image that listed it was removed; else a pull that broke has brought it
+    ) without rowid;
+
+    create table loose_volumes (       -- volumes without a row whose directory may be there: to be deleted
+        name text primary key
+    ) without rowid;
+
+    insert or ignore into image_blobs
+        select json_extract(value, '$[0]'), images.id from images, json_each(images.blobs);
+    insert into loose_layers select number from layers where kind = 'committed';
+
+    create view bare_layers as select number, chain_id from layers l where kind = 'committed'
+        and not exists (select 1 from layers child where child.parent = l.number)
+        and not exists (select 1 from chains where chains.chain_id = l.chain_id);
+
+    create trigger layer_deleted after delete on layers begin
+        insert or ignore into loose_layers select number from bare_layers where number = old.parent; end;
+    create trigger layer_committed after update of kind, chain_id on layers when new.kind = 'committed' begin
+        insert or ignore into loose_layers select number from bare_layers where number = new.number; end;
+    create trigger chain_deleted after delete on chains begin
+        insert or ignore into loose_layers select number from bare_layers where chain_id = old.chain_id; end;
+    create trigger chain_inserted after insert on chains begin
+        delete from loose_layers where number in (select number from layers where chain_id = new.chain_id); end;
+    create trigger blob_unlisted after delete on image_blobs begin
+        insert or replace into loose_blobs values (old.digest, 1); end;
+    create trigger lease_ended after delete on leases begin
+        insert or ignore into loose_blobs select old.digest, 0
+            where not exists (select 1 from image_blobs where digest = old.digest); end;
+    create trigger volume_deleted after delete on volumes begin
+        insert or ignore into loose_volumes values (old.name); end;
+    """,
 )

@@ -22,7 +22,32 @@ def use(tx: Transaction, name: str, container: int) -> None:
 
 
 def delete(tx: Transaction, name: str) -> None:
+    """Forget a volume; its directory is then to be deleted, which `loose` and `gone` keep account of."""
     tx.execute("delete from volumes where name = ?", name)
+
+
+def delete_anonymous(tx: Transaction, container: int) -> None:
+    """Forget the anonymous volumes that only this container uses."""
+    rows = tx.execute(
+        "select name from volumes join volume_users on volume = name where container = ? and anonymous = 1 "
+        "and not exists (select 1 from volume_users other where other.volume = name and other.container != ?)",
+        container,
+        container,
+    )
+    for (name,) in rows:
+        tx.execute("delete from volume_users where volume = ?", name)
+        delete(tx, name)
+
+
+def loose(store: Store) -> list[str]:
+    """Names of forgotten volumes whose directories may still be there."""
+    return [r[0] for r in store.query("select name from loose_volumes where name not in (select name from volumes)")]
+
+
+def gone(tx: Transaction, names: list[str]) -> None:
+    """The directories of these forgotten volumes are deleted."""
+    for name in names:
+        tx.execute("delete from loose_volumes where name = ?", name)
 
 
 def list_all(store: Store) -> list[VolumeRow]:

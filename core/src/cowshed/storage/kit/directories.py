@@ -25,7 +25,7 @@ from cowshed_linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from cowshed.storage.api import Host, Layer, StoreId
@@ -232,11 +232,11 @@ class Directories:
 
     # ------------------------------------------------------------ what is there
 
-    def scan(self) -> Iterator[StoredObject]:
+    def scan(self, folders: Iterable[str] = FOLDERS) -> Iterator[StoredObject]:
         """Every object, in the order of FOLDERS."""
         kinds = {"active": Kind.ACTIVE, "committed": Kind.COMMITTED}
         others = {"temp": ObjectKind.TEMP, "trash": ObjectKind.TRASH}
-        for folder in FOLDERS:
+        for folder in folders:
             for name in sorted(os.listdir(f"{self.root}/{folder}")):
                 yield StoredObject(
                     others.get(folder, ObjectKind.LAYER),
@@ -251,8 +251,8 @@ class Directories:
         until = monotonic() + budget
         left = 0
         problem: OSError | None = None
-        for found in list(self.scan()):
-            if found.kind is ObjectKind.LAYER or found.layer is None:
+        for found in list(self.scan(("temp", "trash"))):  # not the layers: a removal must not cost more among many
+            if found.layer is None:
                 continue
             path = f"{self.root}/{found.name}"
             try:
