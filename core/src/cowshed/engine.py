@@ -6,12 +6,12 @@ import os
 
 from cowshed.config import selection
 from cowshed.errors import NotFound
-from cowshed.layers.layers import Layers
 from cowshed.state.store import Store, open_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowshed.config.settings import Settings
+    from cowshed.layers.layers import Layers
     from cowshed.state.rows import ContainerRow, ImageRow
 
 
@@ -70,6 +70,7 @@ class Engine:
         name = name or self.driver_name()
         if name not in self._layers:
             from cowshed.layers.driver import open_driver
+            from cowshed.layers.layers import Layers
 
             store = self.store
             driver = open_driver(store, name, self.settings.options_of(name))

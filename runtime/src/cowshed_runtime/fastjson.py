@@ -64,3 +64,14 @@ def dumps(value: Any) -> str:
     if isinstance(value, float) and value - value == 0:
         return repr(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def pretty(value: Any, margin: str = "") -> str:
+    """The same with a line for each value, four blanks deeper for each level."""
+    inner = margin + "    "
+    if isinstance(value, dict) and value:
+        lines = [f"{inner}{encode_basestring_ascii(k)}: {pretty(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
+    if isinstance(value, (list, tuple)) and value:
+        return "[\n" + ",\n".join([inner + pretty(v, inner) for v in value]) + f"\n{margin}]"
+    return dumps(value)

@@ -79,14 +79,13 @@ def _dispatch(words: list[str]) -> int:
     count = len(said["operands"])
     if count < command.least or (0 <= command.most < count):
         raise BadUsage(f"usage: cowshed {command.name} {command.operands}".rstrip(), remedy="--help tells more")
-    from importlib import import_module
-
     from cowshed.config import settings
     from cowshed.engine import Engine
 
     engine = Engine(settings.load(flags, os.environ))
     module, _, function = command.module.partition(":")
-    result = getattr(import_module(f"cowshed.cli.commands.{module}"), function)(engine, said)
+    __import__(name := f"cowshed.cli.commands.{module}")  # importlib brings warnings
+    result = getattr(sys.modules[name], function)(engine, said)
     return int(result or 0)
 
 

@@ -58,9 +58,9 @@ def document(values: list[Any], wanted: str | None) -> None:
         for value in values:
             print(template.render(value))
         return
-    import json
+    from cowshed_runtime.fastjson import dumps, pretty
 
-    print(json.dumps(values, indent=None if wanted == "json" else 4))
+    print(dumps(values) if wanted == "json" else pretty(values))
 
 
 def ago(ns: int) -> str:

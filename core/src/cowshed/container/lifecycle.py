@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import time
 
-from cowshed.container import mounts, names, spec, state, users
+from cowshed.container import state
 from cowshed.errors import Conflict, LaunchFailed, NotFound
 from cowshed.layers.faults import step
-from cowshed.layers.mounting import detached
 from cowshed.monitor import client
 from cowshed.state import containers, volumes
 from cowshed.state.rows import ContainerRow
-from cowshed_linux import process
 from cowshed_runtime.fastjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cowshed.container.mounts import Wanted
     from cowshed.engine import Engine
     from cowshed.layers.layers import Layers
     from cowshed.monitor.client import Session
@@ -36,6 +35,7 @@ def create(
 
     Its `containers` and `layers` bytes are held on return; `release` lets them go.
     """
+    from cowshed.container import mounts, names
     from cowshed.image import realise
     from cowshed.image.progress import Progress
 
@@ -89,8 +89,10 @@ def release(engine: Engine, row: ContainerRow) -> None:
 
 
 def _configure(
-    engine: Engine, layers: Layers, active: Layer, row: ContainerRow, image: dict[str, Any], wanted: list[mounts.Wanted]
+    engine: Engine, layers: Layers, active: Layer, row: ContainerRow, image: dict[str, Any], wanted: list[Wanted]
 ) -> None:
+    from cowshed.container import mounts, spec, users
+
     folder = engine.folder(row)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     asked = row.config
@@ -135,6 +137,8 @@ def config_of(engine: Engine, row: ContainerRow) -> dict[str, Any]:
 
 def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int = 0, op: str = "") -> Session:
     """Start a container whose `containers` byte is held. On an error a container that `run` made is undone."""
+    from cowshed.layers.mounting import detached
+
     layers = engine.layers(row.driver)
     layer = layers.load(row.number)
     asked = row.config
@@ -226,6 +230,8 @@ def signal(engine: Engine, row: ContainerRow, number: int) -> None:
     found = client.running(engine.place(row))
     if found is None or not engine.reader.locks.held("monitors", row.number):
         raise Conflict(f"container {row.name} is not running", remedy="cowshed start it")
+    from cowshed_linux import process
+
     pid, started, _ = found
     try:
         pidfd = os.pidfd_open(pid)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from cowshed.image.reference import familiar
 from cowshed.state import images
+from cowshed_runtime.fastjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 def document(store: Store, image: ImageRow) -> dict[str, Any]:
     """The document that `image inspect` prints; its keys are docker's."""
-    config = json.loads(image.config)
+    config = loads(image.config)
     names = [familiar(name) for name in images.names(store, image.id)]
     own = config.get("config") or {}
     held_in = drivers(store, image)

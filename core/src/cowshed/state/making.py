@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import _sqlite3
 import os
 
 from cowshed.errors import Busy, StoreError
+from cowshed.state import sqlite
 from cowshed.state.locks import FILES
 from cowshed.state.schema import STEPS
 from cowshed.state.store import BALLAST, connect, translated, version_of
@@ -92,7 +92,7 @@ def _write_database(root: str) -> None:
         except FileNotFoundError:
             continue
     try:
-        db = _sqlite3.connect(new, isolation_level=None)
+        db = sqlite.connect(new, isolation_level=None)
         try:
             db.execute("pragma journal_mode = wal")
             db.execute("pragma synchronous = full")
@@ -102,7 +102,7 @@ def _write_database(root: str) -> None:
             db.execute("commit")
         finally:
             db.close()
-    except _sqlite3.Error as error:
+    except sqlite.Error as error:
         raise translated(error, root) from error
     os.rename(new, f"{root}/db.sqlite")
     files.sync_directory(root)
@@ -143,7 +143,7 @@ def migrate(root: str) -> None:
             db.execute("begin immediate")
             _apply_steps(db, version)
             db.execute("commit")
-        except _sqlite3.Error as error:
+        except sqlite.Error as error:
             raise translated(error, root) from error
         finally:
             db.close()  # rolls back what is not committed

@@ -18,7 +18,7 @@ Each text is one line: what failed, on what, why. `remedy` says what to do about
 
 from __future__ import annotations
 
-import enum
+from cowshed.storage.record import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class InUse(StorageError):
         self.holders = tuple(holders)
 
 
-class SpaceKind(enum.Enum):
+class SpaceKind(Enum):
     DATA = "data"
     METADATA = "metadata"
     INODES = "inodes"

@@ -1,11 +1,13 @@
-"""Frozen records without importing dataclasses (13 ms with inspect): type checkers see dataclasses."""
+"""Frozen records and enumerations without dataclasses (13 ms with inspect) and enum (4 ms with functools, for each
+command): type checkers see those of the standard library."""
 
-__all__ = ["field", "record"]
+__all__ = ["Enum", "IntEnum", "field", "record"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dataclasses import dataclass as record
     from dataclasses import field
+    from enum import Enum, IntEnum
 else:
 
     class _Field:
@@ -57,3 +59,46 @@ else:
 
     def record(cls=None, **_):
         return _make if cls is None else _make(cls)
+
+    class _Names(type):
+        """The public names of a class's body become its members: Kind.ACTIVE, Kind("active"), list(Kind)."""
+
+        def __new__(meta, name, bases, body):
+            given = {k: v for k, v in body.items() if k[0] != "_" and not hasattr(v, "__get__")}
+            cls = super().__new__(meta, name, bases, {k: v for k, v in body.items() if k not in given})
+            cls.__members__ = {}
+            for key, value in given.items():
+                member = int.__new__(cls, value) if issubclass(cls, int) else object.__new__(cls)
+                member.__dict__.update(name=key, value=value)
+                type.__setattr__(cls, key, member)
+                cls.__members__[key] = member
+            return cls
+
+        def __call__(cls, value):
+            for member in cls.__members__.values():
+                if value is member or value == member.value:
+                    return member
+            raise ValueError(f"{value!r} is no {cls.__name__}")
+
+        def __getitem__(cls, name):
+            return cls.__members__[name]
+
+        def __iter__(cls):
+            return iter(cls.__members__.values())
+
+        def __len__(cls):
+            return len(cls.__members__)
+
+    class Enum(metaclass=_Names):
+        def __setattr__(self, name, value):
+            raise AttributeError(f"{self!r} is frozen")
+
+        def __repr__(self):
+            return f"<{type(self).__name__}.{self.name}: {self.value!r}>"
+
+        def __reduce__(self):
+            return type(self), (self.value,)
+
+    class IntEnum(int, Enum):
+        def __str__(self):
+            return str(self.value)

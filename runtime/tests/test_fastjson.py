@@ -1,0 +1,20 @@
+"""JSON without `json` agrees with `json`."""
+
+import json
+
+import pytest
+
+from cowshed_runtime import fastjson
+
+VALUES = [
+    None, True, 0, -1.5, "", 'quote " back \\ line \n nul \0 snow \u2603', [], {}, [[]], [{}], {"a": []},
+    {"a": {"b": [1, "two", None, {"c": False}]}, "d": "e"}, ["x"] * 3, {"": ""},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_both_forms_are_read_back_and_look_as_json_writes_them(value):
+    assert fastjson.dumps(value) == json.dumps(value, separators=(",", ":"))
+    assert fastjson.pretty(value) == json.dumps(value, indent=4)
+    assert fastjson.loads(fastjson.pretty(value)) == value
+    assert fastjson.loads(fastjson.dumps(value)) == value
