@@ -30,11 +30,8 @@ def chain_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
 
 def _sha256(data: bytes) -> str:
     """Python's own: hashlib brings OpenSSL, which costs 2 ms to load."""
-    if sys.version_info >= (3, 12):
-        from _sha2 import sha256
-    else:
-        from _sha256 import sha256  # type: ignore[import-not-found]  # no stub
-    return str(sha256(data).hexdigest())
+    module = __import__("_sha2" if sys.version_info >= (3, 12) else "_sha256")
+    return str(module.sha256(data).hexdigest())
 
 
 def _row(values: tuple[Any, ...]) -> ImageRow:
