@@ -10,15 +10,8 @@ OVERLAY_WORKS = {"ext4": True, "xfs": True, "xfs-no-ftype": False, "btrfs": True
 
 @pytest.fixture(params=OVERLAY_WORKS)
 def backing(request, tmp_path):
-    try:
-        context = mounted(request.param, str(tmp_path))
-        path = context.__enter__()
-    except Exception as error:  # a mkfs or kernel without this kind
-        if request.param == "xfs-no-ftype":
-            pytest.skip(f"this kernel or mkfs.xfs takes no xfs without ftype any more: {error}")
-        raise
-    yield request.param, path
-    context.__exit__(None, None, None)
+    with mounted(request.param, str(tmp_path)) as path:
+        yield request.param, path
 
 
 @pytest.mark.parametrize("driver", [None])

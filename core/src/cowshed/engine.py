@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from cowshed import log
 from cowshed.config import selection
 from cowshed.errors import NotFound
 from cowshed.state.store import Store, open_store
@@ -41,9 +42,7 @@ class Engine:
         if self._reader is None:
             self._reader = open_store(self.settings.root, self.settings.run_root, write=False)
             if self._reader.stale:
-                import sys
-
-                sys.stderr.write("cowshed: the store's disk is full; this is what a copy of its database says\n")
+                log.warn("the store's disk is full; this is what a copy of its database says")
         return self._reader
 
     def stored_driver(self) -> str:
@@ -63,6 +62,8 @@ class Engine:
             from cowshed.layers.host import EngineHost
 
             choice = selection.choose(self.settings, "", EngineHost())
+        why = next(step for step in choice.steps if step.kind == "chosen")
+        log.info(f"driver {choice.name}: {why.source} {why.outcome}")
         return choice.name
 
     def layers(self, name: str = "") -> Layers:
@@ -73,7 +74,12 @@ class Engine:
             from cowshed.layers.layers import Layers
 
             store = self.store
-            driver = open_driver(store, name, self.settings.options_of(name))
+            try:
+                driver = open_driver(store, name, self.settings.options_of(name))
+            except NotFound as error:
+                if name != self.settings.driver:
+                    raise
+                raise NotFound(f"{error} ({self.settings.driver_from} says so)", remedy=error.remedy) from None
             self._layers[name] = Layers(store, name, driver)
         return self._layers[name]
 

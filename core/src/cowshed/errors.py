@@ -4,6 +4,7 @@
     ├── BadUsage            the command line is wrong
     ├── ConfigError         a configuration file is wrong
     ├── NotFound            no such container, image, volume, driver
+    ├── Unsupported         this version cannot do what was asked for
     ├── Ambiguous           a prefix or short name fits several
     ├── Conflict            the name is taken, or the state forbids it
     ├── Busy                another process holds what is needed, for longer than is waited
@@ -41,6 +42,10 @@ class ConfigError(CowshedError):
 
 class NotFound(CowshedError):
     code = "not-found"
+
+
+class Unsupported(CowshedError):
+    code = "unsupported"
 
 
 class Ambiguous(CowshedError):

@@ -1,56 +1,271 @@
-"""Completion scripts, from the tables."""
+"""Shell completion. The scripts are thin: for each key press they ask `cowshed __complete -- WORD…` what may stand for
+the last word, so that all three shells know the same, and what is installed and in the store now.
+
+It prints a candidate a line, with a tab and a description if there is one. Status FILES: file names belong here.
+"""
 
 from __future__ import annotations
 
-from cowshed.cli import tables
+import os
+
+from cowshed.cli import find, parser, tables
+from cowshed.errors import CowshedError
+from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from cowshed.cli.parser import Command, Option, Values
+    from cowshed.engine import Engine
+
+FILES = 10
+
+_BASH = r"""# bash completion for cowshed
+_cowshed() {
+    local line=${COMP_LINE:0:COMP_POINT} words last skip= out status candidate
+    read -ra words <<< "$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    last=${words[-1]}
+    # readline puts a candidate in place of what stands behind the last of its own word breaks
+    [[ $COMP_WORDBREAKS == *:* && $last == *:* ]] && skip=${last%"${last##*:}"}
+    [[ $COMP_WORDBREAKS == *=* && ${last##*:} == *=* ]] && skip=${last%"${last##*=}"}
+    COMPREPLY=()
+    out=$("${words[0]/#\~/$HOME}" __complete -- "${words[@]:1}" 2> /dev/null)
+    status=$?
+    if [ $status = 10 ]; then compopt -o default; return; fi
+    [ -n "$out" ] || return 0
+    while IFS= read -r candidate; do
+        candidate=${candidate%%$'\t'*}
+        COMPREPLY+=("${candidate#"$skip"}")
+    done <<< "$out"
+}
+complete -F _cowshed cowshed
+"""
+
+_ZSH = r"""#compdef cowshed
+_cowshed() {
+    local out line name code
+    local -a found
+    out=$("${words[1]}" __complete -- "${(@)words[2,CURRENT-1]}" "$PREFIX" 2> /dev/null)
+    code=$?
+    if (( code == 10 )); then _files; return; fi
+    for line in "${(@f)out}"; do
+        name=${line%%$'\t'*}
+        [[ -n $name ]] || continue
+        if [[ $line == *$'\t'* ]]; then
+            found+=("${name//:/\\:}:${line#*$'\t'}")
+        else
+            found+=("${name//:/\\:}")
+        fi
+    done
+    _describe cowshed found
+}
+if [[ $funcstack[1] == _cowshed ]]; then _cowshed "$@"; else compdef _cowshed cowshed; fi
+"""
+
+_FISH = r"""# fish completion for cowshed
+function __cowshed_complete
+    set -l words (commandline -opc)
+    set -l current (commandline -ct)
+    set -l found ($words[1] __complete -- $words[2..] "$current" 2> /dev/null)
+    if test $status -eq 10
+        __fish_complete_path "$current"
+        return
+    end
+    printf '%s\n' $found
+end
+complete -c cowshed -f -a '(__cowshed_complete)'
+"""
+
+SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
-def _options(name: str) -> str:
-    command = next(c for c in tables.COMMANDS if c.name == name)
-    return " ".join(n for o in command.options for n in o.names.split())
+def complete(words: list[str]) -> int:
+    """Print what may stand for the last of words."""
+    try:
+        found = _candidates(words[:-1], words[-1] if words else "")
+    except (CowshedError, StorageError, OSError):
+        return 0  # a line that is wrong already, or a store that cannot be read, has no continuation
+    if found is None:
+        return FILES
+    for line in dict.fromkeys(found):
+        print(line)
+    return 0
 
 
-def _first_words() -> str:
-    return " ".join(dict.fromkeys(c.name.split()[0] for c in tables.COMMANDS))
+def _candidates(before: list[str], word: str) -> Iterable[str] | None:
+    """None: file names."""
+    at, pending = _options_end(tables.GLOBAL, before)
+    flags = parser.parse(tables.GLOBAL, before[: at - 1 if pending else at], foreign=True, what="global options")
+    if at == len(before):
+        return _word(tables.GLOBAL, pending, word, flags, lambda: _first_words())
+    members = find.group(before[at])
+    if members and at + 1 == len(before):
+        seconds = {name.split()[1]: c.help for name, c in find.known().items() if name.startswith(f"{before[at]} ")}
+        return _begin(word, (f"{name}\t{text}" for name, text in seconds.items()))
+    command, rest = find.command(before[at:])
+    operands, pending = 0, None
+    while rest:
+        end, pending = _options_end(command.options, rest)
+        if end == len(rest):
+            break
+        if command.foreign and operands == 0 and end + 1 < len(rest):
+            return None  # the rest is a command line of the container's
+        operands += 1
+        rest = rest[end + 1 :]
+    if command.foreign and operands:
+        return None
+    return _word(command.options, pending, word, flags, lambda: _operand(command, operands, flags))
 
 
-def bash() -> str:
-    cases = "\n".join(
-        f'        {c.name.split()[0]}) words="{_options(c.name)}" ;;' for c in tables.COMMANDS if " " not in c.name
-    )
-    return f"""_cowshed() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} words command=${{COMP_WORDS[1]}}
-    if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{_first_words()}" -- "$word")); return; fi
-    case $command in
-{cases}
-        *) words= ;;
-    esac
-    case $word in
-        -*) COMPREPLY=($(compgen -W "$words" -- "$word")) ;;
-        *) COMPREPLY=($(compgen -W "$(cowshed ps -a --format '{{{{.Names}}}}' 2>/dev/null)" -- "$word")) ;;
-    esac
-}}
-complete -o default -F _cowshed cowshed"""
+def _options_end(options: tuple[Option, ...], words: list[str]) -> tuple[int, Option | None]:
+    """How many words are options and their values, and the option whose value comes next, if one does."""
+    known = {name: option for option in options for name in option.names.split()}
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] != "-":
+        name, equals, _ = words[at].partition("=")
+        at += 1
+        if not name.startswith("--"):
+            letters = name[1:]
+            while letters and (option := known.get(f"-{letters[0]}")) and option.kind == "flag":
+                letters = letters[1:]
+            if len(letters) != 1:
+                continue
+            name = f"-{letters}"
+        option = known.get(name)
+        if option is not None and option.kind != "flag" and not equals:
+            if at == len(words):
+                return at, option
+            at += 1
+    return at, None
 
 
-def zsh() -> str:
-    return "#compdef cowshed\nautoload -U +X bashcompinit && bashcompinit\n" + bash()
+def _word(
+    options: tuple[Option, ...],
+    pending: Option | None,
+    word: str,
+    flags: Values,
+    otherwise: Callable[[], list[str] | None],
+) -> Iterable[str] | None:
+    if pending is not None:
+        values = _values(pending, flags)
+        return None if values is None else _begin(word, values)
+    if word.startswith("--") and "=" in word:
+        name = word.partition("=")[0]
+        option = next((o for o in options if name in o.names.split()), None)
+        values = _values(option, flags) if option is not None else []
+        return None if values is None else _begin(word, (f"{name}={value}" for value in values))
+    if word.startswith("-"):
+        return _begin(word, (f"{name}\t{option.help}" for option in options for name in option.names.split()))
+    found = otherwise()
+    return None if found is None else _begin(word, found)
 
 
-def fish() -> str:
-    lines = ["complete -c cowshed -f"]
-    for command in tables.COMMANDS:
-        first = command.name.split()[0]
-        lines.append(f"complete -c cowshed -n __fish_use_subcommand -a {first} -d '{command.help}'")
-        for option in command.options:
-            flags = " ".join(f"-l {n[2:]}" if n.startswith("--") else f"-s {n[1:]}" for n in option.names.split())
-            text = option.help.replace("'", "")
-            lines.append(f"complete -c cowshed -n '__fish_seen_subcommand_from {first}' {flags} -d '{text}'")
-    return "\n".join(lines)
+def _begin(word: str, lines: Iterable[str]) -> Iterable[str]:
+    return [line for line in lines if line.partition("\t")[0].startswith(word)]
 
 
-SHELLS: dict[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
+def _first_words() -> list[str]:
+    ours = [c for c in tables.COMMANDS if not c.hidden]
+    groups = [name.split()[0] for name in find.known() if " " in name]
+    return [f"{c.name}\t{c.help}" for c in ours if " " not in c.name] + groups
+
+
+# ---------------------------------------------------------------- what values there are
+
+
+def _values(option: Option, flags: Values) -> list[str] | None:
+    if option.choices:
+        return list(option.choices)
+    key = option.key
+    if key == "driver":
+        return _drivers()
+    if key == "driver_option":
+        return _driver_options(flags)
+    if key in ("signal", "stop_signal"):
+        from cowshed.container.signals import NAMES
+
+        return list(NAMES)
+    if key in ("cap_add", "cap_drop"):
+        from cowshed_linux.capabilities import NUMBERS
+
+        return ["ALL", *(name.removeprefix("CAP_") for name in NUMBERS)]
+    if key in _WORDS:
+        return _WORDS[key].split()
+    return [] if key in _FREE else None
+
+
+_WORDS = {
+    "format": "json table", "network": "none host", "net": "none host",
+    "restart": "no always unless-stopped on-failure",
+    "runtime": "native", "security_opt": "no-new-privileges seccomp=unconfined",
+    "platform": "linux/amd64 linux/arm64 linux/arm/v7",
+}  # fmt: skip
+_FREE = frozenset(
+    "name hostname user workdir label memory memory_swap cpus pids_limit shm_size ulimit env time stop_timeout tail "
+    "since until filter detach_keys message author change".split()
+)
+
+
+def _operand(command: Command, number: int, flags: Values) -> list[str] | None:
+    kinds = command.operands.split()
+    if not kinds or (number >= len(kinds) and not kinds[-1].rstrip("]").endswith("…")):
+        return []
+    kind = kinds[min(number, len(kinds) - 1)].strip("[]…")
+    if kind == "SHELL":
+        return list(SHELLS)
+    if kind == "COMMAND" and command.name == "help":
+        return _first_words()
+    engine = _engine(flags) if kind in ("CONTAINER", "IMAGE", "NAME", "VOLUME") else None
+    if engine is None:
+        return [] if kind in ("CONTAINER", "IMAGE", "NAME", "VOLUME") else None
+    if kind == "VOLUME":
+        from cowshed.state import volumes
+
+        return [row.name for row in volumes.list_all(engine.reader)]
+    if kind == "IMAGE":
+        return _images(engine)
+    return _containers(engine, command.name) + (_images(engine) if kind == "NAME" else [])
+
+
+def _engine(flags: Values) -> Engine | None:
+    """On the store that the line means; a key press makes none."""
+    from cowshed.config import settings
+    from cowshed.engine import Engine
+
+    engine = Engine(settings.load(flags, os.environ))
+    return engine if os.path.exists(f"{engine.settings.root}/db.sqlite") else None
+
+
+def _containers(engine: Engine, command: str) -> list[str]:
+    from cowshed.container import state
+    from cowshed.state import containers
+
+    running = {"stop": True, "kill": True, "exec": True, "attach": True, "start": False}.get(command)
+    rows = containers.list_all(engine.reader)
+    return [r.name for r in rows if running is None or (state.now(engine, r).state == "running") == running]
+
+
+def _images(engine: Engine) -> list[str]:
+    from cowshed.image import reference
+    from cowshed.state import images
+
+    return [reference.familiar(name) for _, names in images.list_all(engine.reader) for name in names]
+
+
+def _drivers() -> list[str]:
+    from cowshed.storage import registry
+
+    return registry.names()
+
+
+def _driver_options(flags: Values) -> list[str]:
+    from cowshed.config import settings
+    from cowshed.storage import registry
+
+    driver = settings.load(flags, os.environ).driver
+    if not driver:
+        return []
+    plugin, _ = registry.load(driver)
+    return [f"{o.name}={value}\t{o.doc}" for o in plugin.options for value in (o.choices or ("",))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cowshed.cli import parser, tables
+from cowshed.cli import find, parser, tables
 from cowshed.errors import BadUsage, CowshedError
 from cowshed.storage.errors import StorageError
 
@@ -28,48 +28,55 @@ def main() -> NoReturn:
 
 
 def run(words: list[str]) -> int:
-    debug = "--debug" in words
+    debug = False
     try:
-        return _dispatch(words)
+        flags = parser.parse(tables.GLOBAL, words, foreign=True, what="global options")
+        debug = bool(flags.debug)
+        return _dispatch(flags)
     except (CowshedError, StorageError) as error:
-        if debug:
-            raise
-        _complain(str(error), error.remedy)
-        return getattr(error, "status", 125)
+        return _failed(str(error), error.remedy, getattr(error, "status", 125), trace=debug)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return 141
     except OSError as error:
-        if debug:
-            raise
         name = f"{error.filename}: " if error.filename else ""
-        _complain(f"{name}{error.strerror or error}", "run again with --debug to see where")
-        return 125
+        return _failed(f"{name}{error.strerror or error}", "run again with --debug to see where", trace=debug)
     except Exception as error:
-        if debug:
-            raise
-        _complain(f"internal error: {type(error).__name__}: {error}", "please report it, with what --debug shows")
-        return 125
+        text = f"internal error: {type(error).__name__}: {error}"
+        return _failed(text, "please report it, with what --debug shows", trace=debug)
 
 
-def _complain(text: str, remedy: str) -> None:
+def _failed(text: str, remedy: str, status: int = 125, *, trace: bool) -> int:
+    if trace:
+        from traceback import print_exc
+
+        print_exc()
     line = f"cowshed: {text}" + (f": {remedy}" if remedy else "")
     sys.stderr.write(" ".join(line.split()) + "\n")
+    return status
 
 
-def _dispatch(words: list[str]) -> int:
-    flags = parser.parse(tables.GLOBAL, words, foreign=True, what="cowshed")
-    rest = flags["operands"]
+def _dispatch(flags: parser.Values) -> int:
+    words = flags["operands"]
+    if flags.debug or flags.log_level:
+        from cowshed import log
+
+        log.choose("debug" if flags.debug else flags.log_level)
     if flags.version:
         print(f"cowshed {VERSION}")
         return 0
-    if not rest or flags.help:
+    if not words or flags.help:
         from cowshed.cli import help as help_
 
-        help_.overview()
+        help_.show(words)
         return 0 if flags.help else 125
-    command, rest = _find(rest)
+    if find.group(words[0]) and (len(words) == 1 or words[1] in ("-h", "--help")):
+        from cowshed.cli import help as help_
+
+        help_.show(words[:1])
+        return 0 if len(words) > 1 else 125
+    command, rest = find.command(words)
     said = parser.parse(command.options, rest, foreign=command.foreign, what=command.name)
     if said.help:
         from cowshed.cli import help as help_
@@ -87,22 +94,3 @@ def _dispatch(words: list[str]) -> int:
     __import__(name := f"cowshed.cli.commands.{module}")  # importlib brings warnings
     result = getattr(sys.modules[name], function)(engine, said)
     return int(result or 0)
-
-
-def _find(words: list[str]) -> tuple[parser.Command, list[str]]:
-    names = {command.name: command for command in tables.COMMANDS}
-    aliases = {"container": 1, "image ls": "images", "image list": "images", "image rm": "rmi", "image remove": "rmi",
-               "image pull": "pull", "image tag": "tag", "image untag": "untag", "image load": "load",
-               "image history": "history", "driver ls": "driver list"}  # fmt: skip
-    if words[0] == "container" and len(words) > 1:
-        words = ["ps" if words[1] in ("ls", "list") else words[1], *words[2:]]
-    two = " ".join(words[:2])
-    two = str(aliases.get(two, two))
-    if two in names:
-        return names[two], words[2:]
-    if words[0] in names:
-        return names[words[0]], words[1:]
-    from difflib import get_close_matches
-
-    near = get_close_matches(words[0], list(names), 1)
-    raise BadUsage(f"there is no command {words[0]}", remedy=f"did you mean {near[0]}?" if near else "cowshed --help")

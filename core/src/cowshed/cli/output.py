@@ -16,17 +16,19 @@ def listing(
     what: str,
     headings: Mapping[str, str] | None = None,
 ) -> None:
-    """Print rows: a table of columns, or as `wanted` says: json, table TEMPLATE, or a template per row.
+    """Print rows: a table of columns, or as `wanted` says: json (an object a line), table TEMPLATE, or a template for
+    each row.
 
-    headings: what stands above a column where that is not its own name, by the name in upper case.
+    headings: what stands above a column where that is not its own name in words, by the name in upper case.
     """
-    headings = headings or {}
-    if wanted == "json":
-        from cowshed_runtime.fastjson import dumps
+    known = headings or {}
 
-        for row in rows:
-            print(dumps(row))
-        return
+    def title(field: str) -> str:
+        words = "".join(f" {c}" if c.isupper() and field != "ID" else c for c in field)
+        return known.get(field.upper()) or words.strip().upper()
+
+    if wanted == "json":
+        wanted = "{{json .}}"
     if wanted and wanted != "table":
         from cowshed.cli.template import Template
 
@@ -34,13 +36,12 @@ def listing(
         template = Template(wanted.removeprefix("table ").replace("\\t", "\t").replace("\\n", "\n"))
         lines = [template.render(row) for row in rows]
         if as_table:
-            above = [headings.get(name, name) for name in template.names()]
-            _table([above, *[line.split("\t") for line in lines]])
+            _table([line.split("\t") for line in [template.heading(title), *lines]])
             return
         for line in lines:
             print(line)
         return
-    _table([[headings.get(c.upper(), c.upper()) for c in columns], *[[str(row[c]) for c in columns] for row in rows]])
+    _table([[title(c) for c in columns], *[[str(row[c]) for c in columns] for row in rows]])
 
 
 def _table(lines: list[list[str]]) -> None:
@@ -61,6 +62,13 @@ def document(values: list[Any], wanted: str | None) -> None:
     from cowshed_runtime.fastjson import dumps, pretty
 
     print(dumps(values) if wanted == "json" else pretty(values))
+
+
+def one(value: dict[str, Any], wanted: str) -> None:
+    """Print a single document: json in one line, or a template."""
+    from cowshed.cli.template import Template
+
+    print(Template("{{json .}}" if wanted == "json" else wanted).render(value))
 
 
 def ago(ns: int) -> str:

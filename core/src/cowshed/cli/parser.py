@@ -23,6 +23,13 @@ class Option:
     kind: str
     help: str
     choices: tuple[str, ...] = ()
+    value: str = ""  # what --help calls the value
+
+    @property
+    def metavar(self) -> str:
+        if self.kind == "flag":
+            return ""
+        return self.value or {"pairs": "NAME=VALUE", "int": "NUMBER", "size": "SIZE"}.get(self.kind, "VALUE")
 
     @property
     def key(self) -> str:
@@ -41,6 +48,7 @@ class Command:
     least: int = 0
     most: int = -1  # -1: any number
     foreign: bool = False  # options end at the first operand
+    hidden: bool = False  # not for people
 
 
 class Values(dict):  # type: ignore[type-arg]
@@ -51,7 +59,7 @@ class Values(dict):  # type: ignore[type-arg]
 
 
 def parse(options: tuple[Option, ...], words: list[str], *, foreign: bool, what: str) -> Values:
-    """BadUsage names the nearest option for a misspelt one."""
+    """BadUsage names the nearest option for a misspelt one; what is the command's name."""
     known = {name: option for option in options for name in option.names.split()}
     values = Values()
     operands: list[str] = []
@@ -86,7 +94,7 @@ def parse(options: tuple[Option, ...], words: list[str], *, foreign: bool, what:
             name, letters = f"-{letters[0]}", letters[1:]
             option = known.get(name)
             if option is None:
-                raise BadUsage(f"{what}: unknown option {name}", remedy=f"cowshed {what} --help lists them")
+                raise BadUsage(f"{what}: unknown option {name}", remedy="--help lists them")
             if option.kind == "flag":
                 _store(values, option, True, what)
                 continue

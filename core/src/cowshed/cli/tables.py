@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from cowshed.cli.parser import Command, Option
+from cowshed.log import LEVELS
 
 GLOBAL = (
-    Option("--root", "text", "where the store is"),
-    Option("--run-root", "text", "where what must not survive a reboot is"),
-    Option("--config", "text", "a configuration file to read instead of the usual ones"),
-    Option("--driver", "text", "the storage driver"),
-    Option("--driver-option", "list", "NAME=VALUE for the storage driver"),
-    Option("--debug", "flag", "show where an error came from"),
+    Option("--root", "text", "where the store is", value="DIRECTORY"),
+    Option("--run-root", "text", "where what must not survive a reboot is", value="DIRECTORY"),
+    Option("--config", "text", "a configuration file to read instead of the usual ones", value="FILE"),
+    Option("--driver", "text", "the storage driver", value="NAME"),
+    Option("--driver-option", "list", "an option of the storage driver", value="NAME=VALUE"),
+    Option("--runtime", "text", "the OCI runtime that starts containers (native)", value="NAME"),
+    Option("--log-level", "text", "what is told on stderr: debug, info, warn or error", LEVELS, "LEVEL"),
+    Option("--debug", "flag", "as --log-level debug, and show where an error came from"),
     Option("-h --help", "flag", "this help"),
     Option("-v --version", "flag", "the version"),
 )
 _HELP = Option("-h --help", "flag", "this help")
-_FORMAT = Option("--format", "text", "json, or a template such as '{{.Names}}'")
+_FORMAT = Option("--format", "text", "json, or a template of fields such as '{{.Name}}'", value="TEMPLATE")
+_FORMAT_LIST = Option(
+    "--format", "text", "table, json, or a template of fields such as '{{.ID}}' or 'table {{.ID}}'", value="TEMPLATE"
+)
 _QUIET = Option("-q --quiet", "flag", "only the essential")
 _NO_TRUNC = Option("--no-trunc", "flag", "do not cut ids")
 _CREATE = (
@@ -144,7 +150,7 @@ COMMANDS = (
             Option("-a --all", "flag", "not only running ones"),
             _QUIET,
             _NO_TRUNC,
-            _FORMAT,
+            _FORMAT_LIST,
             Option("-f --filter", "pairs", "name=, status=, label="),
             _HELP,
         ),
@@ -202,7 +208,7 @@ COMMANDS = (
             _QUIET,
             _NO_TRUNC,
             Option("--digests", "flag", "with the digests of their manifests"),
-            _FORMAT,
+            _FORMAT_LIST,
             Option("-f --filter", "list", "reference=, dangling=, label=, before=, since=, until="),
             _HELP,
         ),
@@ -242,14 +248,27 @@ COMMANDS = (
             Option("-H --human", "flag", "sizes and times for people (default)"),
             _QUIET,
             _NO_TRUNC,
-            _FORMAT,
+            _FORMAT_LIST,
             _HELP,
         ),
         1,
         1,
     ),
     Command("image inspect", "images:inspect", "IMAGE…", "all that is known of images", (_FORMAT, _HELP), 1),
-    Command("driver list", "drivers:list_", "", "installed storage drivers", (_FORMAT, _HELP), 0, 0),
+    Command(
+        "driver list",
+        "drivers:list_",
+        "",
+        "installed storage drivers: usable, or broken and why",
+        (
+            Option("--refresh", "flag", "also look again for the drivers that the store remembers"),
+            _QUIET,
+            _FORMAT_LIST,
+            _HELP,
+        ),
+        0,
+        0,
+    ),
     Command(
         "driver why",
         "drivers:why",
@@ -269,5 +288,10 @@ COMMANDS = (
         0,
     ),
     Command("completion", "system:completion", "SHELL", "completion for bash, zsh or fish", (_HELP,), 1, 1),
-    Command("version", "system:version", "", "the version", (_HELP,), 0, 0),
+    Command("info", "system:info", "", "the store, its driver, and the host", (_FORMAT, _HELP), 0, 0),
+    Command("version", "system:version", "", "the version", (_FORMAT, _HELP), 0, 0),
+    Command("help", "system:help_", "[COMMAND…]", "what a command does and takes", (_HELP,)),
+    Command(
+        "__complete", "system:complete", "WORD…", "what the completion scripts ask", (), 0, foreign=True, hidden=True
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cowshed.errors import NotFound
+from cowshed.errors import NotFound, Unsupported
 from cowshed.storage.record import record
 
 TYPE_CHECKING = False
@@ -37,8 +37,10 @@ class Probed:
     distribution: str
     report: ProbeReport | None
     error: str
-    priority: int
-    summary: str
+    priority: int = 0
+    summary: str = ""
+    remedy: str = ""  # for the error
+    trace: str = ""  # where the plug-in failed
 
 
 @record(frozen=True)
@@ -59,18 +61,25 @@ def probe_all(settings: Settings, host: Host) -> list[Probed]:
 
     result = []
     for found in registry.installed():
-        if found.plugin is None:
-            result.append(Probed(found.name, found.distribution, None, found.error, 0, ""))
-            continue
         plugin = found.plugin
+        if plugin is None:
+            error, remedy = found.error, found.remedy
+            result.append(Probed(found.name, found.distribution, None, error, remedy=remedy, trace=found.trace))
+            continue
+        report, error, remedy, trace = None, "", "", ""
         try:
             chosen = options.check(plugin, settings.options_of(plugin.name) if _meant(settings, plugin.name) else {})
-            report, error = plugin.probe(f"{settings.root}/drivers/{plugin.name}", chosen, host), ""
+            report = plugin.probe(f"{settings.root}/drivers/{plugin.name}", chosen, host)
+            report.verdict  # noqa: B018 - what is no report shows here
         except StorageError as problem:
-            report, error = None, f"{problem}" + (f"; {problem.remedy}" if problem.remedy else "")
+            report, error, remedy = None, str(problem), problem.remedy
         except Exception as problem:  # a plug-in's bug stops nobody else
-            report, error = None, f"its probe failed: {type(problem).__name__}: {problem}"
-        result.append(Probed(plugin.name, found.distribution, report, error, plugin.priority, plugin.summary))
+            from traceback import format_exc
+
+            report, error, trace = None, f"its probe failed: {type(problem).__name__}: {problem}", format_exc()
+            remedy = "report it to its author"
+        priority, summary = plugin.priority, plugin.summary
+        result.append(Probed(plugin.name, found.distribution, report, error, priority, summary, remedy, trace))
     return result
 
 
@@ -129,9 +138,13 @@ def _weighed(settings: Settings, probed: Sequence[Probed]) -> tuple[list[Step], 
             continue
         verdict = one.report.verdict
         why = next((r.text for r in one.report.reasons if r.verdict is verdict), "no reason given")
-        steps.append(Step(f"driver {one.name}", f"{verdict.value}: {why}", "considered"))
-        if verdict is Verdict.GOOD and one.priority > 0 and best is None:
+        if verdict is Verdict.GOOD and one.priority <= 0:
+            why += "; its author wants it to be chosen by name only"
+        elif verdict is Verdict.POOR:
+            why += "; chosen by name only"
+        elif verdict is Verdict.GOOD and best is None:
             best = one
+        steps.append(Step(f"driver {one.name}", f"{verdict.value}: {why}", "considered"))
     return steps, best
 
 
@@ -140,27 +153,68 @@ def _nothing(settings: Settings, probed: Sequence[Probed]) -> NotFound:
 
     if not probed:
         return NotFound("no storage driver is installed", remedy="install one, such as cowshed-driver-overlay")
-    poor = [p.name for p in probed if p.report is not None and p.report.verdict is Verdict.POOR]
-    ways = f"; or take one that works poorly here: --driver {' or --driver '.join(poor)}" if poor else ""
+    able = [p for p in probed if p.report is not None and p.report.verdict is not Verdict.UNUSABLE]
+    ways = "".join(f"; or consent to one that is {_rank(p)} here: --driver {p.name}" for p in able)
     return NotFound(
         f"no storage driver is good for a store at {settings.root}",
         remedy=f"cowshed driver why tells the reasons{ways}",
     )
 
 
+def _rank(probed: Probed) -> str:
+    from cowshed.storage.api import Verdict
+
+    poor = probed.report is not None and probed.report.verdict is Verdict.POOR
+    return "poor" if poor else "never chosen by itself"
+
+
 def explain(settings: Settings, stored: str, host: Host) -> Explanation:
     """The choice with all that led there, and every driver's report; never raises for want of a driver."""
     probed = probe_all(settings, host)
+    strangers = _strangers(settings, probed)
     try:
         choice = choose(settings, stored, host, probed)
     except NotFound as error:
-        return Explanation(None, tuple(_weighed(settings, probed)[0]), str(error), error.remedy, tuple(probed))
-    mine = next((p for p in probed if p.name == choice.name), None)
-    if mine is None:
-        problem = f"driver {choice.name} is not installed"
-        return Explanation(choice, choice.steps, problem, "install it, or choose another: --driver", tuple(probed))
-    if mine.report is None:
-        problem = f"driver {choice.name} cannot be used: {mine.error}"
-        return Explanation(choice, choice.steps, problem, "", tuple(probed))
-    weighed = Choice(choice.name, choice.steps, mine.report.verdict)
-    return Explanation(weighed, choice.steps, "", "", tuple(probed))
+        steps = (*_weighed(settings, probed)[0], *strangers)
+        return Explanation(None, steps, str(error), error.remedy, tuple(probed))
+    problem, remedy, verdict = "", "", choice.verdict
+    claims = [p for p in probed if p.name == choice.name]
+    if not claims:
+        problem, remedy = f"driver {choice.name} is not installed", _instead(choice.name, probed)
+    elif claims[0].report is None:
+        problem, remedy = f"driver {choice.name} cannot be used: {claims[0].error}", claims[0].remedy
+    else:
+        verdict = claims[0].report.verdict
+        bad = next((r for r in claims[0].report.reasons if r.verdict is verdict), None)
+        if claims[0].report.capabilities is None and bad is not None:
+            problem, remedy = f"driver {choice.name} cannot be used: {bad.text}", bad.remedy
+    steps = (*choice.steps, *strangers)
+    return Explanation(Choice(choice.name, steps, verdict), steps, problem, remedy, tuple(probed))
+
+
+def _strangers(settings: Settings, probed: Sequence[Probed]) -> tuple[Step, ...]:
+    """Tables of options for drivers that are not installed: perhaps misspelt."""
+    installed = [p.name for p in probed]
+    return tuple(
+        Step(
+            f"table storage.drivers.{name}", f"is for a driver that is not installed: {_instead(name, probed)}", "says"
+        )
+        for name in settings.driver_options
+        if name and name not in installed and name != settings.driver
+    )
+
+
+def _instead(name: str, probed: Sequence[Probed]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [p.name for p in probed], 1)
+    return f"did you mean {near[0]}?" if near else "install it, or choose another: --driver"
+
+
+def require_native(settings: Settings) -> None:
+    """Unsupported if another runtime than ours was asked for: nothing drives one yet."""
+    if settings.runtime != "native":
+        raise Unsupported(
+            f"runtime {settings.runtime} ({settings.runtime_from}) cannot be used: this version has only native",
+            remedy="other OCI runtimes come later (issue 6); leave it out, or say --runtime native",
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from cowshed.config import selection
 from cowshed.container import state
 from cowshed.errors import Conflict, LaunchFailed, NotFound
 from cowshed.layers.faults import step
@@ -139,6 +140,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
     """Start a container whose `containers` byte is held. On an error a container that `run` made is undone."""
     from cowshed.layers.mounting import detached
 
+    selection.require_native(engine.settings)
     layers = engine.layers(row.driver)
     layer = layers.load(row.number)
     asked = row.config

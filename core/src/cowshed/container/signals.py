@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cowshed.errors import BadUsage
 
-_NAMES = (
+NAMES = (
     "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU "
     "URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS"
 ).split()
@@ -15,8 +15,8 @@ def number(text: str) -> int:
     name = text.upper().removeprefix("SIG")
     if name.isdigit() and 1 <= int(name) <= 64:
         return int(name)
-    if name in _NAMES:
-        return _NAMES.index(name) + 1
+    if name in NAMES:
+        return NAMES.index(name) + 1
     for start, base, sign in (("RTMIN+", 34, 1), ("RTMAX-", 64, -1)):
         if name.startswith(start) and name[len(start) :].isdigit() and int(name[len(start) :]) <= 30:
             return base + sign * int(name[len(start) :])

@@ -8,14 +8,17 @@ from cowshed.layers.host import EngineHost
 from cowshed.state import drivers
 from cowshed.state.rows import DriverRow
 from cowshed.storage import options, registry
-from cowshed.storage.errors import StorageError, Unsupported
+from cowshed.storage.errors import StorageError, ToolFailed, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
 
     from cowshed.state.store import Store
     from cowshed.storage import api
+
+    T = TypeVar("T")
 
 _WAIT = 30.0  # seconds for another command to make the same driver's store
 
@@ -41,7 +44,7 @@ def open_driver(store: Store, name: str, wanted: Mapping[str, str | int | bool])
     if not store.locks.exclude(f"driver.{name}", wait=_WAIT):
         raise Busy(f"the {name} store is being opened by another command", remedy="try again")
     try:
-        return plugin.open(root, chosen, host, store=row.store)  # type: ignore[arg-type]
+        return _own_errors(name, "open", lambda: plugin.open(root, chosen, host, store=row.store))  # type: ignore[arg-type]
     finally:
         store.locks.let_go(f"driver.{name}")
 
@@ -50,7 +53,7 @@ def _first_use(
     store: Store, plugin: api.DriverPlugin, root: str, chosen: api.Options, host: EngineHost, remembered: dict[str, str]
 ) -> DriverRow:
     name = plugin.name
-    report = plugin.probe(root, chosen, host)
+    report = _own_errors(name, "probe", lambda: plugin.probe(root, chosen, host))
     if report.capabilities is None:
         reason = report.reasons[0]
         raise Unsupported(f"driver {name} cannot be used here: {reason.text}", remedy=reason.remedy)
@@ -59,7 +62,7 @@ def _first_use(
     if not store.locks.exclude(f"driver.{name}", wait=_WAIT):
         raise Busy(f"the {name} store is being made by another command", remedy="try again")
     try:
-        identity = plugin.init(root, chosen, host)
+        identity = _own_errors(name, "init", lambda: plugin.init(root, chosen, host))
         with store.transaction() as tx:
             drivers.insert(tx, DriverRow(name, identity, options.fixed(plugin, chosen), remembered))
     finally:
@@ -68,3 +71,16 @@ def _first_use(
     if row is None:
         raise StorageError(f"driver {name} was taken out of the store meanwhile", remedy="try again")
     return row
+
+
+def _own_errors(name: str, call: str, do: Callable[[], T]) -> T:
+    """What do() gives. An error that no driver may raise is a bug of the plug-in and told as one."""
+    try:
+        return do()
+    except (StorageError, OSError):
+        raise
+    except Exception as error:
+        raise ToolFailed(
+            f"driver {name} has a bug: its {call} raised {type(error).__name__}: {error}",
+            remedy="report it to its author, with what --debug shows; or choose another: --driver",
+        ) from error

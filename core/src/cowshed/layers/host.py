@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from cowshed import log
 from cowshed.layers import faults
 from cowshed.layers.mounting import mounted
 from cowshed.storage.errors import Cancelled, ToolFailed
@@ -56,6 +57,7 @@ class EngineHost:
                 mount.attach(detached(plan), target)
 
         environment = {**os.environ, "LC_ALL": "C"}
+        log.debug(f"runs {' '.join(argv)}")
         try:
             done = subprocess.run(
                 list(argv),
@@ -87,6 +89,7 @@ class EngineHost:
         files.syncfs(fd)
 
     def step(self, name: str) -> None:
+        log.debug(f"driver step {name}")
         faults.step(name)
         if self._cancelled:
             raise Cancelled(f"cancelled at {name}")

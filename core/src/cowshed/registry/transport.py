@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.parse
 
+from cowshed import log
 from cowshed.errors import ConfigError, RegistryError
 from cowshed.registry.proxies import proxy_for
 
@@ -203,7 +204,9 @@ class Transport:
                 if connection is None:
                     connection = self._connect(origin, proxy, home)
                 connection.request("POST" if body is not None else "GET", target, body, headers)
-                return Response(self, origin, connection)
+                answer = Response(self, origin, connection)
+                log.debug(f"{scheme}://{host}:{port}{parts.path} answered {answer.status}")  # its query is a secret
+                return answer
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if connection is not None:
                     self._end(connection)

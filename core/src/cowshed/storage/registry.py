@@ -8,6 +8,9 @@ Its traps are kept out: the list of entry points comes from importlib.metadata a
 directory, whose times are 32-bit floats (an entry point added within two minutes stays unseen); duplicates are counted
 here, before anything is loaded; the plug-in is taken from the extension itself, so that one that is falsy works; a
 failing import is kept with its reason and stops nobody else.
+
+The launcher that `make setup` writes starts without `site`, and so without the .pth files by which editable
+installations are found. They are read here, before a plug-in that sys.path does not show is given up.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ class Found:
     error: str = ""  # one line
     misfit: Unsupported | None = None  # it loads, but does not fit this engine
     trace: str = ""  # where its import failed
+    remedy: str = ""
 
 
 def as_dict(remembered: Remembered) -> dict[str, Any]:
@@ -72,7 +76,10 @@ def load(name: str, remembered: Remembered | None = None, *, refresh: bool = Fal
     if found.plugin is None:
         if found.misfit is not None:
             raise found.misfit
-        raise NotFound(f"storage driver {name} of {found.distribution} is broken: {found.error}", remedy="reinstall it")
+        raise NotFound(
+            f"storage driver {name} of {found.distribution} is broken: {found.error}",
+            remedy=f"{found.remedy}; cowshed --debug driver list shows where",
+        )
     return found.plugin, _remember(points[0])
 
 
@@ -82,7 +89,11 @@ def _remembered_object(attr: str) -> Any:
 
     module, _, path = attr.partition(":")
     try:
-        __import__(module)
+        try:
+            __import__(module)
+        except ModuleNotFoundError:
+            _read_path_files()
+            __import__(module)
         value: Any = sys.modules[module]
         for part in path.split("."):
             value = getattr(value, part)
@@ -91,8 +102,19 @@ def _remembered_object(attr: str) -> Any:
     return value
 
 
+def _read_path_files() -> None:
+    """Do what `site` would have done for editable installations, if it was left out."""
+    import sys
+
+    if sys.flags.no_site:
+        import site
+
+        for folder in [path for path in sys.path if path.endswith(("/site-packages", "/dist-packages"))]:
+            site.addsitedir(folder)
+
+
 def _unknown(name: str) -> NotFound:
-    known = sorted({point.name for point in _entry_points()})
+    known = names()
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, 1)
@@ -100,15 +122,21 @@ def _unknown(name: str) -> NotFound:
     return NotFound(f"no storage driver is called {name}", remedy=remedy)
 
 
+def names() -> list[str]:
+    """Of every entry point of the group; nothing is imported."""
+    return sorted({point.name for point in _entry_points()})
+
+
 def installed() -> list[Found]:
     """Every plug-in of the group by name, the broken and the doubly claimed ones with their reason."""
     points = sorted(_entry_points(), key=lambda point: point.name)
-    names = [point.name for point in points]
+    claims = [point.name for point in points]
     result = []
     for point in points:
-        if names.count(point.name) > 1:
+        if claims.count(point.name) > 1:
             others = sorted({_owner(p) for p in points if p.name == point.name})
-            result.append(Found(point.name, _owner(point), None, f"the name is claimed by {' and '.join(others)}"))
+            text = f"the name is claimed by {' and '.join(others)}"
+            result.append(Found(point.name, _owner(point), None, text, remedy="uninstall one of them"))
         else:
             result.extend(_extensions([point]))
     return result
@@ -119,12 +147,11 @@ def _fit(name: str, plugin: Any) -> DriverPlugin:
         raise Unsupported(f"storage driver {name}: its entry point names no DriverPlugin")
     if plugin.name != name:
         raise Unsupported(f"storage driver {name} calls itself {plugin.name}")
-    major, minor = plugin.api[:2]
-    if major != API_VERSION[0] or minor > API_VERSION[1]:
-        ours = ".".join(map(str, API_VERSION))
+    if plugin.api[0] != API_VERSION[0] or plugin.api[1] > API_VERSION[1]:
+        theirs, ours = ".".join(map(str, plugin.api)), ".".join(map(str, API_VERSION))
         raise Unsupported(
-            f"storage driver {name} needs interface {major}.{minor}; this engine has {ours}",
-            remedy="upgrade the older one",
+            f"storage driver {name} needs interface {theirs}; this engine has {ours}",
+            remedy="upgrade cowshed" if plugin.api > API_VERSION else "upgrade the driver",
         )
     return plugin
 
@@ -138,6 +165,8 @@ def _entry_points() -> list[Any]:
 def _extensions(points: list[Any]) -> list[Found]:
     from stevedore.extension import ExtensionManager
 
+    _read_path_files()
+
     class Manager(ExtensionManager):  # type: ignore[misc]
         def list_entry_points(self) -> list[Any]:
             return points
@@ -149,7 +178,7 @@ def _extensions(points: list[Any]) -> list[Found]:
 
         text = f"{type(error).__name__}: {error}".replace("\n", " ")
         trace = "".join(traceback.format_exception(error))
-        failures.append(Found(point.name, _owner(point), None, text, trace=trace))
+        failures.append(Found(point.name, _owner(point), None, text, trace=trace, remedy="reinstall it"))
 
     try:
         manager = Manager(ENTRY_POINT_GROUP, invoke_on_load=False, on_load_failure_callback=failed)
@@ -163,7 +192,7 @@ def _extensions(points: list[Any]) -> list[Found]:
         try:
             found.append(Found(extension.name, owner, _fit(extension.name, extension.plugin)))
         except Unsupported as error:
-            found.append(Found(extension.name, owner, None, str(error), error))
+            found.append(Found(extension.name, owner, None, str(error), error, remedy=error.remedy))
     return found + failures
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
+from cowshed import log
 from cowshed.cli import output
 from cowshed.config import selection
-from cowshed.errors import CowshedError
 from cowshed.layers.host import EngineHost
-from cowshed_runtime.fastjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,57 +21,87 @@ if TYPE_CHECKING:
 def _document(probed: Probed) -> dict[str, Any]:
     report = probed.report
     if report is None:
-        return {
-            "name": probed.name, "distribution": probed.distribution, "verdict": "broken", "summary": probed.summary,
-            "facts": {}, "reasons": [{"code": "broken", "text": probed.error, "remedy": "", "verdict": "unusable"}],
-        }  # fmt: skip
-    reasons = [{"code": r.code, "text": r.text, "remedy": r.remedy, "verdict": r.verdict.value} for r in report.reasons]
+        verdict, facts = "broken", {}
+        reasons = [{"Code": "broken", "Text": probed.error, "Remedy": probed.remedy, "Verdict": "broken"}]
+    else:
+        verdict, facts = report.verdict.value, dict(report.facts)
+        reasons = [
+            {"Code": r.code, "Text": r.text, "Remedy": r.remedy, "Verdict": r.verdict.value} for r in report.reasons
+        ]
     return {
-        "name": probed.name, "distribution": probed.distribution, "verdict": report.verdict.value,
-        "summary": probed.summary, "facts": dict(report.facts), "reasons": reasons,
+        "Name": probed.name, "Distribution": probed.distribution, "Verdict": verdict, "Summary": probed.summary,
+        "Facts": facts, "Reasons": reasons,
     }  # fmt: skip
 
 
 def list_(engine: Engine, said: Values) -> int:
-    found = [_document(p) for p in selection.probe_all(engine.settings, EngineHost())]
-    if said.format == "json":
-        output.document(found, "json")
+    if said.refresh:
+        _refresh(engine)
+    probed = selection.probe_all(engine.settings, EngineHost())
+    if said.quiet:
+        for one in probed:
+            print(one.name)
         return 0
-    rows = [{
-        "Name": d["name"], "Verdict": d["verdict"], "Distribution": d["distribution"], "Summary": d["summary"],
-        "Reason": d["reasons"][0]["text"] if d["reasons"] else "",
-    } for d in found]  # fmt: skip
+    rows = []
+    for one in probed:
+        row = _document(one)
+        reason = next((r for r in row["Reasons"] if r["Verdict"] == row["Verdict"]), {"Text": "", "Remedy": ""})
+        rows.append({**row, "Reason": reason["Text"], "Remedy": reason["Remedy"]})
     output.listing(rows, ("Name", "Verdict", "Distribution", "Reason"), said.format, what="driver list")
+    sys.stdout.flush()
+    for one in probed:
+        if one.trace:
+            log.debug_block(f"driver {one.name} of {one.distribution} failed here", one.trace)
     return 0
 
 
+def _refresh(engine: Engine) -> None:
+    """Look again for every driver that the store remembers, whatever the times of its files say."""
+    from cowshed.errors import NotFound
+    from cowshed.state import drivers
+    from cowshed.storage import registry
+    from cowshed.storage.errors import Unsupported
+
+    for name in drivers.names(engine.store):
+        row = drivers.get(engine.store, name)
+        try:
+            _, found = registry.load(name, refresh=True)
+        except (NotFound, Unsupported):
+            continue  # the list tells why
+        fresh = registry.as_dict(found)
+        if row is not None and row.remembered != fresh:
+            with engine.store.transaction() as tx:
+                drivers.set_remembered(tx, name, fresh)
+            log.warn(
+                f"driver {name} was remembered as {row.remembered.get('attr')}; it is {found.attr} of {found.path}"
+            )
+
+
 def why(engine: Engine, said: Values) -> int:
-    probed = selection.probe_all(engine.settings, EngineHost())
-    problem = ""
-    try:
-        choice = selection.choose(engine.settings, engine.stored_driver(), EngineHost())
-        name, steps = choice.name, [{"source": s.source, "outcome": s.outcome} for s in choice.steps]
-    except CowshedError as error:
-        name, steps, problem = "", [], f"{error}: {error.remedy}"
+    told = selection.explain(engine.settings, engine.stored_driver(), EngineHost())
     document: dict[str, Any] = {
-        "choice": name, "root": engine.settings.root, "steps": steps, "problem": problem,
-        "drivers": [_document(p) for p in probed],
+        "Choice": told.choice.name if told.choice else "", "Root": engine.settings.root,
+        "Steps": [{"Source": s.source, "Outcome": s.outcome, "Kind": s.kind} for s in told.steps],
+        "Problem": told.problem, "Remedy": told.remedy, "Drivers": [_document(p) for p in told.probed],
     }  # fmt: skip
-    if said.format == "json":
-        print(dumps(document))
-        return 0
     if said.format:
-        output.document([document], said.format)
+        output.one(document, said.format)
         return 0
-    print(f"For the store at {engine.settings.root}: {name or 'no driver'}")
-    for line in steps:
-        print(f"  {line['source']}: {line['outcome']}")
-    if problem:
-        print(f"  {problem}")
-    for driver in document["drivers"]:
-        print(f"\n{driver['name']} ({driver['distribution']}): {driver['verdict']}")
-        for key, value in driver["facts"].items():
-            print(f"  {key}: {str(value).lower() if isinstance(value, bool) else value}")
-        for reason in driver["reasons"]:
-            print(f"  {reason['text']}" + (f" ({reason['remedy']})" if reason["remedy"] else ""))
+    print(f"For the store at {document['Root']}: {document['Choice'] or 'no driver'}")
+    for step in document["Steps"]:
+        print(f"  {step['Source']}: {step['Outcome']}")
+    if told.problem:
+        print(f"  problem: {told.problem}")
+        if told.remedy:
+            print(f"  what to do: {told.remedy}")
+    for driver in document["Drivers"]:
+        print(f"\n{driver['Name']} ({driver['Distribution']}): {driver['Verdict']}")
+        if driver["Summary"]:
+            print(f"  {driver['Summary']}")
+        for key, value in driver["Facts"].items():
+            print(f"  fact: {key} = {str(value).lower() if isinstance(value, bool) else value}")
+        for reason in driver["Reasons"]:
+            print(f"  {reason['Verdict']}: {reason['Text']}")
+            if reason["Remedy"]:
+                print(f"    what to do: {reason['Remedy']}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from cowshed.config import selection
 from cowshed.container import lifecycle, state
 from cowshed.errors import BadUsage, CowshedError
 from cowshed.monitor import relay
@@ -91,6 +92,7 @@ def _image(engine: Engine, text: str, said: Values) -> ImageRow:
 
 
 def _make(engine: Engine, said: Values, *, op: str) -> ContainerRow:
+    selection.require_native(engine.settings)  # before an image is pulled
     asked = _asked(said)
     if said.cidfile and os.path.exists(said.cidfile):
         raise BadUsage(f"--cidfile {said.cidfile} exists already", remedy="remove it if no container needs it")

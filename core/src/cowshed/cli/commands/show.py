@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from cowshed.state.rows import ContainerRow
 
 
+_HEADINGS = {"ID": "CONTAINER ID", "RUNNINGFOR": "CREATED"}
+
+
 def _status(row: ContainerRow, now: Now) -> str:
     if now.state == "running":
         return f"Up {output.ago(row.started or row.created)}"
@@ -57,10 +60,12 @@ def ps(engine: Engine, said: Values) -> int:
                 "Names": row.name,
                 "Driver": row.driver,
                 "Labels": ",".join(f"{k}={v}" for k, v in row.labels.items()),
+                "Label": lambda name, labels=row.labels: labels.get(name, ""),
             }
         )
     if not said.quiet:
-        output.listing(rows, ("ID", "Image", "Command", "RunningFor", "Status", "Names"), said.format, what="ps")
+        columns = ("ID", "Image", "Command", "RunningFor", "Status", "Names")
+        output.listing(rows, columns, said.format, what="ps", headings=_HEADINGS)
     return 0
 
 
