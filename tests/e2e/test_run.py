@@ -195,4 +195,5 @@ def test_both_drivers_in_one_store(pulled):
 def test_driver_why_is_told(engine):
     said = engine.ok("driver", "why")
     assert engine.driver in said
-    assert json.loads(engine.ok("driver", "list", "--format", "json"))
+    listed = [json.loads(line) for line in engine.ok("driver", "list", "--format", "json").splitlines()]
+    assert [row["Name"] for row in listed] == ["copy", "overlay"]

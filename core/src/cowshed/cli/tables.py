@@ -58,7 +58,7 @@ _CREATE = (
     Option("--cidfile", "text", "a file to write the id to"),
     Option("--init", "flag", "a small process 1 that forwards signals and reaps"),
     Option("--restart", "text", "no, always, unless-stopped, on-failure[:N]"),
-    Option("--network --net", "text", "none or host"),
+    Option("--net --network", "text", "none or host"),
     Option("--help", "flag", "this help"),
 )
 _DETACH_KEYS = Option("--detach-keys", "text", "the keys that detach (ctrl-p,ctrl-q)")
