@@ -60,14 +60,11 @@ class FileSystem:
             tool(*MAKE[kind], self.image)
         self.mount()
 
-    def mount(self, *, read_only: bool = False, image: str = "") -> None:
+    def mount(self, *, read_only: bool = False) -> None:
         if self.kind == "tmpfs":
             mount.mount("tmpfs", self.path, "tmpfs", 0, f"size={self.size}")
         else:
-            option = "loop,ro" if read_only else "loop"
-            if self.kind == "xfs" and image:
-                option += ",nouuid"  # the copy of a mounted one has its identity
-            tool("mount", "-t", self.kind, "-o", option, image or self.image, self.path)
+            tool("mount", "-t", self.kind, "-o", "loop,ro" if read_only else "loop", self.image, self.path)
 
     def unmount(self) -> None:
         """At once, not lazily: EBUSY tells who left something open."""
@@ -120,6 +117,28 @@ class Backing:
         self._count += 1
         with file_system(kind or self.own_kind(), f"{self.scratch}/own{self._count}", size) as made:
             yield made
+
+    @contextlib.contextmanager
+    def after_power_cut(self, system: FileSystem) -> Iterator[str]:
+        """Where the file system is mounted as a power cut at this moment would leave it: from a copy of its image,
+        which lacks what has not been written back. The file system itself stays as it is."""
+        self._count += 1
+        folder = f"{self.scratch}/cut{self._count}"
+        os.makedirs(f"{folder}/at")
+        image = f"{folder}/image"
+        while True:  # until nothing was written meanwhile: a copy must be of one moment
+            before = os.stat(system.image).st_mtime_ns
+            tool("cp", "--sparse=always", "--reflink=never", system.image, image)
+            if os.stat(system.image).st_mtime_ns == before:
+                break
+        option = "loop,nouuid" if system.kind == "xfs" else "loop"
+        tool("mount", "-t", system.kind, "-o", option, image, f"{folder}/at")
+        try:
+            yield f"{folder}/at"
+        finally:
+            with contextlib.suppress(OSError):
+                mount.unmount(f"{folder}/at", mount.MNT_DETACH)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
         for name in os.listdir(self.path):

@@ -1,45 +1,51 @@
-"""Killing a driver: a forked child does the work and is killed with SIGKILL at a named step, or after some time."""
+"""Killing a driver, and letting its calls fail: a forked child does the work and meets its end at a chosen point.
+
+The points are the named steps, the effects that go through the host (`SuiteHost`), and every call of the interpreter
+that changes a file system, which it announces before it makes it (PEP 578). So a driver is stopped between any two of
+its changes, whether or not its author has named a step there.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 
 from cowshed.storage import api
+from cowshed.storage.errors import StorageError
 from cowshed_conformance.harness import Store, SuiteHost
 
 Work = Callable[[Store], object]
+Point = tuple[str, int]  # a name, and which time it is reached
+
+_CALLS = frozenset(
+    "os.chmod os.chown os.link os.mkdir os.remove os.removexattr os.rename os.rmdir os.setxattr os.symlink os.truncate "
+    "os.utime".split()
+)
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
-def names_of(store: Store, work: Work) -> list[str]:
-    """The steps that work goes through, noted while a child does it on a copy of the store's handle.
+def points(store: Store, work: Work, *, closed: bool = False) -> list[Point]:
+    """The points that work goes through. A child really does it, so make something for the purpose.
 
-    The child really does it, so call this on a store that is made for the purpose.
+    closed: work does not want the store opened.
     """
     reader, writer = os.pipe()
 
     def child() -> None:
         os.close(reader)
-
-        def note(name: str) -> None:
-            os.write(writer, f"{name}\n".encode())
-
-        _work(store, work, note)
+        _work(store, work, lambda name: void(os.write(writer, f"{name}\n".encode())), closed=closed)
 
     pid = _fork(child)
     os.close(writer)
     with open(reader, "rb") as pipe:
         names = pipe.read().decode().splitlines()
     _expect(pid, 0)
-    return names
-
-
-def points(names: list[str]) -> list[tuple[str, int]]:
-    """(step, which time it is reached), each once."""
     seen: dict[str, int] = {}
     found = []
     for name in names:
@@ -48,19 +54,40 @@ def points(names: list[str]) -> list[tuple[str, int]]:
     return found
 
 
-def kill_at(store: Store, work: Work, step: str, nth: int = 1) -> bool:
-    """Let a child do the work and kill it at the nth time of step; False if it never came there."""
-    count = 0
-
-    def reached(name: str) -> None:
-        nonlocal count
-        if name == step:
-            count += 1
-            if count == nth:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    pid = _fork(lambda: _work(store, work, reached))
+def kill_at(store: Store, work: Work, point: Point, *, closed: bool = False) -> bool:
+    """Let a child do the work and kill it at a point; False if it never came there."""
+    pid = _fork(lambda: _work(store, work, _signal(point, signal.SIGKILL), closed=closed))
     return _wait(pid) == -signal.SIGKILL
+
+
+def stop_at(store: Store, work: Work, point: Point) -> int:
+    """Let a child do the work and stop it at a point: its pid, for `go_on`."""
+    pid = _fork(lambda: _work(store, work, _signal(point, signal.SIGSTOP)))
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), f"the child process never came to {point}"
+    return pid
+
+
+def go_on(pid: int) -> None:
+    os.kill(pid, signal.SIGCONT)
+    _expect(pid, 0)
+
+
+def fail_at(store: Store, work: Work, point: Point, error: Exception) -> str:
+    """Let a child do the work with an error at a point. What came of it: "" for success, or the error that left the
+    driver, which is an OSError or a StorageError."""
+
+    def fail() -> None:
+        raise error
+
+    def attempt() -> str:
+        try:
+            _work(store, work, _at(point, fail))
+        except (OSError, StorageError) as caught:
+            return f"{type(caught).__name__}: {caught}"
+        return ""
+
+    return str(answer(attempt))
 
 
 def kill_after(store: Store, work: Work, seconds: float) -> bool:
@@ -76,6 +103,27 @@ def in_child(work: Callable[[], object]) -> None:
     _expect(_fork(work), 0)
 
 
+def answer(work: Callable[[], object]) -> object:
+    """What another process finds: anything that JSON can carry."""
+    reader, writer = os.pipe()
+
+    def child() -> None:
+        os.close(reader)
+        os.write(writer, json.dumps(work()).encode())
+
+    pid = _fork(child)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        text = pipe.read()
+    _expect(pid, 0)
+    return json.loads(text)
+
+
+def elsewhere(store: Store, work: Work) -> object:
+    """Do the work in another process, which opens the store for itself; what it returned."""
+    return answer(lambda: _work(store, work, None))
+
+
 def start(work: Callable[[], object]) -> int:
     """As in_child, without waiting: the pid, for `finish`."""
     return _fork(work)
@@ -85,13 +133,46 @@ def finish(pid: int) -> None:
     _expect(pid, 0)
 
 
-def _work(store: Store, work: Work, at: Callable[[str], None] | None) -> None:
-    host = SuiteHost(at)
+def _at(point: Point, then: Callable[[], None]) -> Callable[[str], None]:
+    wanted, nth = point
+    count = 0
+
+    def reached(name: str) -> None:
+        nonlocal count
+        if name == wanted:
+            count += 1
+            if count == nth:
+                then()
+
+    return reached
+
+
+def _signal(point: Point, number: signal.Signals) -> Callable[[str], None]:
+    return _at(point, lambda: os.kill(os.getpid(), number))
+
+
+def _work(store: Store, work: Work, at: Callable[[str], None] | None, *, closed: bool = False) -> object:
     mine = object.__new__(Store)
     mine.__dict__.update(store.__dict__)
-    mine.host = host
-    mine.driver = store.target.plugin.open(store.root, store.target.options, host, store=store.id)
-    work(mine)
+    mine.host = SuiteHost(at)
+    if not closed:
+        mine.driver = mine.open(mine.host)
+    if at is not None:
+        _announce(at)
+    return work(mine)
+
+
+def _announce(at: Callable[[str], None]) -> None:
+    """Call `at` before each call that changes a file system. For children only: the hook cannot be taken away."""
+    sys.dont_write_bytecode = True
+
+    def hook(event: str, words: tuple[object, ...]) -> None:
+        if event in _CALLS:
+            at(event)
+        elif event == "open" and isinstance(words[2], int) and words[2] & _WRITING:
+            at("open")
+
+    sys.addaudithook(hook)
 
 
 def _fork(work: Callable[[], object]) -> int:
@@ -129,11 +210,11 @@ def _expect(pid: int, wanted: int) -> None:
 
 
 def prepare(layer: api.Layer) -> Work:
-    return lambda store: store.driver.prepare(layer, api.LayerOptions())
+    return lambda store: dict(store.driver.prepare(layer, api.LayerOptions()))
 
 
 def commit(active: api.Layer, new: api.Layer, durability: api.Durability) -> Work:
-    return lambda store: store.driver.commit(active, new, durability)
+    return lambda store: dict(store.driver.commit(active, new, durability))
 
 
 def remove(layer: api.Layer) -> Work:
@@ -141,4 +222,7 @@ def remove(layer: api.Layer) -> Work:
 
 
 def purge() -> Work:
-    return lambda store: store.purge()
+    return lambda store: store.purge().objects_left
+
+
+def void(_: object) -> None: ...

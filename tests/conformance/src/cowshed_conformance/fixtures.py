@@ -115,6 +115,17 @@ def store(target: Target, backing: Backing) -> Iterator[Store]:
 
 
 @pytest.fixture
+def light(target: Target, backing: Backing) -> Iterator[Store]:
+    """A new store for hundreds of calls: on a file system of its own, in memory unless --backing says otherwise."""
+    with backing.own(256 << 20) as system:
+        made = Store(target, f"{system.path}/store")
+        try:
+            yield made
+        finally:
+            made.discard()
+
+
+@pytest.fixture
 def chance(target: Target, request: pytest.FixtureRequest) -> random.Random:
     """Random choices that the run's seed repeats."""
     return random.Random(f"{target.seed} {request.node.name}")

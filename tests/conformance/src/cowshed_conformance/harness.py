@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from cowshed.layers.host import EngineHost
 from cowshed.layers.mounting import detached
@@ -38,6 +38,17 @@ class SuiteHost(EngineHost):
         self._reach("host.sync")
         files.syncfs(fd)
         self._reach("host.synced")
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        ok: Collection[int] = (0,),
+        mounts: Sequence[tuple[api.MountPlan, str]] = (),
+    ) -> api.CompletedRun:
+        self._reach("host.run")
+        return super().run(argv, timeout=timeout, ok=ok, mounts=mounts)
 
     def mounted(self, plan: api.MountPlan) -> contextlib.AbstractContextManager[api.MountedTree]:
         self._reach("host.mounted")

@@ -120,9 +120,10 @@ def destroy_store(root: str, kind: str, store: StoreId) -> None:
 
 
 def _line(path: str) -> str:
+    """The first line, fit to be shown: the file may be damaged."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, 256).decode(errors="replace").strip()
+        return os.read(fd, 256).partition(b"\n")[0].decode("ascii", "backslashreplace").strip()
     finally:
         os.close(fd)
 
