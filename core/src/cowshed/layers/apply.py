@@ -11,6 +11,7 @@ import os
 import stat
 
 from cowshed.errors import ImageError, NoSpace
+from cowshed.layers import xattrs
 from cowshed.layers.tarstream import (
     BLOCKDEV,
     CHAR,
@@ -34,8 +35,7 @@ _WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_DIRECTORY
 _CACHED = 256
-# Private to overlay, or the host's to say: never taken from an image.
-_REFUSED_XATTRS = ("trusted.overlay.", "user.overlay.", "security.selinux", "security.ima", "security.evm")
+_DEFAULT_ACL = "system.posix_acl_default"
 _KINDS = {CHAR: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 
 
@@ -67,7 +67,7 @@ def apply(chunks: Iterable[bytes], root: int, *, limit: int = 1 << 40) -> int:
 class _Applier:
     def __init__(self, root: int, limit: int) -> None:
         self.root, self.left = root, limit
-        self.directories: dict[bytes, tuple[int, bool]] = {}  # path -> descriptor, whether children inherit its group
+        self.directories: dict[bytes, tuple[int, bool]] = {}  # path -> descriptor, whether children inherit of it
         self.late: dict[bytes, Entry] = {}  # directories: times last, as every child changes them
         self.written: set[bytes] = set()
         self.count = 0
@@ -102,7 +102,7 @@ class _Applier:
             fd = open_in_root(self.root, path, _PATH)
         except NotADirectoryError:
             raise ImageError(f"{os.fsdecode(path)!r} is no directory, and files are to be put below it") from None
-        entry = fd, bool(os.fstat(fd).st_mode & stat.S_ISGID)
+        entry = fd, bool(os.fstat(fd).st_mode & stat.S_ISGID) or _has_default_acl(fd)
         self.directories[path] = entry
         return entry
 
@@ -168,10 +168,12 @@ class _Applier:
                     _write(fd, view)
             if entry.uid or entry.gid or inherits:
                 os.fchown(fd, entry.uid, entry.gid)
-            if entry.mode & 0o7000:
+            if inherits:
+                _drop(fd, entry.xattrs)
+            if entry.mode & 0o7000 or inherits:
                 os.fchmod(fd, entry.mode)
             for key, value in entry.xattrs.items():
-                if not key.startswith(_REFUSED_XATTRS):
+                if not key.startswith(xattrs.REFUSED):
                     os.setxattr(fd, key, value)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
@@ -207,7 +209,7 @@ class _Applier:
         if entry.xattrs:
             path = f"/proc/self/fd/{parent}/".encode() + base
             for key, value in entry.xattrs.items():
-                if not key.startswith((*_REFUSED_XATTRS, "user.")):
+                if not key.startswith((*xattrs.REFUSED, "user.")):
                     os.setxattr(path, key, value, follow_symlinks=False)
         os.utime(base, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
 
@@ -271,9 +273,10 @@ class _Applier:
                 continue  # replaced by a later entry
             try:
                 os.fchown(fd, entry.uid, entry.gid)
+                _drop(fd, entry.xattrs)  # those that a directory of a lower layer had, or gave to its children
                 os.fchmod(fd, entry.mode)
                 for key, value in entry.xattrs.items():
-                    if not key.startswith(_REFUSED_XATTRS):
+                    if not key.startswith(xattrs.REFUSED):
                         os.setxattr(fd, key, value)
                 os.utime(fd, ns=(entry.mtime, entry.mtime))
             finally:
@@ -284,3 +287,19 @@ def _write(fd: int, view: memoryview) -> None:
     done = os.write(fd, view)
     while done < len(view):
         done += os.write(fd, view[done:])
+
+
+def _has_default_acl(fd: int) -> bool:
+    """Whether a directory gives the entries made in it an access list; fd may be opened with O_PATH."""
+    try:
+        return bool(os.getxattr(f"/proc/self/fd/{fd}", _DEFAULT_ACL))
+    except OSError as error:
+        if error.errno not in (61, 95):  # ENODATA, EOPNOTSUPP
+            raise
+        return False
+
+
+def _drop(fd: int, kept: dict[str, bytes]) -> None:
+    for name in xattrs.listed(fd):
+        if name not in kept and not name.startswith(xattrs.REFUSED):
+            os.removexattr(fd, name)

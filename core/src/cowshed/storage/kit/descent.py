@@ -23,11 +23,13 @@ class Moved(OSError):
 class Descent:
     """One open directory of a tree, and the way back to the top. It owns the descriptor that it is given.
 
-    Symbolic links are never followed. A mount point is not entered: OSError EBUSY, whose text names it.
+    Symbolic links are never followed. A mount point is not entered: OSError EBUSY, whose text names it; unless `cross`
+    says so.
     """
 
-    def __init__(self, top: int) -> None:
+    def __init__(self, top: int, *, cross: bool = False) -> None:
         self.fd = top
+        self._cross = cross
         self._above: list[tuple[int, int]] = []
 
     @property
@@ -37,7 +39,7 @@ class Descent:
 
     def down(self, name: str | bytes) -> None:
         status = os.fstat(self.fd)
-        below = enter(self.fd, name)
+        below = enter(self.fd, name, cross=self._cross)
         os.close(self.fd)
         self.fd = below
         self._above.append((status.st_dev, status.st_ino))
@@ -70,10 +72,11 @@ def names(fd: int) -> list[str]:
         return []
 
 
-def enter(at: int, name: str | bytes) -> int:
-    """Open the directory `name` in the directory that descriptor at refers to. OSError EBUSY for a mount point."""
+def enter(at: int, name: str | bytes, *, cross: bool = False) -> int:
+    """Open the directory `name` in the directory that descriptor at refers to. OSError EBUSY for a mount point, unless
+    it may be crossed."""
     try:
-        return paths.openat2(at, name, DIRECTORY, resolve=_STAY)
+        return paths.openat2(at, name, DIRECTORY, resolve=_STAY & ~paths.RESOLVE_NO_XDEV if cross else _STAY)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

@@ -1,0 +1,110 @@
+"""What a layer changed of the one below it, in the quickest way that its driver has.
+
+    changes()     the driver names candidates, which are compared
+    diff_tree()   a directory that holds what changed (overlay's upper directory), read as it lies
+    else          both trees are mounted and compared
+
+The two that look at the mounted tree of a layer need its mount: a new one if the layer is not mounted, or if a second
+mount of it is allowed; else a copy of the living one, which the caller hands in.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.layers import archive, changes
+from cowshed.layers.mounting import detached
+from cowshed.storage import api
+from cowshed.storage.errors import InUse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from cowshed.layers.changes import Changed
+    from cowshed.layers.layers import Layers, Mounted
+
+
+class LayerDifference:
+    """`with LayerDifference(layers, layer) as difference:` the changes of a layer against its parent, and their
+    archive. The layer may not be committed or removed meanwhile, which is the caller's to see to.
+
+    live: the layer is mounted elsewhere; what it gives is a descriptor of a copy of that mount, which is used, and
+    closed, only if the layer cannot be mounted once more.
+    """
+
+    def __init__(self, layers: Layers, layer: api.Layer, *, live: Callable[[], int] | None = None) -> None:
+        self._layers, self._layer, self._live = layers, layer, live
+        self._mounts: list[Mounted] = []
+        self._fds: list[int] = []
+
+    def __enter__(self) -> LayerDifference:
+        try:
+            self._find()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        while self._mounts:
+            self._mounts.pop().__exit__(None, None, None)
+
+    @property
+    def changes(self) -> list[Changed]:
+        """Each path that changed, a directory before what is in it."""
+        return self._found.changes
+
+    def stream(self, *, clamp: int | None = None) -> Iterator[bytes]:
+        """The archive of the changes, in pieces (`cowshed.layers.archive.stream`)."""
+        return archive.stream(self._found, self._root, private=self._private, clamp=clamp)
+
+    def _find(self) -> None:
+        driver, layer = self._layers.driver, self._layer
+        lower = self._mounted(layer.parent) if layer.parent is not None else None
+        self._private = ""
+        if api.has_changes(driver):
+            self._root = self._tree()
+            self._found = changes.of_candidates(lower, self._root, driver.changes(layer.parent, layer))
+            return
+        if api.has_diff_tree(driver):
+            tree = driver.diff_tree(layer)
+            self._root = os.open(tree.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fds.append(self._root)
+            self._private = tree.xattr_prefix
+            try:
+                self._found = changes.of_diff_tree(lower, self._root, tree.whiteout, tree.xattr_prefix)
+                return
+            except changes.NotPlain:
+                self._private = ""
+        self._root = self._tree()
+        self._found = changes.of_trees(lower, self._root)
+
+    def _mounted(self, layer: api.Layer) -> int:
+        mount = self._layers.mounted(layer, read_only=True)
+        fd = mount.__enter__()
+        self._mounts.append(mount)
+        return fd
+
+    def _tree(self) -> int:
+        """The root of the layer's own tree."""
+        if self._live is None:
+            return self._mounted(self._layer)
+        plan = self._layers.plan(self._layer, read_only=True)
+        if not plan.exclusive:
+            self._fds.append(detached(plan))
+        else:
+            fd = self._live()
+            if fd < 0:
+                raise InUse(f"layer {self._layer.id[:12]} is mounted elsewhere", layer=self._layer.id)
+            self._fds.append(fd)
+        return self._fds[-1]
