@@ -201,6 +201,17 @@ class Store:
         return [f"{x.kind.value} {x.name}" for x in self.driver.scan() if x.kind is not api.ObjectKind.LAYER]
 
 
+def directory_of(plan: api.MountPlan) -> str:
+    """The directory of the host in which a layer's own files lie, "" if there is none."""
+    last = plan.steps[-1]
+    if isinstance(last, api.Bind):
+        return last.source if isinstance(last.source, str) else ""
+    if isinstance(last, api.Overlay):
+        own = last.upper or last.lowers[0]
+        return own if isinstance(own, str) else ""
+    return last.branches[0] if isinstance(last, api.Aufs) else ""
+
+
 def usage(store: Store, layer: api.Layer) -> int:
     """Bytes that are the layer's own, after writing back: allocation may be delayed until then."""
     sync(store.root)

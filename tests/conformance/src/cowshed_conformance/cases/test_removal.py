@@ -1,0 +1,248 @@
+"""R: removal, check, and looking at a store that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import pytest
+
+from cowshed.storage import api
+from cowshed.storage.errors import LayerId, StorageError
+from cowshed_conformance import crash, marks, steps, tree
+from cowshed_conformance.backing import Backing
+from cowshed_conformance.engine import Engine
+from cowshed_conformance.harness import Store, directory_of, sync
+from cowshed_conformance.marks import budget, core, full
+from cowshed_conformance.steps import chmod, directory, file
+from cowshed_conformance.target import Target
+from cowshed_linux import files, mount
+
+MANY = 3000
+
+
+@full
+@budget(60)
+def test_R01_a_purge_that_was_killed_half_way_is_finished_by_the_next(light: Store) -> None:
+    kept = light.layer(file("kept", b"1"))
+    victim = light.new(kept, directory("d"), *[file(f"d/{n}") for n in range(MANY)])
+    light.driver.remove(victim)
+    killed, seconds = 0, 0.004
+    while killed < 3 and crash.kill_after(light, crash.purge(), seconds):
+        light.reopen()
+        assert light.living() == {(kept.id, kept.kind)}, "a killed purge() changed a layer"
+        killed, seconds = killed + 1, seconds * 2
+    calls = 0
+    while light.purge(0.02).objects_left:
+        calls += 1
+        assert calls < MANY, "purge() with a small budget makes no progress"
+    assert [x.layer for x in light.scan()] == [kept.id]
+    assert light.read(kept, "kept") == b"1"
+
+
+@core
+def test_R02_trees_that_resist_are_removed(store: Store) -> None:
+    base = store.layer(file("lower"), directory("locked", 0), file("locked/in"))
+    layer = store.new(base)
+    flagged = 0
+    with store.mount(layer) as root:
+        steps.do(root, directory("d"), file("d/f", mode=0), directory("d/e"), file("d/e/g"))
+        steps.do(root, steps.append("lower", b"1"), chmod("d", 0), chmod("d/e", 0o100))
+        for path, flags in (("d/f", files.FS_IMMUTABLE), ("d/e", files.FS_APPEND), ("lower", files.FS_IMMUTABLE)):
+            flagged += set_flags(steps.at(root, path), flags)
+        at = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        for _ in range(300):  # deeper than a path can say
+            os.mkdir("n" * 50, dir_fd=at)
+            below = os.open("n" * 50, os.O_RDONLY | os.O_DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = below
+        os.close(at)
+    store.driver.remove(layer)
+    store.purge_all()
+    assert [x.layer for x in store.scan()] == [base.id]
+    flagged += _flag_below(store, base)
+    store.driver.remove(base)
+    store.purge_all()
+    assert store.scan() == [], f"with {flagged} flagged files"
+
+
+def set_flags(path: str, flags: int) -> bool:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        files.set_inode_flags(fd, files.inode_flags(fd) | flags)
+        return True
+    except OSError:
+        return False  # the file system has no such flags
+    finally:
+        os.close(fd)
+
+
+def _flag_below(store: Store, layer: api.Layer) -> int:
+    """Flags on the back end's own files: overlay keeps those that are set through it to itself."""
+    own = directory_of(store.mounts(layer))
+    return sum(set_flags(f"{own}/{name}", files.FS_IMMUTABLE) for name in ("locked/in", "locked", "lower") if own)
+
+
+@core
+def test_R03_what_cannot_be_deleted_keeps_nothing_else_and_is_told_each_time(store: Store) -> None:
+    stuck = store.new(None, directory("d"), file("d/f"))
+    own = directory_of(store.mounts(stuck))
+    if not own:
+        marks.skip("plan", "the layer is no directory of the host in which something can be stuck")
+    before = mount.clone(f"{own}/d")  # names the directory wherever it is moved to
+    mount.mount("tmpfs", f"{own}/d", "tmpfs")
+    try:
+        others = [store.new(None, file("a")) for _ in range(3)]
+        for layer in (others[0], stuck, *others[1:]):
+            store.driver.remove(layer)
+        for _ in range(2):
+            try:
+                assert store.purge(5).objects_left, "purge() says that nothing is left"
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+            left = [x for x in store.scan() if x.kind is not api.ObjectKind.LAYER]
+            assert {x.layer for x in left} == {stuck.id}, f"one stuck layer keeps others: {left}"
+    finally:
+        mounted = [line.split()[4] for line in open_mountinfo() if line.split()[4].endswith("/d")]
+        for path in mounted:
+            mount.unmount(path.encode().decode("unicode_escape"))
+        os.close(before)
+    store.purge_all()
+    assert store.scan() == []
+
+
+def open_mountinfo() -> list[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        return list(lines)
+
+
+@core
+@budget(60)
+def test_R04_when_all_layers_are_gone_the_space_is_back(target: Target, backing: Backing) -> None:
+    with backing.own(192 << 20) as system:
+        store = Store(target, f"{system.path}/store")
+        sync(system.path)
+        before, inodes = system.used(), os.statvfs(system.path).f_ffree
+        layers = []
+        parent = None
+        for n in range(4):
+            parent = store.layer(file(f"f{n}", os.urandom(2 << 20)), directory(f"d{n}"), file(f"d{n}/s"), parent=parent)
+            layers.append(parent)
+        layers += [store.new(parent, file(f"a{n}", os.urandom(1 << 20)), steps.remove("f0")) for n in range(4)]
+        for layer in reversed(layers):
+            store.driver.remove(layer)
+        result = store.purge()
+        assert result.objects_left == 0
+        assert store.scan() == []
+        until = time.monotonic() + (30 if result.space_pending else 5)
+        while True:
+            sync(system.path)
+            kept = system.used() - before
+            if kept <= system.size // 100 or time.monotonic() > until:
+                break
+            time.sleep(0.1)
+        assert kept <= system.size // 100, f"{kept} bytes are not back"
+        gone = inodes - os.statvfs(system.path).f_ffree
+        assert system.kind == "btrfs" or gone <= 16, f"{gone} inodes are not back"
+        store.driver.close()
+
+
+@core
+@budget(60)
+def test_R05_check_is_clean_on_a_fresh_a_busy_and_an_old_store(target: Target, backing: Backing) -> None:
+    engine = Engine(target, backing.place())
+    assert engine.findings() == []
+    image = engine.pull()
+    running = engine.create(image)
+    with engine.mount(running) as root:
+        steps.do(root, file("x", b"1"))
+        assert engine.findings() == []
+
+        def other() -> None:
+            second = Engine(target, engine.root)
+            made = second.create(image)
+            assert second.findings() == []
+            second.remove(made)
+            second.close()
+
+        crash.in_child(other)
+        assert engine.findings() == []
+    engine.remove(running)
+    engine.untag(image)
+    assert engine.findings() == []
+    engine.layers.purge(5)
+    assert engine.findings() == []
+    assert list(engine.driver.scan()) == []
+    engine.close()
+
+
+@core
+@budget(60)
+def test_R07_check_finds_missing_layers_and_R08_unknown_ones(target: Target, backing: Backing) -> None:
+    engine = Engine(target, backing.place())
+    image = engine.pull("ab")
+    container = engine.create(image)
+    engine.driver.prepare(api.Layer(LayerId("d" * 32), 4711, api.Kind.ACTIVE), api.LayerOptions())
+    assert engine.findings() == ["orphan"]
+    engine.driver.remove(container)
+    assert engine.findings() == ["missing", "orphan"]
+    engine.remove(container)
+    engine.driver.remove(api.Layer(LayerId("d" * 32), 4711, api.Kind.ACTIVE))
+    assert engine.findings() == []
+    engine.close()
+
+
+@full
+def test_R06_the_drivers_own_check_is_clean_where_it_has_one(store: Store) -> None:
+    driver = store.driver
+    if not api.has_self_check(driver):
+        marks.skip("capability", "self_check is not claimed")
+    base = store.layer(file("a", b"1"))
+    active = store.new(base, file("b", b"2"))
+    for deep in (False, True):
+        assert list(driver.check([base, active], deep=deep)) == []
+
+
+@core
+@budget(60)
+def test_R12_a_store_that_cannot_be_written_is_listed_and_read(target: Target, backing: Backing) -> None:
+    with backing.own(64 << 20) as system:
+        store = Store(target, f"{system.path}/store")
+        base = store.layer(file("a", b"1"), directory("d"))
+        top = store.new(base, file("b", b"2"), steps.remove("d"))
+        wanted, living = (store.look(base), store.look(top)), store.living()
+        store.driver.close()
+        system.remount(read_only=True)
+        try:
+            store.driver = store.open()
+            assert store.living() == living
+            tree.same(wanted[0], store.look(base), "on a read-only file system")
+            tree.same(wanted[1], store.look(top), "on a read-only file system")
+            store.driver.usage(top)
+            assert store.driver.health().data_total
+            with pytest.raises((StorageError, OSError)):
+                store.driver.prepare(store.plan(base), api.LayerOptions())
+            with pytest.raises((StorageError, OSError)):
+                store.driver.remove(top)
+            assert store.living() == living
+            store.driver.close()
+        finally:
+            system.remount(read_only=False)
+
+
+@core
+def test_R13_the_back_end_alone_tells_which_layers_there_are(store: Store) -> None:
+    base = store.layer(file("a"))
+    middle = store.layer(file("b"), parent=base)
+    top = store.new(middle)
+    known = {x.id: x for x in (base, middle, top)}
+    for found in store.scan(api.ObjectKind.LAYER):
+        assert found.layer is not None
+        layer = known.pop(found.layer)
+        assert found.layer_kind is layer.kind
+        assert found.parent in (None, layer.parent.id if layer.parent else None)
+        assert found.number in (None, layer.number)
+        assert dict(found.data) == dict(layer.data), "scan() does not give the data that the call returned"
+    assert not known, f"layers that scan() does not show: {known}"
