@@ -18,7 +18,8 @@ COMMAND = str(TOP / ".venv/bin/cowshed")
 class Engine:
     """`cowshed` on one store. A call returns the finished process; `ok` insists on status 0 and gives the output."""
 
-    def __init__(self, folder: Path, driver: str | None = None) -> None:
+    def __init__(self, folder: Path, driver: str | None = None, command: str = COMMAND) -> None:
+        self.command = command
         self.root, self.run_root = folder / "store", folder / "run"
         self.driver = driver
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("COWSHED_")}
@@ -26,7 +27,7 @@ class Engine:
 
     def words(self, *words: str) -> list[str]:
         chosen = ["--driver", self.driver] if self.driver else []
-        return [COMMAND, "--root", str(self.root), "--run-root", str(self.run_root), *chosen, *words]
+        return [self.command, "--root", str(self.root), "--run-root", str(self.run_root), *chosen, *words]
 
     def __call__(self, *words: str, feed: bytes | None = None, env: dict | None = None, timeout: float = 120):
         return subprocess.run(
@@ -100,6 +101,12 @@ def greeting(registry):
         LayerTar().whiteout("srv/two").file("srv/three", "three\n").bytes(),
     ]
     return registry.push(Image(layers, {"WorkingDir": "/srv", "Env": ["PATH=/bin", "GREETING=hello"]}), "test/greeting")
+
+
+@pytest.fixture
+def engine_of():
+    """For tests that run another command than the installed one: Engine(folder, driver, command)."""
+    return Engine
 
 
 @pytest.fixture(params=["overlay", "copy"])

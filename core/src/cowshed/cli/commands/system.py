@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cowshed.errors import BadUsage
+from cowshed.errors import BadUsage, CowshedError
+from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ def check(engine: Engine, said: Values) -> int:
 
     findings = []
     for name in drivers.names(engine.store):
-        layers = engine.layers(name)
+        try:
+            layers = engine.layers(name)
+        except (CowshedError, StorageError) as error:
+            findings.append(f"driver {name}: cannot be opened: {error}")
+            continue
         layers.remove_unreferenced()
         layers.purge(60.0)
         findings.extend([f"driver {name}: {finding.text}" for finding in layers.check()])
