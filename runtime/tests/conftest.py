@@ -64,6 +64,11 @@ class Done:
         return f"<status {self.status} out {self.out!r} err {self.err!r}>"
 
 
+def _children() -> set[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as f:
+        return {int(pid) for pid in f.read().split()}
+
+
 class Box:
     """One container to be: `rootfs` and `config` may be changed before it is started."""
 
@@ -96,6 +101,7 @@ class Box:
         out_r, out_w = os.pipe()
         err_r, err_w = os.pipe()
         null = os.open("/dev/null", os.O_RDONLY)
+        others = _children()
         helper = os.fork()
         if helper == 0:
             try:
@@ -118,20 +124,13 @@ class Box:
         if len(said) != 1:
             os.close(out_r)
             os.close(err_r)
-            self._reap()
+            for pid in _children() - others:  # the first process of a launch that failed is this process's child
+                os.waitpid(pid, process.WALL)
             stage, number, text, status = said
             raise LaunchError(stage, number, text, status)
         started = Started(said[0], passed[0] if passed else -1, out_r, err_r)
         self.running.append(started)
         return started
-
-    def _reap(self) -> None:
-        """The first process of a launch that failed is this process's child. Nothing else may be waited for."""
-        known = {started.pid for started in self.running}
-        with open(f"/proc/self/task/{os.getpid()}/children") as f:
-            children = {int(pid) for pid in f.read().split()}
-        for pid in children - known:
-            os.waitpid(pid, process.WALL)
 
     def start(self, *words: str) -> Started:
         if words:

@@ -9,7 +9,7 @@ from cowshed_linux.libc import C, check, ffi, string, syscall
 
 CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x80, 0x20000, 0x2000000, 0x4000000
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x8000000, 0x10000000, 0x20000000, 0x40000000
-CLONE_PIDFD, CLONE_PARENT, CLONE_INTO_CGROUP = 0x1000, 0x8000, 0x200000000
+CLONE_FILES, CLONE_PIDFD, CLONE_PARENT, CLONE_INTO_CGROUP = 0x400, 0x1000, 0x8000, 0x200000000
 WALL = 0x40000000  # waitpid(2) __WALL: also children that send no SIGCHLD
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME, PR_CAPBSET_DROP = 1, 4, 8, 15, 24
@@ -37,6 +37,29 @@ def clone3(flags: int, *, exit_signal: int = 17, cgroup: int = -1, pidfd: bool =
         arguments.flags |= CLONE_INTO_CGROUP
     pid = syscall("clone3", libc.CLONE3, arguments, _CLONE_ARGS)
     return pid, (slot[0] if slot is not None and pid else -1)
+
+
+# Made once: a monitor that calls these after its fork touches as little memory as can be.
+_SHARING = ffi.new("clone_args *")
+_SHARING.flags = CLONE_FILES
+_FORK_SHARING = (ffi.cast("long", libc.CLONE3), _SHARING, ffi.cast("long", _CLONE_ARGS))
+_BECOME_SUBREAPER = (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+_syscall, _prctl = C.syscall, C.prctl
+
+
+def fork_sharing_descriptors() -> int:
+    """Fork a child that shares this process's table of descriptors: what one opens or closes, the other has or has not.
+    It sends no signal when it ends: waitpid(2) with WALL."""
+    pid: int = _syscall(*_FORK_SHARING)
+    if pid < 0:
+        libc.fail("clone3")
+    return pid
+
+
+def become_subreaper() -> None:
+    """Orphans below this process become its children."""
+    if _prctl(*_BECOME_SUBREAPER) < 0:
+        libc.fail("prctl PR_SET_CHILD_SUBREAPER")
 
 
 def unshare(flags: int) -> None:

@@ -20,7 +20,7 @@ _PIPE, _SET_PIPE_SIZE = 1 << 20, 1031
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _RUNTIME = os.path.dirname(os.path.abspath(fastjson.__file__ or ""))
 _SOURCES = [
-    *[f"{_HERE}/{name}.py" for name in ("monitor", "zygote", "wire")],
+    *[f"{_HERE}/{name}.py" for name in ("monitor", "starting", "zygote", "wire")],
     *[f"{_RUNTIME}/{name}.py" for name in ("launcher", "rootfs", "cgroup", "seccomp")],
 ]
 

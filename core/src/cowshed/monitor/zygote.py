@@ -13,7 +13,7 @@ import os
 import select
 import sys
 
-from cowshed.monitor import monitor, wire
+from cowshed.monitor import monitor, starting
 from cowshed_linux import mount, process
 
 _IDLE = 60_000
@@ -50,13 +50,13 @@ def main(path: str, ready: int) -> None:
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     poll = select.poll()
-    poll.register(listener.fileno(), select.POLLIN)
+    number = listener.fileno()
+    poll.register(number, select.POLLIN)
     gc.collect()
     gc.freeze()
     gc.disable()
     os.write(ready, b"x")
     os.close(ready)
-    me = os.getuid()
     leaving = False
     while True:
         if not leaving and not poll.poll(_IDLE):
@@ -77,17 +77,13 @@ def main(path: str, ready: int) -> None:
             child = os.fork()
         except OSError as error:
             connection = _socket.socket(fileno=fd)
-            monitor.refuse(connection, error)
+            starting.refuse(connection, starting.said(error))
             connection.close()
             continue
         if child == 0:
-            listener.close()
-            connection = _socket.socket(fileno=fd)
+            os.close(number)
             try:
-                if wire.peer(connection) in (0, me):
-                    monitor.serve(connection)
-            except BaseException as error:
-                monitor.refuse(connection, error)
+                monitor.serve(fd)
             finally:
                 os._exit(1)
         os.close(fd)
