@@ -4,6 +4,7 @@ import glob
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -39,8 +40,8 @@ class Engine:
             timeout=timeout,
         )
 
-    def ok(self, *words: str, feed: bytes | None = None) -> str:
-        done = self(*words, feed=feed)
+    def ok(self, *words: str, feed: bytes | None = None, env: dict | None = None) -> str:
+        done = self(*words, feed=feed, env=env)
         assert done.returncode == 0, (words, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
         return done.stdout.decode()
 
@@ -61,6 +62,23 @@ class Engine:
             except OSError:
                 continue
         return found
+
+    def children(self) -> list[int]:
+        """Those of them that another of them has started: monitors, what they do, and never the zygote."""
+        all_ = self.processes()
+        found = []
+        for pid in all_:
+            try:
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent in all_:
+                found.append(pid)
+        return found
+
+    def run_directory(self) -> str:
+        (name,) = os.listdir(self.run_root)
+        return f"{self.run_root}/{name}"
 
     def close(self) -> None:
         for name in self("ps", "-aq", "--no-trunc").stdout.decode().split():
@@ -93,14 +111,29 @@ def registry(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def greeting(registry):
+def greeting_image():
     """Three layers: a shell, files, and a whiteout above them."""
     layers = [
         busybox_layer(),
         LayerTar().dir("srv").file("srv/one", "one\n").file("srv/two", "two\n").bytes(),
         LayerTar().whiteout("srv/two").file("srv/three", "three\n").bytes(),
     ]
-    return registry.push(Image(layers, {"WorkingDir": "/srv", "Env": ["PATH=/bin", "GREETING=hello"]}), "test/greeting")
+    return Image(layers, {"WorkingDir": "/srv", "Env": ["PATH=/bin", "GREETING=hello"]})
+
+
+@pytest.fixture(scope="session")
+def greeting(registry, greeting_image):
+    return registry.push(greeting_image, "test/greeting")
+
+
+@pytest.fixture(scope="session")
+def greeting_archive(greeting, greeting_image, tmp_path_factory):
+    """The same image, with the same name, as a tar file of an OCI layout."""
+    folder = tmp_path_factory.mktemp("archive")
+    greeting_image.write_layout(f"{folder}/layout", greeting)
+    with tarfile.open(f"{folder}/image.tar", "w") as archive:
+        archive.add(f"{folder}/layout", ".")
+    return folder / "image.tar"
 
 
 @pytest.fixture

@@ -101,23 +101,12 @@ def _container(tx: Transaction, store: Store, template: ContainerRow, n: int) ->
     rows.insert_active(
         tx, number, id_[:32], template.driver, parent, boot_id=process.boot_id(), created=template.created + n
     )
-    container_rows.insert(
-        tx,
-        ContainerRow(
-            number,
-            id_,
-            name,
-            template.image_id,
-            template.image_ref,
-            template.driver,
-            "exited",
-            template.created + n,
-            {**template.config, "name": name},
-            started=template.created + n,
-            finished=template.created + n + 1,
-            exit_code=n % 3,
-        ),  # fmt: skip
-    )
+    at = template.created + n
+    row = ContainerRow(
+        number, id_, name, template.image_id, template.image_ref, template.driver, "exited", at,
+        {**template.config, "name": name}, started=at, finished=at + 1, exit_code=n % 3,
+    )  # fmt: skip
+    container_rows.insert(tx, row)
 
 
 def main() -> None:
