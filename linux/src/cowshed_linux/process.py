@@ -95,12 +95,26 @@ def set_domainname(name: str) -> None:
 def start_time(pid: int) -> int:
     """When a process started, in clock ticks since boot: with the pid and the boot id its name for ever (proc(5), stat
     field 22). ProcessLookupError if there is none."""
+    return int(_stat(pid)[19])
+
+
+def lives(pid: int, started: int) -> bool:
+    """Whether the process that had this pid and start time is there and no zombie."""
+    try:
+        stat = _stat(pid)
+    except ProcessLookupError:
+        return False
+    return int(stat[19]) == started and stat[0] not in (b"Z", b"X")
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the state on, which is field 3 of proc(5)."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ProcessLookupError(3, f"no process {pid}") from None
     try:
-        return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+        return os.read(fd, 4096).rpartition(b")")[2].split()
     finally:
         os.close(fd)
 

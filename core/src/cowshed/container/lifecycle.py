@@ -141,6 +141,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
     from cowshed.layers.mounting import detached
 
     selection.require_native(engine.settings)
+    bury(engine, row)
     layers = engine.layers(row.driver)
     layer = layers.load(row.number)
     asked = row.config
@@ -202,15 +203,42 @@ def _worker(engine: Engine, row: ContainerRow) -> dict[str, Any]:
 
 
 def ended(engine: Engine, row: ContainerRow) -> None:
-    """Take over what the monitor wrote at the end of a container."""
+    """Take over what the monitor wrote at the end of a container; or, if the monitor was killed, end what is left."""
     record = client.exit_record(engine.place(row))
     if record is None:
+        bury(engine, row)
         return
     with engine.store.transaction() as tx:
         containers.update(
             tx, row.number, state="exited", finished=record["finished"], exit_code=record["status"], pid=None,
             oom=int(record["oom"]),
         )  # fmt: skip
+
+
+def bury(engine: Engine, row: ContainerRow) -> None:
+    """End what is left of a container whose monitor was killed: its processes and control groups, and its row says so.
+    One that has a monitor, or whose monitor has ended as it should, or that is being started, is left as it is."""
+    locks = engine.store.locks
+    mine = locks.mine("containers", row.number)
+    if not mine and not locks.try_take("containers", row.number):
+        return
+    try:
+        current = containers.get(engine.store, row.number)
+        if current is None or current.state != "running" or locks.held("monitors", row.number):
+            return
+        if client.exit_record(engine.place(row)) is not None:
+            return
+        from cowshed_runtime import cgroup
+
+        cgroup.remove(row.id)
+        with engine.store.transaction() as tx:
+            containers.update(
+                tx, row.number, state="exited", finished=time.time_ns(), exit_code=137, pid=None,
+                error="its monitor was killed",
+            )  # fmt: skip
+    finally:
+        if not mine:
+            locks.release("containers", row.number)
 
 
 def wait(engine: Engine, row: ContainerRow) -> int:
@@ -230,7 +258,7 @@ def wait(engine: Engine, row: ContainerRow) -> int:
 def signal(engine: Engine, row: ContainerRow, number: int) -> None:
     """Send a signal to the container's first process. Conflict if it does not run."""
     found = client.running(engine.place(row))
-    if found is None or not engine.reader.locks.held("monitors", row.number):
+    if found is None or not (engine.reader.locks.held("monitors", row.number) or state.alive(engine.place(row))):
         raise Conflict(f"container {row.name} is not running", remedy="cowshed start it")
     from cowshed_linux import process
 
@@ -268,13 +296,14 @@ def stop(engine: Engine, row: ContainerRow, *, timeout: float | None, number: in
 
 
 def _wait_for(engine: Engine, row: ContainerRow, seconds: float) -> bool:
-    """Whether the container's monitor has gone within that time. It is its process that is waited for."""
+    """Whether the container's monitor has gone within that time. It is its process that is waited for; if it was
+    killed, the container's first one."""
     found = client.running(engine.place(row))
     if found is not None:
         import select
 
         try:
-            pidfd = os.pidfd_open(found[2])
+            pidfd = os.pidfd_open(found[2] if engine.reader.locks.held("monitors", row.number) else found[0])
         except ProcessLookupError:
             pidfd = -1
         if pidfd >= 0:
@@ -283,7 +312,7 @@ def _wait_for(engine: Engine, row: ContainerRow, seconds: float) -> bool:
             poll.poll(seconds * 1000)
             os.close(pidfd)
     until = time.monotonic() + 1
-    while engine.reader.locks.held("monitors", row.number):
+    while engine.reader.locks.held("monitors", row.number) or state.alive(engine.place(row)):
         if time.monotonic() > until:
             return False
         time.sleep(0.002)
@@ -300,6 +329,7 @@ def remove(engine: Engine, row: ContainerRow, *, force: bool, with_volumes: bool
         # Only now is its state certain: another command may have been starting it.
         if state.now(engine, row).state == "running":
             _end(engine, row, force=force)
+        bury(engine, row)
         if not store.query("select 1 from containers where number = ?", row.number):
             return
         store.locks.take("layers", row.number, wait=_PATIENCE, what=f"container {row.name}")

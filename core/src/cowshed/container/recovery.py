@@ -72,7 +72,12 @@ def _adopt(engine: Engine, number: int) -> bool:
     running = client.running(engine.place(row)) if store.locks.held("monitors", number) else None
     ended = client.exit_record(engine.place(row)) is not None and not row.config.get("rm")
     if running is None and not ended:
-        return store.locks.held("monitors", number)
+        if store.locks.held("monitors", number):
+            return True
+        from cowshed_runtime import cgroup
+
+        cgroup.remove(row.id)  # its monitor was killed as well
+        return False
     with store.transaction() as tx:
         journal.end(tx, number)
         containers.update(

@@ -36,5 +36,16 @@ def now(engine: Engine, row: ContainerRow) -> Now:
         return Now("exited", 0, record_["status"], record_["finished"], record_["oom"], started)
     state = row.state
     if state == "running":  # no monitor and no record: both were killed, or the host went down
+        pid = alive(place)
+        if pid:
+            return Now("running", pid, 0, finished, False, started)
         state, code = "exited", 255 if row.exit_code is None else code
     return Now(state, 0, code, finished, oom, started)
+
+
+def alive(place: str) -> int:
+    """The pid of the container's first process, 0 if it has ended. It may live on when its monitor was killed."""
+    from cowshed_linux import process
+
+    running = client.running(place)
+    return running[0] if running is not None and process.lives(running[0], running[1]) else 0
