@@ -52,6 +52,11 @@ check: setup  ## all static checks: format, lint, types, architecture, dependenc
 	$(BIN)/lint-imports --no-cache
 	tools/deptry $(MEMBERS)
 
+.PHONY: bench
+bench: setup  ## time the commands against the engines installed beside: make bench [OPTIONS="--quick --only short"]
+	@tools/apt $(TEST_PACKAGES)
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/commands.py $(OPTIONS)
+
 .PHONY: clean
 clean:  ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .coverage* .import_linter_cache

@@ -32,11 +32,46 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Registry:
+class Remote:
+    """A registry at an address."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def _request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str]]:
+        connection = http.client.HTTPConnection(self.address, timeout=60)
+        try:
+            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status, {k.lower(): v for k, v in answer.getheaders()}
+        finally:
+            connection.close()
+
+    def push(self, image: Image, name: str, tag: str = "latest") -> str:
+        """Upload an image; its full reference."""
+        for digest, data in image.blobs.items():
+            status, headers = self._request("POST", f"/v2/{name}/blobs/uploads/", b"")
+            assert status == 202, status
+            location = headers["location"].partition(self.address)[2]
+            separator = "&" if "?" in location else "?"
+            status, _ = self._request("PUT", f"{location}{separator}digest={digest}", data)
+            assert status == 201, status
+        status, _ = self._request(
+            "PUT",
+            f"/v2/{name}/manifests/{tag}",
+            image.manifest,
+            Content_Type="application/vnd.oci.image.manifest.v1+json",
+        )
+        assert status == 201, status
+        return f"{self.address}/{name}:{tag}"
+
+
+class Registry(Remote):
     """docker-registry on 127.0.0.1, its data under `folder`; a context manager."""
 
     def __init__(self, folder: str) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
+        super().__init__(f"127.0.0.1:{free_port()}")
         os.makedirs(folder, exist_ok=True)
         settings = f"{folder}/registry.yml"
         with open(settings, "w") as f:
@@ -69,31 +104,3 @@ class Registry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str]]:
-        connection = http.client.HTTPConnection(self.address, timeout=60)
-        try:
-            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
-            answer = connection.getresponse()
-            answer.read()
-            return answer.status, {k.lower(): v for k, v in answer.getheaders()}
-        finally:
-            connection.close()
-
-    def push(self, image: Image, name: str, tag: str = "latest") -> str:
-        """Upload an image; its full reference."""
-        for digest, data in image.blobs.items():
-            status, headers = self._request("POST", f"/v2/{name}/blobs/uploads/", b"")
-            assert status == 202, status
-            location = headers["location"].partition(self.address)[2]
-            separator = "&" if "?" in location else "?"
-            status, _ = self._request("PUT", f"{location}{separator}digest={digest}", data)
-            assert status == 201, status
-        status, _ = self._request(
-            "PUT",
-            f"/v2/{name}/manifests/{tag}",
-            image.manifest,
-            Content_Type="application/vnd.oci.image.manifest.v1+json",
-        )
-        assert status == 201, status
-        return f"{self.address}/{name}:{tag}"
