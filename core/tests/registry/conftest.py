@@ -1,12 +1,6 @@
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
+from cowshed_testing.fake_registry import FakeRegistry
 from cowshed_testing.registry import Registry
-from fake_registry import FakeRegistry
 
 
 @pytest.fixture(autouse=True)

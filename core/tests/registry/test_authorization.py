@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from fake_registry import send
+from cowshed_testing.fake_registry import send
 
 from cowshed.errors import AuthError, RegistryError
 from cowshed.registry.authorization import belongs

@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from fake_registry import send
+from cowshed_testing.fake_registry import send
 
 from cowshed.errors import AuthError, RegistryError, Tampered
 from cowshed.image.manifest import Descriptor

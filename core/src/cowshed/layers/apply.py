@@ -25,7 +25,7 @@ from cowshed.layers.tarstream import (
     entries,
 )
 from cowshed.storage.kit.trees import remove_entry
-from cowshed_linux.paths import open_in_root
+from cowshed_linux.paths import RESOLVE_NO_SYMLINKS, open_in_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class _Applier:
         self.directories: dict[bytes, tuple[int, bool]] = {}  # path -> descriptor, whether children inherit of it
         self.late: dict[bytes, Entry] = {}  # directories: times last, as every child changes them
         self.written: set[bytes] = set()
+        self._ancestors: set[bytes] = set()
+        self._ancestors_of = 0  # how many were written when they were found
         self.count = 0
         self.name = b""
 
@@ -113,12 +115,15 @@ class _Applier:
         self.late = {name: e for name, e in self.late.items() if name != path and not name.startswith(below)}
 
     def clear(self, parent: int, base: bytes, path: bytes) -> None:
-        """Make room for an entry of another kind."""
-        try:
-            os.unlink(base, dir_fd=parent)
-        except IsADirectoryError:
+        """Make room for an entry of another kind. Cached descriptors, parent too, may be closed afterwards."""
+        kind = os.stat(base, dir_fd=parent, follow_symlinks=False).st_mode
+        if stat.S_ISDIR(kind):
             remove_entry(parent, base)
             self.forget(path)
+            return
+        os.unlink(base, dir_fd=parent)
+        if stat.S_ISLNK(kind):
+            self.close()  # paths that led through it lead elsewhere now
 
     # ------------------------------------------------------------ entries
 
@@ -185,7 +190,8 @@ class _Applier:
         except FileExistsError:
             there = os.stat(base, dir_fd=parent, follow_symlinks=False).st_mode
             if not stat.S_ISDIR(there):
-                os.unlink(base, dir_fd=parent)
+                self.clear(parent, base, entry.name)
+                parent, _ = self.directory(entry.name.rpartition(b"/")[0])
                 os.mkdir(base, 0o755, dir_fd=parent)
         self.late[entry.name] = entry
 
@@ -237,30 +243,52 @@ class _Applier:
         if target in (b"", b".", b"..") or target.startswith(_WHITEOUT):
             raise ImageError(f"{self.doing} is a whiteout of nothing that can be")
         path = above + b"/" + target if above else target
-        if path in self.written:
-            return  # whiteouts are for what lies below this layer
         try:
             parent = open_in_root(self.root, above, _PATH)
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
-            remove_entry(parent, target)
-            self.forget(path)
+            mine = path in self.written or path in self.ancestors()
+            if mine and _is_directory(parent, target):
+                self.hide(parent, target, path)  # a whiteout is for what lies below this layer
+                self.close()
+            elif path not in self.written:
+                remove_entry(parent, target)
+                self.forget(path)
         finally:
             os.close(parent)
 
     def opaque(self, path: bytes) -> None:
         """Hide what lower layers have in a directory; what this layer has put there already stays."""
-        self.directory(path)
-        fd = open_in_root(self.root, path, os.O_RDONLY | os.O_DIRECTORY)
+        there, _ = self.directory(path)
+        self.hide(there, b".", path)
+        self.close()
+
+    def hide(self, parent: int, base: bytes, path: bytes) -> None:
+        """Remove what this layer has not written from the directory of that path."""
+        ancestors = self.ancestors()
+        fd = open_in_root(parent, base, os.O_RDONLY | os.O_DIRECTORY, resolve=RESOLVE_NO_SYMLINKS)
         try:
-            for name in os.listdir(fd):
-                below = (path + b"/" if path else b"") + os.fsencode(name)
-                if below not in self.written and not any(w.startswith(below + b"/") for w in self.written):
+            for name in map(os.fsencode, os.listdir(fd)):
+                below = path + b"/" + name if path else name
+                if below in ancestors and _is_directory(fd, name):
+                    self.hide(fd, name, below)
+                elif below not in self.written:
                     remove_entry(fd, name)
-            self.forget(path + b"/")
         finally:
             os.close(fd)
+
+    def ancestors(self) -> set[bytes]:
+        """Every directory that this layer has put something into so far."""
+        if self._ancestors_of != len(self.written):
+            found: set[bytes] = set()
+            for name in self.written:
+                while name := name.rpartition(b"/")[0]:
+                    if name in found:
+                        break
+                    found.add(name)
+            self._ancestors, self._ancestors_of = found, len(self.written)
+        return self._ancestors
 
     def finish(self) -> None:
         """Attributes of directories, deepest first."""
@@ -281,6 +309,13 @@ class _Applier:
                 os.utime(fd, ns=(entry.mtime, entry.mtime))
             finally:
                 os.close(fd)
+
+
+def _is_directory(at: int, name: bytes) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _write(fd: int, view: memoryview) -> None:

@@ -16,6 +16,9 @@ BLOCK = 512
 _HEADER_LIMIT = 1 << 20
 FILE, LINK, SYMLINK, CHAR, BLOCKDEV, DIRECTORY, FIFO = b"0123456"
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_SPARSE, _OLD_FILE, _CONTIGUOUS = b"xgLKS\0" + b"7"
+_ID_LIMIT = (1 << 32) - 1  # the last number means "no change" to chown(2)
+_MAJORS, _MINORS = 1 << 12, 1 << 20
+_TIME_LIMIT = 1 << 63  # of nanoseconds
 _XATTR = b"SCHILY.xattr."
 _ZERO = bytes(BLOCK)
 
@@ -179,6 +182,10 @@ def _entry(
         raise ImageError("the archive has an extended header that is not sound") from None
     if size < 0:
         raise ImageError("the archive has an entry of negative size")
+    if pax and (b"\0" in name or b"\0" in link or any("\0" in key for key in xattrs)):
+        raise ImageError("the archive has a name with a NUL in it")
+    if not (0 <= uid < _ID_LIMIT and 0 <= gid < _ID_LIMIT and -_TIME_LIMIT < mtime < _TIME_LIMIT):
+        raise ImageError(f"the archive has an entry of owner {uid}:{gid} or time {mtime}, which cannot be")
     if kind in (_OLD_FILE, _CONTIGUOUS):
         kind = DIRECTORY if name.endswith(b"/") else FILE
     if kind != FILE:
@@ -188,6 +195,8 @@ def _entry(
     if kind not in b"0123456":
         raise ImageError(f"the archive has an entry of unknown type {bytes([kind])!r}")
     device = (_number(head[329:337]), _number(head[337:345])) if kind in (CHAR, BLOCKDEV) else (0, 0)
+    if not (0 <= device[0] < _MAJORS and 0 <= device[1] < _MINORS):
+        raise ImageError(f"the archive has the device {device[0]}:{device[1]}, which cannot be")
     return Entry(
         _clean(name), kind, _number(head[100:108]) & 0o7777, uid, gid, size, mtime,
         link if kind == SYMLINK else _clean(link), device, xattrs, holes, real,
