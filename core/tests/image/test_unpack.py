@@ -43,10 +43,7 @@ def skippable(body):
 )
 @pytest.mark.parametrize("size", [1, 7000, 1 << 20])
 def test_every_form(packed, size):
-    if size == 1:
-        pieces = [bytes([b]) for b in packed[:3000]] + [packed[3000:]]
-    else:
-        pieces = cut(packed, size)
+    pieces = [bytes([b]) for b in packed[:3000]] + [packed[3000:]] if size == 1 else cut(packed, size)
     assert b"".join(decompress(pieces)) == DATA
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import stat
 
-from cowshed.image.incoming import Incoming
+from cowshed.image.incoming import WORTH, Incoming
 from cowshed.image.outgoing import NewBlob
 from cowshed.image.reference import check_digest
 from cowshed.image.staging import delete_abandoned
@@ -136,8 +136,9 @@ class BlobStore:
         return found
 
     def prune_partials(self, *, oldest: float = _OLDEST, limit: int = _PARTIALS) -> int:
-        """Delete what broken downloads left: of another boot, older than `oldest` seconds, and the oldest of what is
-        together more than `limit` bytes. What a living command writes to is locked and stays. Bytes freed."""
+        """Delete what broken downloads left: too little to go on from, of another boot, older than `oldest` seconds,
+        and the oldest of what is together more than `limit` bytes. What a living command writes to is locked and
+        stays. Bytes freed."""
         from time import time
 
         folder = f"{self._folder}/partial"
@@ -155,7 +156,7 @@ class BlobStore:
                 there.append((status.st_mtime, status.st_size, name))
         there.sort(reverse=True)
         for changed, size, name in there:
-            fresh = name.startswith(f"{boot}-") and now - changed < oldest
+            fresh = name.startswith(f"{boot}-") and size >= WORTH and now - changed < oldest
             if fresh and kept + size <= limit:
                 kept += size
             elif _unlink_unless_locked(f"{folder}/{name}"):

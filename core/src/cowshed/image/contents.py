@@ -165,10 +165,12 @@ class Archive:
 
 
 def _members(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """ImageError that says what it is if the very first member is none."""
+    """ImageError that says what it is not, if the very first member is none."""
+    from cowshed.layers.tarstream import NoHeader
+
     try:
         first = next(entries, None)
-    except ImageError:
+    except NoHeader:
         raise ImageError(
             "it is no tar archive", remedy="`cowshed load` reads OCI layouts and docker archives"
         ) from None

@@ -87,6 +87,13 @@ def resolve(contents: Contents, staging: Staging, entry: Saved) -> Resolved:
     data = json.dumps(manifest, separators=(",", ":")).encode()
     parsed = manifests.parse_manifest(manifest)
     image = describe(data, OCI_MANIFEST, parsed, config)
+    for n, (layer, diff) in enumerate(zip(parsed.layers, image.diff_ids, strict=True)):
+        # a compressed one is held against its diff id when it is unpacked
+        if layer.media_type == OCI_LAYER and layer.digest != diff:
+            raise Tampered(
+                f"layer {n + 1} of {len(layers)}: it has the digest {layer.digest[:19]}, its image says {diff[:19]}",
+                remedy="copy the archive again",
+            )
     return Resolved(image, parsed, image.manifest_digest)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cowshed.image.manifest import Descriptor
 
 _CHUNK = 1 << 18
+WORTH = 8 << 20  # bytes of a broken download that are kept for the next one: less is fetched again in no time
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 
 
@@ -52,8 +53,8 @@ class Incoming:
         except BaseException as error:
             self._error = error
         finally:
-            if self._error is not None and self._came == 0 and self._fd >= 0:
-                self._discard()  # nothing to go on from
+            if self._error is not None and self._came < WORTH and self._fd >= 0:
+                self._discard()
             with self._more:
                 self._done = True
                 self._more.notify_all()

@@ -78,8 +78,8 @@ def _load(
     if layout.is_layout(contents):
         for listed in layout.images(contents, platform):
             resolved = resolve(
-                layers.store, origin, listed.target.digest, digest=listed.target.digest, platform=platform,
-                progress=progress,
+                layers.store, origin, listed.target.digest, digest=listed.target.digest, size=listed.target.size,
+                platform=platform, progress=progress,
             )  # fmt: skip
             # docker save of today writes both; its full names are in manifest.json alone
             said = [name for entry in saved if resolved.image.id[7:] in entry.config for name in entry.names]
@@ -98,8 +98,8 @@ def _load(
     for resolved, names in found:
 
         def publish(resolved: Resolved = resolved) -> bool:
-            missing = [layer for layer in resolved.manifest.layers if not blobs.has(layer)]
-            published = [staging.publish(layer.digest) for layer in missing]
+            missing = {layer.digest for layer in resolved.manifest.layers if not blobs.has(layer)}
+            published = [staging.publish(digest) for digest in missing]
             return any(published)
 
         bring(layers, origin, resolved, names=names, durability=durability, progress=progress, prepare=publish)

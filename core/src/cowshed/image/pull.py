@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from functools import partial
 
-from cowshed.errors import BadUsage, NoSpace, NotFound
+from cowshed.errors import BadUsage, CowshedError, NoSpace, NotFound
 from cowshed.image.blobs import BlobStore
 from cowshed.image.realise import Kept, realise
 from cowshed.image.resolve import resolve
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("always", "missing", "never")
 _PARALLEL = 4
+_PATIENCE = 5.0  # seconds to wait for others that look at blobs
 
 
 @record(frozen=True)
@@ -95,7 +96,6 @@ def bring(
     blobs = BlobStore(store.root)
     blobs.prune_partials()
     wanted = found.manifest.layers
-    before = images.blobs(store, found.image.id)
     try:
         with Lease(store, (layer.digest for layer in wanted)):
             blobs.open_for_sync()
@@ -121,8 +121,17 @@ def bring(
                     raise
     finally:
         blobs.close()
-    if not before.issubset(layer.digest for layer in wanted):
-        blobs.collect(store)  # the image came with other archives of the same layers
+        _collect(blobs, store)
+
+
+def _collect(blobs: BlobStore, store: Store) -> None:
+    """Delete what nobody counts on any more: what this pull brought if it failed, what an earlier one left when it was
+    killed, other archives of the same layers that the image had before."""
+    try:
+        if store.query("select exists (select 1 from loose_blobs)")[0][0]:
+            blobs.collect(store, wait=_PATIENCE)
+    except (CowshedError, OSError):
+        return  # the pull has succeeded, or has an error of its own to tell; they stay loose for the next command
 
 
 class Downloads:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 3600.0  # seconds to wait for another command that makes the same layer
+_PURGE_SECONDS = 30.0  # to delete what a failed pull has unpacked
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 
@@ -100,6 +101,10 @@ def realise(
         made.clear()
         return top
     finally:
+        if made:  # their space first: on a full disk nothing could be written down else
+            for layer, _, _ in reversed(made):
+                layers.erase(layer)
+            layers.purge(_PURGE_SECONDS)
         for layer, _, _ in reversed(made):
             layers.abandon(layer)
         for byte in taken:

@@ -44,14 +44,24 @@ class Resolved:
 
 
 def resolve(
-    store: Store, origin: Origin, wanted: str, *, digest: str, platform: Platform | None, progress: Progress
+    store: Store,
+    origin: Origin,
+    wanted: str,
+    *,
+    digest: str,
+    platform: Platform | None,
+    progress: Progress,
+    size: int | None = None,
 ) -> Resolved:
     """The image behind `wanted` (a tag or digest) for a platform, by default this machine's.
 
-    digest: what the first document must have, "" for any. Raises Tampered, ImageError, and what the origin raises.
+    digest and size: what the first document must have, "" and None for any. Raises Tampered, ImageError, and what
+    the origin raises.
     """
     best = platform or platforms.best()
     data, said = origin.manifest(wanted)
+    if size is not None and len(data) != size:
+        raise Tampered(f"the manifest has {len(data)} bytes, its index says {size}")
     if digest:
         verify(data, digest, "the manifest")
     first = digest or "sha256:" + hashlib.sha256(data).hexdigest()

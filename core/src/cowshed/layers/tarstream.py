@@ -23,6 +23,10 @@ _XATTR = b"SCHILY.xattr."
 _ZERO = bytes(BLOCK)
 
 
+class NoHeader(ImageError):
+    """What stands where a header should is none."""
+
+
 @record(slots=True)
 class Entry:
     """One member. name and link have no leading `./` or `/`; the data follows in the feed."""
@@ -110,7 +114,7 @@ def entries(feed: Feed) -> Iterator[Entry]:
             feed.drain()
             return
         if sum(head) - sum(head[148:156]) + 256 != _number(head[148:156]):
-            raise ImageError("the archive has a header with a wrong checksum")
+            raise NoHeader("the archive has a header with a wrong checksum")
         kind, size = head[156], _number(head[124:136])
         if size < 0:
             raise ImageError("the archive has an entry of negative size")
@@ -229,7 +233,7 @@ def _number(field: bytes) -> int:
     try:
         return int(field.rstrip(b"\0 ").lstrip(b" ").partition(b"\0")[0] or b"0", 8)
     except ValueError:
-        raise ImageError("the archive has a header with a number that is none") from None
+        raise NoHeader("the archive has a header with a number that is none") from None
 
 
 def _records(body: bytes) -> dict[bytes, bytes]:

@@ -115,11 +115,6 @@ def list_all(store: Store) -> list[tuple[ImageRow, list[str]]]:
     return [(_row(row), tags.get(row[0], [])) for row in rows]
 
 
-def blobs(store: Store, image_id: str) -> set[str]:
-    """The digests of the blobs that an image lists; none if it is not there."""
-    return {b[0] for (listed,) in store.query("select blobs from images where id = ?", image_id) for b in loads(listed)}
-
-
 def unused_blobs(store: Store, digests: list[str]) -> list[str]:
     """Those of digests that no image lists any more."""
     return [d for d in digests if not store.query("select 1 from image_blobs where digest = ? limit 1", d)]

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def check(engine: Engine, said: Values) -> int:
-    """Every object of every driver against the rows, both ways; `clean` is the last line if all fits."""
+    """Every object of every driver against the rows, both ways; `clean` is the last line if all fits. What dead
+    commands left is removed."""
+    from cowshed.image.blobs import BlobStore
     from cowshed.state import drivers
 
     findings = []
@@ -27,6 +29,9 @@ def check(engine: Engine, said: Values) -> int:
         layers.remove_unreferenced()
         layers.purge(60.0)
         findings.extend([f"driver {name}: {finding.text}" for finding in layers.check()])
+    blobs = BlobStore(engine.store.root)
+    blobs.collect(engine.store, everything=True)
+    blobs.prune_partials()
     for finding in findings:
         print(finding)
     print("clean" if not findings else f"{len(findings)} findings")
