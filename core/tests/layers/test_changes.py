@@ -470,3 +470,37 @@ def test_both_ways_tell_the_same_and_applying_it_gives_the_same_tree(before, aft
             assert trees.said(changes.of_candidates(lower, upper, exact)) == trees.said(naive)
             whole = [Change(b"", ChangeKind.CANDIDATE, subtree=True)]
             assert trees.said(changes.of_candidates(lower, upper, whole)) == trees.said(naive)
+
+
+# ---------------------------------------------------------------- places of mounts
+
+
+def test_what_was_made_for_mounts_is_no_change(case, base, tmp_path):
+    changed = tmp_path / "changed"
+    copy_tree(base, str(changed))
+    (changed / "proc").mkdir()
+    (changed / "etc/hosts").write_text("")
+    (changed / "made/for/volume").mkdir(parents=True)
+    (changed / "full").mkdir()
+    (changed / "full/of").write_text("things")
+    (changed / "etc/written").write_text("")
+    (changed / "etc/written").write_text("x")
+    (changed / "a/point").mkdir()
+    (changed / "a/other").write_text("")
+    places = [b"proc", b"etc/hosts", b"made/for/volume", b"full", b"etc/written", b"a/point", b"nowhere", b"a", b""]
+    found = changes.without(trees.naive(base, str(changed)), places)
+    assert dict(trees.said(found)) == {
+        "": "C", "a": "C", "a/other": "A", "etc": "C", "etc/written": "A", "full": "A", "full/of": "A",
+    }  # fmt: skip
+
+
+def test_only_for_mounts_leaves_nothing(base, tmp_path):
+    changed = tmp_path / "changed"
+    copy_tree(base, str(changed))
+    (changed / "dev").mkdir()
+    (changed / "etc/hosts").write_text("")
+    found = trees.naive(base, str(changed))
+    assert changes.without(found, [b"dev", b"etc/hosts"]).changes == []
+    os.chmod(changed / "etc", 0o700)
+    found = trees.naive(base, str(changed))
+    assert trees.said(changes.without(found, [b"dev", b"etc/hosts"])) == [("", "C"), ("etc", "C")]

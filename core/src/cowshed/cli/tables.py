@@ -174,6 +174,22 @@ COMMANDS = (
         1,
         1,
     ),
+    Command("diff", "changes:diff", "CONTAINER", "what a container has changed of its image", (_FORMAT, _HELP), 1, 1),
+    Command(
+        "commit",
+        "changes:commit",
+        "CONTAINER [REPOSITORY[:TAG]]",
+        "make an image of what a container has changed",
+        (
+            Option("-a --author", "text", "who made it"),
+            Option("-c --change", "list", "a Dockerfile instruction: CMD ENTRYPOINT ENV EXPOSE LABEL USER VOLUME …"),
+            Option("-m --message", "text", "a comment, kept in the history"),
+            Option("-p --pause", "flag", "pause it meanwhile (default; --pause=false does not)"),
+            _HELP,
+        ),
+        1,
+        2,
+    ),
     Command(
         "pull",
         "images:pull",

@@ -40,12 +40,42 @@ class Changed:
     path: bytes
     kind: ChangeKind
     status: os.stat_result | None  # as it is now; None if it is deleted
+    touched: bool = False  # a directory of which only the time changed, as entries in it do
 
 
 @record(slots=True)
 class Difference:
     changes: list[Changed]  # in the order of `order`
     linked: list[Changed]  # unchanged names of files that have changed names too: an archive needs them as well
+
+
+def without(difference: Difference, places: Iterable[bytes]) -> Difference:
+    """Leave out what was made only for something to be mounted there: empty files and directories that were added at
+    these places, the directories that were added for them, and the time of the directory that they were put in."""
+    kept = {changed.path: changed for changed in difference.changes}
+    full: dict[bytes, int] = {}
+    for path in kept:
+        if path:
+            above = path.rpartition(b"/")[0]
+            full[above] = full.get(above, 0) + 1
+    for place in sorted(places, key=order, reverse=True):
+        path = place
+        while path and _made_for_a_mount(kept.get(path)) and not full.get(path):
+            del kept[path]
+            path = path.rpartition(b"/")[0]
+            full[path] -= 1
+        there = kept.get(path)
+        if path != place and there is not None and there.touched and not full[path]:
+            del kept[path]
+            if path:
+                full[path.rpartition(b"/")[0]] -= 1
+    return Difference(list(kept.values()), difference.linked)
+
+
+def _made_for_a_mount(changed: Changed | None) -> bool:
+    if changed is None or changed.kind is not ADDED or changed.status is None:
+        return False
+    return stat.S_ISDIR(changed.status.st_mode) or changed.status.st_size == 0
 
 
 class NotPlain(Exception):
@@ -140,8 +170,7 @@ class _Walk:
             else:
                 here = Descent(_opened(lower))
                 old = os.fstat(here.fd)
-                if not _alike(old, status) or self._attributes(here.fd) != self._attributes(there.fd):
-                    self._add(path, MODIFIED, status)
+                self._directory(path, old, here.fd, status, there.fd)
             self._walk(self._level(path, here, there, below=here is not None, pure=pure), here, there)
         finally:
             there.close()
@@ -223,10 +252,10 @@ class _Walk:
             lower.down(name)
         if old is None:
             self._add(path, ADDED, status)
-        elif not below or lower is None or not _alike(old, status) or (
-            self._attributes(lower.fd) != self._attributes(there.fd)
-        ):  # fmt: skip
+        elif not below or lower is None:
             self._add(path, MODIFIED, status)
+        else:
+            self._directory(path, old, lower.fd, status, there.fd)
         return self._level(path, lower, there, below=below, pure=level.pure)
 
     def _is_whiteout(self, level: _Level, name: bytes, status: os.stat_result, at: int) -> bool:
@@ -278,8 +307,7 @@ class _Walk:
                     if subtree:
                         self.tree(path, before, new, pure=True)
                         return True
-                    if not _alike(old, status_now) or self._attributes(before) != self._attributes(new):
-                        self._add(path, MODIFIED, status_now)
+                    self._directory(path, old, before, status_now, new)
                     return False
                 finally:
                     os.close(before)
@@ -293,9 +321,7 @@ class _Walk:
     def _root(self, lower: int, upper: int) -> None:
         before, now = _opened(lower), _opened(upper)
         try:
-            status = os.fstat(now)
-            if not _alike(os.fstat(before), status) or self._attributes(before) != self._attributes(now):
-                self._add(b"", MODIFIED, status)
+            self._directory(b"", os.fstat(before), before, os.fstat(now), now)
         finally:
             os.close(before)
             os.close(now)
@@ -360,6 +386,12 @@ class _Walk:
 
     # ------------------------------------------------------------ one path
 
+    def _directory(self, path: bytes, old: os.stat_result, here: int, status: os.stat_result, there: int) -> None:
+        if not _alike(old, status) or self._attributes(here) != self._attributes(there):
+            self._add(path, MODIFIED, status)
+        elif old.st_mtime_ns != status.st_mtime_ns:
+            self._found[path] = Changed(path, MODIFIED, status, touched=True)
+
     def _file(
         self, path: bytes, name: bytes, old: os.stat_result | None, lower: Descent | _At | None, status: os.stat_result,
         there: int,
@@ -373,7 +405,7 @@ class _Walk:
 
     def _same(self, old: os.stat_result, here: int, new: os.stat_result, there: int, name: bytes) -> bool:
         """Whether a name that is no directory is the same in both: all that an archive would say of it."""
-        if not _alike(old, new):
+        if not _alike(old, new) or old.st_mtime_ns != new.st_mtime_ns:
             return False
         kind = new.st_mode
         if stat.S_ISLNK(kind):
@@ -446,12 +478,7 @@ def _place(at: int, name: bytes) -> str:
 
 
 def _alike(old: os.stat_result, new: os.stat_result) -> bool:
-    return (
-        old.st_mode == new.st_mode
-        and old.st_uid == new.st_uid
-        and old.st_gid == new.st_gid
-        and old.st_mtime_ns == new.st_mtime_ns
-    )
+    return old.st_mode == new.st_mode and old.st_uid == new.st_uid and old.st_gid == new.st_gid
 
 
 def _same_bytes(one: int, other: int) -> bool:

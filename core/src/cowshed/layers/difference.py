@@ -19,7 +19,7 @@ from cowshed.storage.errors import InUse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from cowshed.layers.changes import Changed
@@ -30,18 +30,24 @@ class LayerDifference:
     """`with LayerDifference(layers, layer) as difference:` the changes of a layer against its parent, and their
     archive. The layer may not be committed or removed meanwhile, which is the caller's to see to.
 
+    hidden: places at which something is mounted; what was made only for that is no change.
     live: the layer is mounted elsewhere; what it gives is a descriptor of a copy of that mount, which is used, and
     closed, only if the layer cannot be mounted once more.
     """
 
-    def __init__(self, layers: Layers, layer: api.Layer, *, live: Callable[[], int] | None = None) -> None:
-        self._layers, self._layer, self._live = layers, layer, live
+    def __init__(
+        self, layers: Layers, layer: api.Layer, *, hidden: Iterable[bytes] = (), live: Callable[[], int] | None = None
+    ) -> None:
+        self._layers, self._layer, self._hidden, self._live = layers, layer, hidden, live
         self._mounts: list[Mounted] = []
         self._fds: list[int] = []
+        self._found = changes.Difference([], [])
+        self._root, self._private = -1, ""
 
     def __enter__(self) -> LayerDifference:
         try:
             self._find()
+            self._found = changes.without(self._found, self._hidden)
         except BaseException:
             self._close()
             raise

@@ -1,0 +1,55 @@
+"""diff, commit."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cowshed.state import containers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.cli.parser import Values
+    from cowshed.engine import Engine
+
+
+def diff(engine: Engine, said: Values) -> int:
+    """As docker shows it: a directory in which something changed is changed itself."""
+    from cowshed.container.access import Held
+
+    row = containers.find(engine.reader, said["operands"][0])
+    kinds: dict[bytes, str] = {}
+    with Held(engine, row) as held, held.difference() as difference:
+        for changed in difference.changes:
+            above = changed.path
+            while above := above.rpartition(b"/")[0]:
+                kinds.setdefault(above, "C")
+            if changed.path:
+                kinds[changed.path] = changed.kind.value
+    if said.format:
+        from cowshed.cli import output
+
+        rows = [{"Kind": kind, "Path": "/" + os.fsdecode(path)} for path, kind in sorted(kinds.items())]
+        output.listing(rows, ("Kind", "Path"), said.format, what="diff")
+        return 0
+    sys.stdout.flush()
+    # Names need not be text.
+    sys.stdout.buffer.write(b"".join([b"%s /%s\n" % (kinds[path].encode(), path) for path in sorted(kinds)]))
+    return 0
+
+
+def commit(engine: Engine, said: Values) -> int:
+    from cowshed.container.commit import commit as commit_
+
+    name, *rest = said["operands"]
+    image = commit_(
+        engine,
+        containers.find(engine.reader, name),
+        name=rest[0] if rest else "",
+        author=said.author or "",
+        message=said.message or "",
+        changes=said.change or (),
+        pause=said.pause is not False,
+    )
+    print(image.id)
+    return 0

@@ -1,0 +1,177 @@
+"""Reaching what is inside a container while it runs, or does not.
+
+The `containers` byte is held meanwhile: nobody starts, removes or changes the container. A layer that is mounted is
+never mounted a second time where its driver forbids that: the living mount is cloned out of the container's namespace.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.container import state
+from cowshed.errors import Conflict, NotFound
+from cowshed.monitor import client
+from cowshed.state import containers
+from cowshed_linux import mount, process
+from cowshed_runtime import cgroup, freezer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import TypeVar
+
+    from cowshed.engine import Engine
+    from cowshed.layers.difference import LayerDifference
+    from cowshed.state.rows import ContainerRow
+
+    T = TypeVar("T")
+
+_PATIENCE = 15.0  # seconds for another command that works on the container
+
+
+class Held:
+    """`with Held(engine, row) as held:` the container stays what it is. held.running tells whether it runs; it may end
+    on its own. NotFound if it has gone, Conflict if it is in no state to be looked at, Busy."""
+
+    def __init__(self, engine: Engine, row: ContainerRow) -> None:
+        self._engine, self.row = engine, row
+        self.running = False
+
+    def __enter__(self) -> Held:
+        engine, row = self._engine, self.row
+        engine.store.locks.take("containers", row.number, wait=_PATIENCE, what=f"container {row.name}")
+        try:
+            there = containers.get(engine.store, row.number)
+            if there is None or there.id != row.id:
+                raise NotFound(f"container {row.name} was removed meanwhile")
+            found = state.now(engine, there)
+            if found.state in ("creating", "removing"):
+                raise Conflict(f"container {row.name} is {found.state}", remedy="cowshed rm -f it")
+            self.running = found.state == "running"
+            left = [] if self.running else cgroup.processes(row.id)
+            if left:
+                raise Conflict(
+                    f"process {left[0]} of container {row.name} lives on without its monitor", remedy=f"kill {left[0]}"
+                )
+        except BaseException:
+            engine.store.locks.release("containers", row.number)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine.store.locks.release("containers", self.row.number)
+
+    def mount_points(self) -> list[bytes]:
+        """Where the container has something mounted, which makes empty files and directories in its layer."""
+        from cowshed.container import lifecycle
+
+        config = lifecycle.config_of(self._engine, self.row)
+        return [os.fsencode(each["destination"].strip("/")) for each in config.get("mounts") or ()]
+
+    def difference(self) -> LayerDifference:
+        """What the container has changed, to be used as a context."""
+        from cowshed.layers.difference import LayerDifference
+
+        layers = self._engine.layers(self.row.driver)
+        live = self.root if self.running else None
+        return LayerDifference(layers, layers.load(self.row.number), hidden=self.mount_points(), live=live)
+
+    def root(self, *, mounts: bool = False) -> int:
+        """A detached copy of the running container's root mount, with mounts of all that it has mounted below as well.
+        Conflict if it has just ended."""
+        found = client.running(self._engine.place(self.row))
+        ended = Conflict(f"container {self.row.name} has just ended", remedy="try again")
+        if found is None:
+            raise ended
+        pid, started, _ = found
+        try:
+            namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise ended from None
+        try:
+            if process.start_time(pid) != started:
+                raise ended
+            return aside(namespace, lambda: mount.clone("/", recursive=mounts))
+        except ProcessLookupError:
+            raise ended from None
+        finally:
+            os.close(namespace)
+
+
+def aside(namespace: int, work: Callable[[], T]) -> T:
+    """Do work in a mount namespace (-1: a new one, private) and come back with what it gives.
+
+    In a thread of its own: a thread can be in another namespace than the rest of its process. Nothing is imported
+    there: what a container calls a library of ours must not become one (CVE-2019-14271).
+    """
+    import threading
+
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if namespace < 0:
+                process.unshare(process.CLONE_NEWNS)
+                mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
+            else:
+                process.unshare(process.CLONE_FS)
+                process.setns(namespace, process.CLONE_NEWNS)
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="aside")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+class Frozen:
+    """`with Frozen(name):` nothing of the container runs. A child process lets it go on if this one is killed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> Frozen:
+        guarded, self._alive = os.pipe()
+        self._guard = os.fork()
+        if self._guard == 0:
+            _guard(guarded, self._name)
+        os.close(guarded)
+        try:
+            freezer.freeze(self._name)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        try:
+            freezer.thaw(self._name)
+        finally:
+            os.close(self._alive)
+            os.waitpid(self._guard, 0)
+
+
+def _guard(watched: int, name: str) -> None:
+    """Wait in a forked child until the other end of a pipe is closed, by its owner or by its death."""
+    try:
+        os.setsid()  # a signal to the command's process group is not for this one
+        # The command's locks and its connections must not live on in here.
+        process.close_range(0, watched - 1)
+        process.close_range(watched + 1)
+        os.read(watched, 1)
+        freezer.thaw(name)
+    finally:
+        os._exit(0)
