@@ -20,7 +20,7 @@ def test_two_hundred_mixed_commands(pulled):
             ("pull", "-q", pulled.image), ("run", "--rm", pulled.image, "true"),
             ("run", "--name", name, pulled.image, "true"),
             ("run", "-d", "--name", name, pulled.image, "sleep", "1000"), ("rm", "-f", name), ("ps", "-a"), ("images",),
-            ("tag", pulled.image, f"test/c:{n % 5}"), ("rmi", f"test/c:{n % 5}"), ("ps", "-a"), ("inspect", name),
+            ("commit", name, f"test/c:{n % 5}"), ("rmi", f"test/c:{n % 5}"), ("ps", "-a"), ("inspect", name),
         ])  # fmt: skip
         start = time.monotonic()
         done = pulled(*words, timeout=300)

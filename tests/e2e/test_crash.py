@@ -27,6 +27,7 @@ VICTIMS = {
     "rm-f": (("rm", "-f", "-v", "up"), "up"),
     "exec": (("exec", "up", "true"), "up"),
     "rmi": (("rmi", "IMAGE"), "image"),
+    "commit": (("commit", "up", "test/committed:1"), "up"),
     "tag": (("tag", "IMAGE", "test/other:1"), "image"),
 }
 WITHOUT_STEPS = ("exec", "tag")  # one writes nothing, the other one transaction
@@ -59,7 +60,7 @@ class Crash:
         if needed == "up" and "up" not in engine.ok("ps", "--format", "{{.Names}}").split():
             if "up" in there:
                 engine.ok("rm", "-f", "up")
-            engine.ok("run", "-d", "--name", "up", "-v", "/data", engine.image, "sleep", "1000")
+            engine.ok("run", "-d", "--name", "up", "-v", "/data", engine.image, "sh", "-c", "echo x > /new; sleep 1000")
 
     def see(self):
         self.ids |= set(self.engine.ok("ps", "-aq", "--no-trunc").split())

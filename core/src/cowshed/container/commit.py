@@ -1,8 +1,8 @@
 """A new image from what a container has changed.
 
 The layer's archive is written once: read, packed and hashed at the same time, in two threads. It becomes a layer of a
-driver when a container first needs it, as a pulled one does. A crash before the last transaction leaves no image, and
-at most a blob that nobody lists, which the next collection of blobs (`rmi`) deletes.
+driver when a container first needs it, as a pulled one does. An error or a crash before the last transaction leaves no
+image, and at most a blob that is written down as one that nobody lists: the next command deletes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cowshed.image.manifest import OCI_LAYER, Descriptor
 from cowshed.image.outgoing import Compressor
 from cowshed.layers.faults import step
 from cowshed.state import images
-from cowshed.state.leases import Lease, delete_unused
+from cowshed.state.leases import Lease
 from cowshed_runtime.fastjson import loads
 
 TYPE_CHECKING = False
@@ -112,23 +112,18 @@ def _written(held: Held, new: NewBlob, clamp: int | None) -> tuple[Descriptor, s
 
 def _publish(engine: Engine, blobs: BlobStore, new: NewBlob | None, image: ImageRow, name: str) -> None:
     store = engine.store
-    digests = [new.digest()] if new is not None else []
-    try:
-        with Lease(store, digests):
-            if new is not None:
-                new.publish()
-            step("commit.published")
-            if engine.settings.durability == "commit" and new is not None:
-                blobs.sync()
-            step("commit.synced")
-            with store.transaction() as tx:
-                images.insert(tx, image)
-                if name:
-                    images.tag(tx, name, image.id)
-            step("commit.written")
-    except BaseException:
-        delete_unused(store, blobs.remove, digests)
-        raise
+    with Lease(store, [new.digest()] if new is not None else [], made=True):
+        if new is not None:
+            new.publish()
+        step("commit.published")
+        if engine.settings.durability == "commit" and new is not None:
+            blobs.sync()
+        step("commit.synced")
+        with store.transaction() as tx:
+            images.insert(tx, image)
+            if name:
+                images.tag(tx, name, image.id)
+        step("commit.written")
 
 
 def _own(row: ContainerRow, base: ImageRow) -> dict[str, Any]:

@@ -59,21 +59,22 @@ def without(difference: Difference, places: Iterable[bytes]) -> Difference:
             above = path.rpartition(b"/")[0]
             full[above] = full.get(above, 0) + 1
     for place in sorted(places, key=order, reverse=True):
-        path = place
-        while path and _made_for_a_mount(kept.get(path)) and not full.get(path):
+        path, gone = place, False
+        while not full.get(path):
+            there = kept.get(path)
+            if there is None or not (_made_for_a_mount(there) or (gone and there.touched)):
+                break
             del kept[path]
+            gone = True
+            if not path:
+                break
             path = path.rpartition(b"/")[0]
             full[path] -= 1
-        there = kept.get(path)
-        if path != place and there is not None and there.touched and not full[path]:
-            del kept[path]
-            if path:
-                full[path.rpartition(b"/")[0]] -= 1
     return Difference(list(kept.values()), difference.linked)
 
 
-def _made_for_a_mount(changed: Changed | None) -> bool:
-    if changed is None or changed.kind is not ADDED or changed.status is None:
+def _made_for_a_mount(changed: Changed) -> bool:
+    if not changed.path or changed.kind is not ADDED or changed.status is None:
         return False
     return stat.S_ISDIR(changed.status.st_mode) or changed.status.st_size == 0
 

@@ -23,10 +23,14 @@ _WAIT = 60.0  # seconds for another command to delete blobs
 
 
 class Lease:
-    """`with Lease(store, digests):` nobody deletes these blobs meanwhile. Look whether they are there only inside."""
+    """`with Lease(store, digests):` nobody deletes these blobs meanwhile. Look whether they are there only inside.
 
-    def __init__(self, store: Store, digests: Iterable[str]) -> None:
-        self._store, self._digests = store, sorted(set(digests))
+    made: they are made here, so that nobody will ask for them again if this process dies: the next command deletes
+    them then.
+    """
+
+    def __init__(self, store: Store, digests: Iterable[str], *, made: bool = False) -> None:
+        self._store, self._digests, self._made = store, sorted(set(digests)), made
 
     def __enter__(self) -> Lease:
         store = self._store
@@ -42,6 +46,8 @@ class Lease:
                     tx.execute("delete from leases where taker = ?", taker)
                 for digest in self._digests:
                     tx.execute("insert into leases values (?, ?)", digest, self._byte)
+                    if self._made:
+                        tx.execute("insert or replace into loose_blobs values (?, 1)", digest)
         finally:
             store.locks.let_go("blobs")
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from cowshed.state import containers
@@ -29,7 +28,7 @@ def diff(engine: Engine, said: Values) -> int:
     if said.format:
         from cowshed.cli import output
 
-        rows = [{"Kind": kind, "Path": "/" + os.fsdecode(path)} for path, kind in sorted(kinds.items())]
+        rows = [{"Kind": kind, "Path": "/" + path.decode(errors="replace")} for path, kind in sorted(kinds.items())]
         output.listing(rows, ("Kind", "Path"), said.format, what="diff")
         return 0
     sys.stdout.flush()
