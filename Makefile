@@ -57,6 +57,10 @@ bench: setup  ## time the commands against the engines installed beside: make be
 	@tools/apt $(TEST_PACKAGES)
 	PYTHONPATH=tests/support $(BIN)/python benchmarks/commands.py $(OPTIONS)
 
+.PHONY: docs
+docs: setup  ## write the reference pages that come from tables of the code, and hold the links of all pages
+	@$(BIN)/python tools/docs
+
 .PHONY: clean
 clean:  ## remove what make made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .coverage* .import_linter_cache

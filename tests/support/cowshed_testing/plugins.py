@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).parents[3]
 
 MINE = """
 from cowshed.storage.api import API_VERSION, DriverPlugin, Option
@@ -80,3 +85,18 @@ def all_kinds(folder: str) -> None:
     driver(folder, "mine", 'plugin = made("mine")')
     driver(folder, "twice", 'plugin = made("twice")')
     distribution(folder, "other-twice", {"twice": "example_twice:plugin"}, {})
+
+
+def environment(folder: Path) -> Path:
+    """A virtual environment that holds all that .venv does, and into which a test may install: as `make setup` would
+    have filled it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (ours,) = (TOP / ".venv/lib").glob("python*/site-packages")
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    for entry in ours.iterdir():
+        (site / entry.name).symlink_to(entry)
+    (folder / "bin/uv").symlink_to(TOP / ".venv/bin/uv")
+    (ready,) = [line for line in (TOP / "Makefile").read_text().splitlines() if line.startswith("MEMBERS := ")]
+    members = ready.partition(":=")[2].split()
+    subprocess.run([TOP / "tools/launcher", os.path.relpath(folder, TOP), *members], cwd=TOP, check=True)
+    return folder
