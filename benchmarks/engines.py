@@ -105,8 +105,8 @@ class Engine:
     def __init__(self, name: str, prefix: list[str], runner: Runner) -> None:
         self.name, self.prefix, self.runner = name, prefix, runner
 
-    def __call__(self, words: list[str], **options: Any) -> dict[str, Any]:
-        return self.runner(words, **options)
+    def __call__(self, *words: list[str], **options: Any) -> dict[str, Any]:
+        return self.runner(*words, **options)
 
     def words(self, *words: str) -> list[str]:
         return [*self.prefix, *words]

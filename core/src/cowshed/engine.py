@@ -11,6 +11,8 @@ from cowshed.state.store import Store, open_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cowshed.config.settings import Settings
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import ContainerRow, ImageRow
@@ -22,6 +24,7 @@ class Engine:
         self.freeing = False  # set by commands that give space back, before they use `store`
         self._store: Store | None = None
         self._reader: Store | None = None
+        self.called: Any = None  # a connection to the zygote, made before it is needed
         self._layers: dict[str, Layers] = {}
 
     @property

@@ -47,6 +47,8 @@ def create(
         raise BadUsage(f"{name!r} is no name for a container", remedy="two or more letters, digits, _ . -")
     own = loads(image.config).get("config") or {}
     wanted = mounts.name_volumes(mounts.parse(asked, own))
+    if op == "run":
+        engine.called = client.call(engine.store.run_directory())
     layers = engine.layers()
     top = realise.top_layer(layers, image, engine.settings.durability, Progress())
     store = engine.store
@@ -142,6 +144,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
 
     selection.require_native(engine.settings)
     bury(engine, row)
+    connection, engine.called = engine.called or client.call(engine.store.run_directory()), None
     layers = engine.layers(row.driver)
     layer = layers.load(row.number)
     asked = row.config
@@ -162,7 +165,10 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
         root = detached(layers.plan(layer, read_only=False))
         try:
             step("start.mounted")
-            session = client.start(engine.store.run, request, root, attached=attached)
+            session = client.start(
+                engine.store.run, request, root, attached=attached, connection=connection,
+                meanwhile=_import_removal if attached and asked.get("rm") else None,
+            )  # fmt: skip
         finally:
             os.close(root)
     except BaseException as error:
@@ -357,7 +363,17 @@ def _end(engine: Engine, row: ContainerRow, *, force: bool) -> None:
         signal(engine, row, 9)
     except Conflict:
         pass  # it has just ended
+    engine.layers(row.driver)  # wanted next, and opened while the container ends
+    _import_removal()
     _wait_for(engine, row, _PATIENCE)
+
+
+def _import_removal() -> None:
+    """What a removal needs, imported while the command would only wait."""
+    from cowshed.layers import purge, unused
+    from cowshed_runtime import cgroup
+
+    _ = purge, unused, cgroup
 
 
 def forget(engine: Engine, row: ContainerRow, *, with_volumes: bool = True) -> None:

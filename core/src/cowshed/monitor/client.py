@@ -14,6 +14,7 @@ from cowshed_runtime.fastjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _PIPE, _SET_PIPE_SIZE = 1 << 20, 1031
@@ -49,22 +50,37 @@ class Session:
         self.connection.close()
 
 
-def start(run: str, request: dict[str, Any], root: int, *, attached: bool) -> Session:
-    """Start a container; see monitor.py for the request. LaunchFailed with the status to exit with."""
+def start(
+    run: str,
+    request: dict[str, Any],
+    root: int,
+    *,
+    attached: bool,
+    connection: Any = None,
+    meanwhile: Callable[[], None] | None = None,
+) -> Session:
+    """Start a container; see starting.py for the request. LaunchFailed with the status to exit with.
+
+    connection: of `call`, if that was made. meanwhile: what else to do while the container is being set up.
+    """
     outputs, ends = _pipes() if attached else ([], [])
     try:
-        connection = _zygote(run)
+        connection = connection or call(run)
         size = _size() if request["terminal"] else None
         wire.send(connection, dumps({**request, "op": "run", "size": size}).encode(), [root, *ends])
     finally:
         for fd in ends:
             os.close(fd)
+    if meanwhile:
+        meanwhile()
     return _started(connection, outputs, terminal=request["terminal"])
 
 
-def execute(run: str, request: dict[str, Any], *, stdin: bool, attached: bool = True) -> Session:
+def execute(
+    run: str, request: dict[str, Any], *, stdin: bool, attached: bool = True, connection: Any = None
+) -> Session:
     """Start a process in a running container. One that is not attached writes to /dev/null; close its session and do
-    not wait."""
+    not wait. connection: of `call`, if that was made."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     outputs, ends = _pipes() if attached else ([], [null, os.dup(null)])
     given = -1
@@ -76,7 +92,7 @@ def execute(run: str, request: dict[str, Any], *, stdin: bool, attached: bool = 
     if attached:
         os.close(null)
     try:
-        connection = _zygote(run)
+        connection = connection or call(run)
         size = _size() if request["process"].get("terminal") else None
         if size:
             request = {**request, "process": {"consoleSize": size, **request["process"]}}
@@ -183,8 +199,11 @@ def running(place: str) -> tuple[int, int, int] | None:
 # ---------------------------------------------------------------- the zygote
 
 
-def _zygote(run: str) -> Any:
-    """A connection to the zygote of the store whose run directory is `run`, spawned if there is none."""
+def call(run: str) -> Any:
+    """A connection to the zygote of the store whose run directory is `run`, spawned if there is none.
+
+    It forks a monitor at once, which waits for the request: called early, the fork costs the command nothing.
+    """
     version = 0
     for path in _SOURCES:  # another version has another socket; the older one drains
         version = (version * 31 + os.stat(path).st_mtime_ns) & 0xFFFFFFFF

@@ -14,7 +14,7 @@ import select
 import sys
 
 from cowshed.monitor import monitor, starting
-from cowshed_linux import mount, process
+from cowshed_linux import mount, process, seccomp
 
 _IDLE = 60_000
 
@@ -52,6 +52,10 @@ def main(path: str, ready: int) -> None:
     poll = select.poll()
     number = listener.fileno()
     poll.register(number, select.POLLIN)
+    try:
+        seccomp.version()  # loads the library, which else each launch would
+    except OSError:
+        pass  # it is not installed; whoever needs it is told
     gc.collect()
     gc.freeze()
     gc.disable()
