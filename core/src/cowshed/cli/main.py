@@ -21,9 +21,14 @@ def main() -> NoReturn:
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        status = status or 141
+    except OSError as error:
+        status = _failed(f"standard output: {error.strerror}", "", trace=False)
+    try:
         sys.stderr.flush()
     except OSError:
-        status = status or 1  # whoever read it is gone
+        status = status or 125  # nobody can be told
     os._exit(status)
 
 

@@ -18,7 +18,7 @@ GLOBAL = (
     Option("-v --version", "flag", "the version"),
 )
 _HELP = Option("-h --help", "flag", "this help")
-_FORMAT = Option("--format", "text", "json, or a template of fields such as '{{.Name}}'", value="TEMPLATE")
+_FORMAT = Option("-f --format", "text", "json, or a template of fields such as '{{.Name}}'", value="TEMPLATE")
 _FORMAT_LIST = Option(
     "--format", "text", "table, json, or a template of fields such as '{{.ID}}' or 'table {{.ID}}'", value="TEMPLATE"
 )

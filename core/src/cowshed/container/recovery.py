@@ -3,6 +3,7 @@ not come to yet is removed."""
 
 from __future__ import annotations
 
+from cowshed import log
 from cowshed.errors import CowshedError
 from cowshed.state import journal
 from cowshed.storage.errors import StorageError
@@ -53,8 +54,9 @@ def _recover(engine: Engine, entry: JournalRow) -> None:
             return
         if engine.layers(entry.driver).repair(number, op):
             _forget(engine, number, with_volumes=op != "remove" or bool(entry.args.get("volumes")))
-    except (CowshedError, StorageError, OSError):
-        return  # it cannot be repaired now, which must not stop this command; `system check` tells of it
+    except (CowshedError, StorageError, OSError) as error:
+        # It cannot be repaired now, which must not stop this command; `system check` tells of it.
+        log.info(f"what a dead command left ({op} of layer {number}, driver {driver}) cannot be repaired now: {error}")
     finally:
         locks.release("layers", number)
 
