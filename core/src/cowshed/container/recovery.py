@@ -38,8 +38,8 @@ def _finish_removals(engine: Engine) -> None:
         BlobStore(store.root).collect(store, wait=0)
         for driver in layers.loose_drivers(store):
             engine.layers(driver).remove_unreferenced(wait=0)
-    except (CowshedError, StorageError, OSError):
-        return  # as below; a removal that another command is at just now ends up here, too
+    except (CowshedError, StorageError, OSError) as error:  # as below; another command may be at it just now
+        log.info(f"what removals left cannot be taken away now: {error}")
 
 
 def _recover(engine: Engine, entry: JournalRow) -> None:
@@ -56,7 +56,7 @@ def _recover(engine: Engine, entry: JournalRow) -> None:
             _forget(engine, number, with_volumes=op != "remove" or bool(entry.args.get("volumes")))
     except (CowshedError, StorageError, OSError) as error:
         # It cannot be repaired now, which must not stop this command; `system check` tells of it.
-        log.info(f"what a dead command left ({op} of layer {number}, driver {driver}) cannot be repaired now: {error}")
+        log.info(f"what a dead command left ({op} of layer {number}) cannot be repaired now: {error}")
     finally:
         locks.release("layers", number)
 
