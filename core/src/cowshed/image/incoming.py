@@ -145,9 +145,11 @@ class Incoming:
         at = 0
         while True:
             with self._more:
-                while at >= self._came and not self._done:
+                while at >= self._came and not self._done and not self._cancelled:
                     self._more.wait()
                 there, done = self._came, self._done
+            if not done:
+                self._check_cancelled()  # `run` may hang in a read for as long as a minute
             while at < there:
                 block = os.pread(self._fd, min(_CHUNK, there - at), at)
                 if not block:

@@ -6,10 +6,14 @@ or finished one is ignored, so that a late thread harms nothing.
 
 from __future__ import annotations
 
+import os
+import threading
+from time import monotonic
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, TextIO
+    from typing import TextIO
 
 
 class Progress:
@@ -49,7 +53,7 @@ class Lines(Progress):
         self._stream = stream
 
     def step(self, text: str) -> None:
-        self._stream.write(text + "\n")
+        self._stream.write(_printable(text) + "\n")
         self._stream.flush()
 
     def warn(self, text: str) -> None:
@@ -57,67 +61,121 @@ class Lines(Progress):
 
 
 class Bars(Progress):
-    """A bar for each transfer and steps above them. rich is imported with the first transfer only."""
+    """Steps, and below them a bar for each transfer that runs.
 
-    _EVERY = 0.08  # seconds between two updates of one bar: each costs some 20 µs
+    The terminal is left as it is at any moment, whatever ends the process: the cursor is never hidden, no mode changed.
+    Lines are short, so that narrowing the window rarely wraps them.
+    """
+
+    _EVERY = 0.1  # seconds between two paintings
+    _WIDEST = 79
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._rich: Any = None
-        self._bars: dict[str, list[Any]] = {}  # key -> [task, when it was last shown, total]
-
-    def _bars_shown(self) -> Any:
-        if self._rich is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-            from rich.progress import Progress as RichProgress
-
-            self._rich = RichProgress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=False),
-                TransferSpeedColumn(), console=Console(file=self._stream, highlight=False), transient=True,
-                refresh_per_second=8,
-            )  # fmt: skip
-            self._rich.start()
-        return self._rich
+        self._guard = threading.RLock()
+        self._transfers: dict[str, _Transfer] = {}
+        self._painted = 0  # lines on the screen, the cursor is below them
+        self._last = 0.0
 
     def step(self, text: str) -> None:
-        if self._rich is not None:
-            self._rich.console.print(text, markup=False)
-        else:
-            self._stream.write(text + "\n")
-            self._stream.flush()
+        with self._guard:
+            self._paint(_printable(text) + "\n")
 
     def warn(self, text: str) -> None:
         self.step(f"warning: {text}")
 
     def begin(self, key: str, name: str, total: int) -> None:
-        from rich.markup import escape
-
-        self._bars[key] = [self._bars_shown().add_task(escape(name), total=total), 0.0, total]
+        with self._guard:
+            self._transfers[key] = _Transfer(_printable(name), total)
+            self._paint()
 
     def advance(self, key: str, done: int) -> None:
-        from time import monotonic
-
-        bar = self._bars.get(key)
-        now = monotonic()
-        if bar is not None and now - bar[1] >= self._EVERY:
-            bar[1] = now
-            self._rich.update(bar[0], completed=done)
+        transfer = self._transfers.get(key)
+        if transfer is None:
+            return
+        transfer.advance(done)
+        if monotonic() - self._last >= self._EVERY:
+            with self._guard:
+                self._paint()
 
     def end(self, key: str) -> None:
-        bar = self._bars.pop(key, None)
-        if bar is not None:
-            self._rich.update(bar[0], completed=bar[2])
+        with self._guard:
+            if self._transfers.pop(key, None) is not None:
+                self._paint()
 
     def close(self) -> None:
-        if self._rich is not None:
-            self._rich.stop()
-            self._rich = None
-        self._bars.clear()
+        with self._guard:
+            self._transfers.clear()
+            if self._painted:
+                self._paint()
+
+    def _paint(self, above: str = "") -> None:
+        columns, rows = self._size()
+        width = min(columns - 1, self._WIDEST)
+        lines = [t.line(width) for t in list(self._transfers.values())[: max(rows - 1, 0)]]
+        erase = f"\x1b[{self._painted}A\r\x1b[J" if self._painted else ""
+        self._stream.write(erase + above + "".join([line + "\n" for line in lines]))
+        self._stream.flush()
+        self._painted = len(lines)
+        self._last = monotonic()
+
+    def _size(self) -> tuple[int, int]:
+        try:
+            size = os.get_terminal_size(self._stream.fileno())
+        except OSError:
+            return 80, 24
+        return (size.columns or 80), (size.lines or 24)
+
+
+class _Transfer:
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total = name, max(total, 1)
+        self._done = self._first = 0
+        self._since = 0.0
+
+    def advance(self, done: int) -> None:
+        if not self._since:
+            self._first, self._since = done, monotonic()
+        self._done = done
+
+    def line(self, width: int) -> str:
+        """At most width columns: name, bar, amounts and speed, as far as there is room."""
+        share = min(self._done / self._total, 1.0)
+        took = monotonic() - self._since if self._since else 0.0
+        speed = f"{_amount((self._done - self._first) / took)}/s" if took > self._SETTLED else ""
+        amounts = f"{_amount(self._done):>7}/{_amount(self._total)}"
+        text = f"{self._name}: {amounts:16}{speed:>11}"
+        room = width - len(text) - 3
+        if room >= self._NARROWEST:
+            full = int(share * min(room, self._LONGEST))
+            bar = ("=" * full + ">" * (share < 1)).ljust(min(room, self._LONGEST))[: min(room, self._LONGEST)]
+            return f"{self._name}: [{bar}] {amounts:16}{speed:>11}".rstrip()
+        for shorter in (text.rstrip(), f"{self._name}: {share:4.0%}", f"{share:4.0%}"):
+            if len(shorter) <= width:
+                return shorter
+        return ""
+
+    _NARROWEST, _LONGEST = 8, 32  # columns of a bar
+    _SETTLED = 0.3  # seconds before a speed means something
+
+
+def _amount(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g}TB"
+
+
+def _printable(text: str) -> str:
+    """What an image or a registry says must not steer the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def choose(stream: TextIO, *, quiet: bool = False) -> Progress:
     """The right one for a stream."""
     if quiet:
         return Progress()
-    return Bars(stream) if stream.isatty() else Lines(stream)
+    if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return Bars(stream)
+    return Lines(stream)
