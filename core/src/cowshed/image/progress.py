@@ -7,7 +7,6 @@ or finished one is ignored, so that a late thread harms nothing.
 from __future__ import annotations
 
 import os
-import threading
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -71,6 +70,8 @@ class Bars(Progress):
     _WIDEST = 79
 
     def __init__(self, stream: TextIO) -> None:
+        import threading  # not for `run`, which shows nothing when the image is here
+
         self._stream = stream
         self._guard = threading.RLock()
         self._transfers: dict[str, _Transfer] = {}
