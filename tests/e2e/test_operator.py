@@ -110,6 +110,19 @@ def test_another_runtime_is_refused_before_anything_is_pulled_and_hinders_nothin
     assert engine("--runtime", "native", "run", "--rm", greeting, "true", env=env).returncode == 0
 
 
+def test_a_driver_that_was_only_tried_is_not_the_store_s(engine, greeting):
+    """copy is poor: having been named for one command that failed is no consent for all that follow."""
+    engine.driver = "copy"
+    assert engine("pull", "-q", f"{greeting}-that-is-missing").returncode == 125
+    engine.driver = None
+    assert json.loads(engine.ok("driver", "why", "--format", "json"))["Choice"] == "overlay"
+    engine.driver = "copy"
+    engine.ok("pull", "-q", greeting)
+    engine.driver = None
+    assert engine.ok("run", "--rm", greeting, "cat", "three") == "three\n"
+    assert engine.ok("info", "-f", "{{.Driver}} {{.DriversInUse}}") == "copy [copy]\n"
+
+
 def test_what_is_told_has_levels_and_keeps_off_the_output(engine, greeting):
     quiet = engine("pull", "-q", greeting)
     assert quiet.stderr == b""

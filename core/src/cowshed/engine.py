@@ -49,8 +49,11 @@ class Engine:
         return self._reader
 
     def stored_driver(self) -> str:
-        """The driver that has most of the images' layers, "" if the store has used none."""
-        rows = self.reader.query("select name from drivers limit 2")
+        """The driver that has most of the images' layers, "" if none has any: one that was only tried is not chosen."""
+        rows = self.reader.query(
+            "select name from drivers "
+            "where exists (select 1 from layers where driver = name and kind = 'committed') limit 2"
+        )
         if len(rows) < 2:
             return str(rows[0][0]) if rows else ""
         rows = self.reader.query(

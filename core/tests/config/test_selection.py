@@ -7,6 +7,7 @@ from cowshed.config.settings import Said, Settings
 from cowshed.errors import NotFound, Unsupported
 from cowshed.storage import registry
 from cowshed.storage.api import API_VERSION, Capabilities, DriverPlugin, Granularity, ProbeReport, Reason, Verdict
+from cowshed.storage.errors import BadOption
 from cowshed.storage.registry import Found
 
 ABLE = Capabilities(granularity=Granularity.FILE)
@@ -88,6 +89,27 @@ def test_a_poor_one_is_never_chosen_in_silence_and_the_message_says_how_to_conse
     assert "--driver shy" in caught.value.remedy
     assert "--driver bad" not in caught.value.remedy
     assert selection.choose(settings("poor"), "", None).name == "poor"
+
+
+def test_a_driver_with_wrong_options_is_an_error_and_not_passed_over(installed):
+    """A slip in the configuration must not give people another driver than they meant."""
+    installed(plugin("meant", Verdict.GOOD, 50), plugin("other", Verdict.GOOD, 10))
+    slip = settings(driver_options={"meant": {"indx": "on"}})
+    with pytest.raises(BadOption, match="driver meant has no option indx"):
+        selection.choose(slip, "", None)
+    explained = selection.explain(slip, "", None)
+    assert (explained.choice, explained.problem) == (None, "driver meant has no option indx")
+    assert selection.choose(slip, "other", None).name == "other"
+
+
+def test_a_refusal_says_what_each_driver_lacks(installed):
+    installed(plugin("bad", Verdict.UNUSABLE, 9), Found("gone", "dist 1.0", None, "ImportError: x"))
+    with pytest.raises(NotFound) as caught:
+        selection.choose(settings(), "", None)
+    assert (
+        str(caught.value)
+        == "no storage driver is good for a store at /store (bad: bad says unusable; gone: ImportError: x)"
+    )
 
 
 def test_no_driver_at_all_is_told_as_such(installed):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from cowshed.config.settings import Settings
     from cowshed.storage.api import Host, ProbeReport, Verdict
+    from cowshed.storage.errors import BadOption
 
 
 @record(frozen=True)
@@ -41,6 +42,7 @@ class Probed:
     summary: str = ""
     remedy: str = ""  # for the error
     trace: str = ""  # where the plug-in failed
+    misconfigured: BadOption | None = None
 
 
 @record(frozen=True)
@@ -57,7 +59,7 @@ class Explanation:
 def probe_all(settings: Settings, host: Host) -> list[Probed]:
     """Every installed driver, asked how it would serve at the store's place. Nothing is left behind."""
     from cowshed.storage import options, registry
-    from cowshed.storage.errors import StorageError
+    from cowshed.storage.errors import BadOption, StorageError
 
     result = []
     for found in registry.installed():
@@ -66,20 +68,25 @@ def probe_all(settings: Settings, host: Host) -> list[Probed]:
             error, remedy = found.error, found.remedy
             result.append(Probed(found.name, found.distribution, None, error, remedy=remedy, trace=found.trace))
             continue
-        report, error, remedy, trace = None, "", "", ""
+        report, error, remedy, trace, misconfigured = None, "", "", "", None
         try:
             chosen = options.check(plugin, settings.options_of(plugin.name) if _meant(settings, plugin.name) else {})
             report = plugin.probe(f"{settings.root}/drivers/{plugin.name}", chosen, host)
             report.verdict  # noqa: B018 - what is no report shows here
         except StorageError as problem:
             report, error, remedy = None, str(problem), problem.remedy
+            misconfigured = problem if isinstance(problem, BadOption) else None
         except Exception as problem:  # a plug-in's bug stops nobody else
             from traceback import format_exc
 
             report, error, trace = None, f"its probe failed: {type(problem).__name__}: {problem}", format_exc()
             remedy = "report it to its author"
-        priority, summary = plugin.priority, plugin.summary
-        result.append(Probed(plugin.name, found.distribution, report, error, priority, summary, remedy, trace))
+        result.append(
+            Probed(
+                plugin.name, found.distribution, report, error, plugin.priority, plugin.summary, remedy, trace,
+                misconfigured,
+            )
+        )  # fmt: skip
     return result
 
 
@@ -114,12 +121,16 @@ def _asked(settings: Settings) -> tuple[Step, ...]:
 def choose(settings: Settings, stored: str, host: Host, probed: Sequence[Probed] | None = None) -> Choice:
     """The driver for new layers; stored is the one that holds most of the store's layers, or "".
 
-    Raises NotFound if nothing is said and no driver is good here: a poor one is never chosen in silence.
+    Raises NotFound if nothing is said and no driver is good here: a poor one is never chosen in silence. Raises
+    BadOption if the configuration has wrong options for one that might have been: another is not taken instead.
     """
     choice = said(settings, stored)
     if choice is not None:
         return choice
     probed = probe_all(settings, host) if probed is None else probed
+    for one in probed:
+        if one.misconfigured is not None:
+            raise one.misconfigured
     steps, best = _weighed(settings, probed)
     if best is None:
         raise _nothing(settings, probed)
@@ -155,10 +166,18 @@ def _nothing(settings: Settings, probed: Sequence[Probed]) -> NotFound:
         return NotFound("no storage driver is installed", remedy="install one, such as cowshed-driver-overlay")
     able = [p for p in probed if p.report is not None and p.report.verdict is not Verdict.UNUSABLE]
     ways = "".join(f"; or consent to one that is {_rank(p)} here: --driver {p.name}" for p in able)
+    refused = sorted((p for p in probed if p not in able), key=lambda p: -p.priority)
+    lacks = "; ".join(f"{p.name}: {_lack(p)}" for p in refused)
     return NotFound(
-        f"no storage driver is good for a store at {settings.root}",
+        f"no storage driver is good for a store at {settings.root}" + (f" ({lacks})" if lacks else ""),
         remedy=f"cowshed driver why tells the reasons{ways}",
     )
+
+
+def _lack(probed: Probed) -> str:
+    if probed.report is None:
+        return probed.error
+    return probed.report.reasons[0].text
 
 
 def _rank(probed: Probed) -> str:
@@ -170,11 +189,13 @@ def _rank(probed: Probed) -> str:
 
 def explain(settings: Settings, stored: str, host: Host) -> Explanation:
     """The choice with all that led there, and every driver's report; never raises for want of a driver."""
+    from cowshed.storage.errors import BadOption
+
     probed = probe_all(settings, host)
     strangers = _strangers(settings, probed)
     try:
         choice = choose(settings, stored, host, probed)
-    except NotFound as error:
+    except (NotFound, BadOption) as error:
         steps = (*_weighed(settings, probed)[0], *strangers)
         return Explanation(None, steps, str(error), error.remedy, tuple(probed))
     problem, remedy, verdict = "", "", choice.verdict
