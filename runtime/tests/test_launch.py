@@ -436,26 +436,27 @@ def test_a_dead_launcher_leaves_no_container(box):
     from cowshed_runtime import launcher
 
     box.process["args"] = ["/bin/sleep", "60"]
-    held = os.pipe()
     hook = box.folder / "hook"
-    hook.write_text(f"#!/bin/sh\nread line < {box.folder}/fifo\n")
+    hook.write_text(f"#!/bin/sh\n: > {box.folder}/up\nread line < {box.folder}/fifo\n")
     hook.chmod(0o755)
     os.mkfifo(box.folder / "fifo")
     box.config["hooks"] = {"createRuntime": [{"path": str(hook)}]}
     root = mount.clone(str(box.rootfs))
     helper = os.fork()
     if helper == 0:
-        launcher.launch(box.config, root, (0, 1, 2), name=box.name, cache=str(box.cache))
-        os._exit(0)
+        try:
+            launcher.launch(box.config, root, (0, 1, 2), name=box.name, cache=str(box.cache))
+        finally:
+            os._exit(0)
     os.close(root)
-    deadline = time.monotonic() + 10
-    while not cgroup.processes(box.name) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 30
+    while not (box.folder / "up").exists():  # the first process waits for the hook now
+        assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+    (first,) = cgroup.processes(box.name)
     os.kill(helper, 9)
     os.waitpid(helper, 0)
     with open(box.folder / "fifo", "w") as f:
         f.write("go\n")
-    _, status = os.waitpid(-1, process.WALL)
+    _, status = os.waitpid(first, process.WALL)
     assert os.waitstatus_to_exitcode(status) != 0
-    for fd in held:
-        os.close(fd)
