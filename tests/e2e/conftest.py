@@ -155,6 +155,17 @@ def engine(tmp_path, driver):
     it.assert_clean()
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory, greeting):
+    """One store with the image for all tests of a module; what a test leaves in it is removed."""
+    it = Engine(tmp_path_factory.mktemp("shop"), "overlay")
+    it.ok("pull", "-q", greeting)
+    it.image = greeting
+    yield it
+    it.close()
+    it.assert_clean()
+
+
 @pytest.fixture
 def pulled(engine, greeting):
     engine.ok("pull", "-q", greeting)

@@ -27,6 +27,7 @@ def stay_behind(terminal: bool) -> None:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
         return
     process.close_range(3)
+    process.rename(b"cowshed-init")
 
     def forward(number: int, frame: object) -> None:
         try:

@@ -91,6 +91,9 @@ def _dispatch(flags: parser.Values) -> int:
     count = len(said["operands"])
     if count < command.least or (0 <= command.most < count):
         raise BadUsage(f"usage: cowshed {command.name} {command.operands}".rstrip(), remedy="--help tells more")
+    for key in ("driver", "driver_option", "runtime"):  # also options of commands that make a container
+        if key in said:
+            flags[key] = said[key]
     from cowshed.config import settings
     from cowshed.engine import Engine
 

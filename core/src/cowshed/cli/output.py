@@ -120,16 +120,24 @@ def moment(text: str | None) -> int:
         return 0
     try:
         if text.replace(".", "", 1).isdigit():
-            return int(float(text) * 1e9)
+            seconds, _, fraction = text.partition(".")
+            return int(seconds or 0) * 10**9 + _nanoseconds(fraction)
         if text[0].isdigit() and text[-1] in _UNITS and "T" not in text:
             return time_ns() - _duration(text)
         from datetime import datetime
 
-        return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1e9)
+        whole, point, rest = text.replace("Z", "+00:00").partition(".")
+        fraction = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+        then = datetime.fromisoformat(whole + rest[len(fraction) :])
+        return int(then.timestamp()) * 10**9 + (_nanoseconds(fraction) if point else 0)
     except ValueError:
         raise BadUsage(
             f"{text!r} is no time", remedy="write 10m, 2h, seconds since the epoch, or 2026-01-31T12:00:00Z"
         ) from None
+
+
+def _nanoseconds(fraction: str) -> int:
+    return int(fraction[:9].ljust(9, "0"))
 
 
 _UNITS = {"s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}

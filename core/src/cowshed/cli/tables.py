@@ -25,6 +25,9 @@ _FORMAT_LIST = Option(
 _QUIET = Option("-q --quiet", "flag", "only the essential")
 _NO_TRUNC = Option("--no-trunc", "flag", "do not cut ids")
 _CREATE = (
+    Option("--driver", "text", "the storage driver for its root", value="NAME"),
+    Option("--driver-option", "list", "an option of the storage driver", value="NAME=VALUE"),
+    Option("--runtime", "text", "the OCI runtime that starts it", value="NAME"),
     Option("-i --interactive", "flag", "keep stdin open"),
     Option("-t --tty", "flag", "give it a terminal"),
     Option("--rm", "flag", "remove it when it has ended"),
@@ -48,12 +51,13 @@ _CREATE = (
     Option("--ulimit", "list", "NAME=SOFT[:HARD]"),
     Option("--cap-add", "list", "a capability to have"),
     Option("--cap-drop", "list", "a capability not to have"),
-    Option("--security-opt", "list", "no-new-privileges, seccomp=FILE|unconfined"),
+    Option("--security-opt", "list", "no-new-privileges[=true|false], seccomp=FILE|unconfined"),
     Option("--privileged", "flag", "all capabilities and devices, no confinement"),
     Option("--device", "list", "a device of this host [:PATH][:rwm]"),
     Option("--stop-signal", "text", "the signal that asks it to end"),
     Option("--stop-timeout", "int", "seconds until it is killed"),
     Option("--pull", "text", "always, missing or never", ("always", "missing", "never")),
+    Option("-q --quiet", "flag", "do not tell how a pull goes"),
     Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"),
     Option("--cidfile", "text", "a file to write the id to"),
     Option("--init", "flag", "a small process 1 that forwards signals and reaps"),
@@ -63,7 +67,11 @@ _CREATE = (
 )
 _DETACH_KEYS = Option("--detach-keys", "text", "the keys that detach (ctrl-p,ctrl-q)")
 _PROXY = Option("--sig-proxy", "flag", "pass signals on")
-_TIME = Option("-t --time", "int", "seconds until it is killed")
+_STOPPING = (
+    Option("-t --timeout --time", "int", "seconds until it is killed; -1: never"),
+    Option("-s --signal", "text", "the signal that asks it to end"),
+)
+_FORCE = Option("-f --force", "flag", "do not ask")
 
 COMMANDS = (
     Command(
@@ -99,7 +107,8 @@ COMMANDS = (
             Option("-i --interactive", "flag", "keep stdin open"),
             Option("-t --tty", "flag", "give it a terminal"),
             Option("-d --detach", "flag", "do not wait"),
-            Option("-e --env", "list", "NAME=VALUE"),
+            Option("-e --env", "list", "NAME=VALUE for its environment; NAME alone takes it from here"),
+            Option("--env-file", "list", "a file of such lines"),
             Option("-w --workdir", "text", "its working directory"),
             Option("-u --user", "text", "USER[:GROUP]"),
             Option("--privileged", "flag", "with all capabilities"),
@@ -118,7 +127,7 @@ COMMANDS = (
         1,
         1,
     ),
-    Command("stop", "control:stop", "CONTAINER…", "ask containers to end, then make them", (_TIME, _HELP), 1),
+    Command("stop", "control:stop", "CONTAINER…", "ask containers to end, then make them", (*_STOPPING, _HELP), 1),
     Command(
         "kill",
         "control:kill",
@@ -127,7 +136,7 @@ COMMANDS = (
         (Option("-s --signal", "text", "the signal (KILL)"), _HELP),
         1,
     ),
-    Command("restart", "control:restart", "CONTAINER…", "stop and start", (_TIME, _HELP), 1),
+    Command("restart", "control:restart", "CONTAINER…", "stop and start", (*_STOPPING, _HELP), 1),
     Command(
         "rm",
         "control:remove",
@@ -148,16 +157,44 @@ COMMANDS = (
         "list containers",
         (
             Option("-a --all", "flag", "not only running ones"),
+            Option("-l --latest", "flag", "the newest one, running or not"),
+            Option("-n --last", "int", "as many of the newest, running or not"),
+            Option("-s --size", "flag", "with the space that each takes"),
             _QUIET,
             _NO_TRUNC,
             _FORMAT_LIST,
-            Option("-f --filter", "pairs", "name=, status=, label="),
+            Option(
+                "-f --filter",
+                "list",
+                "id=, name=, status=, label=, ancestor=, exited=, volume=, network=, before= or since=",
+            ),
             _HELP,
         ),
         0,
         0,
     ),
-    Command("inspect", "show:inspect", "NAME…", "all that is known of containers or images", (_FORMAT, _HELP), 1),
+    Command(
+        "inspect",
+        "show:inspect",
+        "NAME…",
+        "all that is known of containers, images or volumes",
+        (
+            _FORMAT,
+            Option("--type", "text", "only what is of this type", ("container", "image", "volume"), "TYPE"),
+            Option("-s --size", "flag", "with the space that a container takes"),
+            _HELP,
+        ),
+        1,
+    ),
+    Command(
+        "container prune",
+        "control:prune",
+        "",
+        "remove containers that do not run",
+        (_FORCE, Option("--filter", "list", "until=, label=, label!="), _HELP),
+        0,
+        0,
+    ),
     Command(
         "logs",
         "show:logs",
@@ -291,6 +328,61 @@ COMMANDS = (
         "",
         "which driver is chosen, and every fact that leads there",
         (_FORMAT, _HELP),
+        0,
+        0,
+    ),
+    Command(
+        "volume create",
+        "volumes:create",
+        "[NAME]",
+        "make a volume",
+        (Option("-l --label", "pairs", "NAME=VALUE"), _HELP),
+        0,
+        1,
+    ),
+    Command(
+        "volume ls",
+        "volumes:list_",
+        "",
+        "list volumes",
+        (_QUIET, _FORMAT_LIST, Option("-f --filter", "list", "name=, label=, dangling=true|false"), _HELP),
+        0,
+        0,
+    ),
+    Command("volume inspect", "volumes:inspect", "VOLUME…", "all that is known of volumes", (_FORMAT, _HELP), 1),
+    Command(
+        "volume rm",
+        "volumes:remove",
+        "VOLUME…",
+        "remove volumes that no container has",
+        (Option("-f --force", "flag", "one that is not there is no error"), _HELP),
+        1,
+    ),
+    Command(
+        "volume prune",
+        "volumes:prune",
+        "",
+        "remove anonymous volumes that no container has",
+        (
+            Option("-a --all", "flag", "also those with a name"),
+            _FORCE,
+            Option("--filter", "list", "label=, label!="),
+            _HELP,
+        ),
+        0,
+        0,
+    ),
+    Command(
+        "system prune",
+        "volumes:prune_all",
+        "",
+        "remove containers that do not run and images without a name",
+        (
+            Option("-a --all", "flag", "also all images that no container uses"),
+            _FORCE,
+            Option("--volumes", "flag", "also anonymous volumes that no container has"),
+            _HELP,
+        ),
         0,
         0,
     ),

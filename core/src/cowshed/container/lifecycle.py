@@ -36,7 +36,7 @@ def create(
 
     Its `containers` and `layers` bytes are held on return; `release` lets them go.
     """
-    from cowshed.container import mounts, names
+    from cowshed.container import mounts, names, spec
     from cowshed.image import realise
     from cowshed.image.progress import Progress
 
@@ -47,6 +47,8 @@ def create(
         raise BadUsage(f"{name!r} is no name for a container", remedy="two or more letters, digits, _ . -")
     own = loads(image.config).get("config") or {}
     wanted = mounts.name_volumes(mounts.parse(asked, own))
+    argv = spec.arguments(asked, own)
+    asked = {**asked, "argv": argv, "mounts": [[w.kind, w.source, w.target, list(w.options)] for w in wanted]}
     if op == "run":
         engine.called = client.call(engine.store.run_directory())
     layers = engine.layers()

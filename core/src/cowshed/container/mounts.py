@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from cowshed.engine import Engine
     from cowshed.state.store import Transaction
 
+_OPTIONS = frozenset(
+    "ro rw nocopy z Z private rprivate shared rshared slave rslave cached delegated consistent noexec nosuid nodev "
+    "exec suid dev".split()
+)
+_NO_COPY = frozenset(("nocopy", "volume-nocopy"))
+_NOT_OF_OCI = frozenset(("anonymous", "z", "Z", "rw", "cached", "delegated", "consistent", *_NO_COPY))
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -54,7 +60,16 @@ def _short(word: str) -> Wanted:
     if len(parts) > 3:
         raise BadUsage(f"-v {word}: write [SOURCE:]TARGET[:OPTIONS]")
     options = tuple(parts[2].split(",")) if len(parts) == 3 else ()
+    unknown = {*options} - _OPTIONS
+    if unknown:
+        raise BadUsage(f"-v {word}: {min(unknown)!r} is no option", remedy=f"options: {', '.join(sorted(_OPTIONS))}")
     return _made(parts[0], parts[1], options, create=True)
+
+
+def check_volume_name(name: str) -> None:
+    """BadUsage."""
+    if not name or not set(name) <= _NAME or name[0] in ".-":
+        raise BadUsage(f"{name!r} is no name of a volume", remedy="letters, digits, _ . -; a path begins with /")
 
 
 def _made(source: str, target: str, options: tuple[str, ...], *, create: bool) -> Wanted:
@@ -63,8 +78,7 @@ def _made(source: str, target: str, options: tuple[str, ...], *, create: bool) -
         if create and not os.path.exists(path):
             os.makedirs(path, exist_ok=True)
         return Wanted("bind", path, target, options)
-    if not source or not set(source) <= _NAME or source[0] in ".-":
-        raise BadUsage(f"{source!r} is no name of a volume", remedy="letters, digits, _ . -; a path begins with /")
+    check_volume_name(source)
     return Wanted("volume", source, target, options)
 
 
@@ -123,12 +137,12 @@ def write_volumes(tx: Transaction, wanted: list[Wanted], container: int) -> None
 
 
 def fill_volumes(engine: Engine, wanted: list[Wanted], root: int) -> None:
-    """Make the directories of volumes; a new one gets what the image has at its target."""
+    """Make the directories of volumes; an empty one gets what the image has at its target."""
     for one in wanted:
         if one.kind != "volume":
             continue
         data = f"{engine.store.root}/volumes/{one.source}/_data"
-        if os.path.isdir(data):
+        if os.path.isdir(data) and (os.listdir(data) or len(volumes.users(engine.store, one.source)) > 1):
             continue
         os.makedirs(os.path.dirname(data), mode=0o700, exist_ok=True)
         from cowshed.storage.kit.trees import copy_tree, remove_tree
@@ -137,6 +151,8 @@ def fill_volumes(engine: Engine, wanted: list[Wanted], root: int) -> None:
         new = f"{data}.new"
         remove_tree(new)
         try:
+            if _NO_COPY & {*one.options}:
+                raise FileNotFoundError
             fd = open_in_root(root, one.target, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
             os.mkdir(new, 0o755)
@@ -152,7 +168,7 @@ def oci(engine: Engine, wanted: list[Wanted]) -> list[dict[str, Any]]:
     """As the runtime configuration has them, parents before children."""
     result = []
     for one in sorted(wanted, key=lambda w: w.target):
-        options = [o for o in one.options if o not in ("anonymous", "z", "Z", "nocopy", "volume-nocopy", "rw")]
+        options = [o for o in one.options if o not in _NOT_OF_OCI]
         if one.kind == "tmpfs":
             options = ["nosuid", "nodev", "noexec", *options]
             result.append({"destination": one.target, "type": "tmpfs", "source": "tmpfs", "options": options})

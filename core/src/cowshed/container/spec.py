@@ -14,7 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_OWN = frozenset(f"/dev/{name}" for name in "pts shm mqueue fd null zero full random urandom tty ptmx console".split())
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+_NOT_ENFORCED = {"apparmor": "AppArmor", "label": "SELinux"}
+_UNCONFINED = {"apparmor": "unconfined", "label": "disable"}
 
 
 def arguments(asked: dict[str, Any], image: dict[str, Any]) -> list[str]:
@@ -99,6 +104,8 @@ def compose(
         resources["cpu"] = {"period": 100_000, "quota": int(float(asked["cpus"]) * 100_000)}
     if asked.get("pids_limit"):
         resources["pids"] = {"limit": asked["pids_limit"]}
+    if privileged:
+        linux["devices"] += _host_devices()
     for word in asked.get("device") or ():
         node, rule = _device(word)
         linux["devices"].append(node)
@@ -120,11 +127,21 @@ def _security(asked: dict[str, Any], config: dict[str, Any], held: list[str]) ->
     for word in asked.get("security_opt") or ():
         key, _, value = word.replace(":", "=", 1).partition("=")
         if key == "no-new-privileges":
-            config["process"]["noNewPrivileges"] = value in ("", "true")
+            if value not in ("", "true", "false"):
+                raise BadUsage(f"--security-opt {word}: no-new-privileges is true or false")
+            config["process"]["noNewPrivileges"] = value != "false"
         elif key == "seccomp":
             if value != "unconfined":
                 config["linux"]["seccomp"] = _profile(value)
             confined = False
+        elif (key, value) in (("apparmor", "unconfined"), ("label", "disable"), ("systempaths", "unconfined")):
+            if key == "systempaths":
+                config["linux"]["maskedPaths"], config["linux"]["readonlyPaths"] = [], []
+        elif key in _NOT_ENFORCED:
+            raise BadUsage(
+                f"--security-opt {word}: {_NOT_ENFORCED[key]} profiles are not applied, and a container must not be "
+                "thought to be confined by one", remedy=f"leave it away, or give {key}={_UNCONFINED[key]}",
+            )  # fmt: skip
         else:
             raise BadUsage(f"--security-opt {word} is not known", remedy="no-new-privileges, seccomp=FILE|unconfined")
     if confined:
@@ -176,6 +193,35 @@ def _limit(word: str) -> dict[str, Any]:
     return {"type": f"RLIMIT_{name.upper()}", "soft": number(soft), "hard": number(hard or soft)}
 
 
+def _host_devices() -> list[dict[str, Any]]:
+    """Every device node of the host's /dev, bar what a container has of its own."""
+    found, folders = [], ["/dev"]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.path in _OWN:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if _kind(status):
+                    found.append(_node(entry.path, status))
+    return found
+
+
+def _kind(status: os.stat_result) -> str:
+    return "b" if stat.S_ISBLK(status.st_mode) else "c" if stat.S_ISCHR(status.st_mode) else ""
+
+
+def _node(path: str, status: os.stat_result) -> dict[str, Any]:
+    return {"path": path, "type": _kind(status), "major": os.major(status.st_rdev), "minor": os.minor(status.st_rdev),
+            "fileMode": stat.S_IMODE(status.st_mode), "uid": status.st_uid, "gid": status.st_gid}  # fmt: skip
+
+
 def _device(word: str) -> tuple[dict[str, Any], dict[str, Any]]:
     parts = word.split(":")
     source, target = parts[0], parts[1] if len(parts) > 1 and parts[1].startswith("/") else parts[0]
@@ -184,10 +230,8 @@ def _device(word: str) -> tuple[dict[str, Any], dict[str, Any]]:
         status = os.stat(source)
     except OSError as error:
         raise BadUsage(f"--device {source}: {error.strerror}") from None
-    kind = "b" if stat.S_ISBLK(status.st_mode) else "c" if stat.S_ISCHR(status.st_mode) else ""
+    kind = _kind(status)
     if not kind or not set(access) <= set("rwm"):
         raise BadUsage(f"--device {word}: write a device [:PATH_INSIDE][:rwm]")
-    major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
-    node = {"path": target, "type": kind, "major": major, "minor": minor, "fileMode": stat.S_IMODE(status.st_mode),
-            "uid": status.st_uid, "gid": status.st_gid}  # fmt: skip
-    return node, {"allow": True, "type": kind, "major": major, "minor": minor, "access": access}
+    node = _node(target, status)
+    return node, {"allow": True, "type": kind, "major": node["major"], "minor": node["minor"], "access": access}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cowshed.errors import NotFound
 from cowshed.state.rows import VolumeRow
 from cowshed_runtime.fastjson import dumps, loads
 
@@ -53,6 +54,14 @@ def gone(tx: Transaction, names: list[str]) -> None:
 def list_all(store: Store) -> list[VolumeRow]:
     rows = store.query("select name, created, anonymous, labels from volumes order by name")
     return [VolumeRow(name, created, bool(anonymous), loads(labels)) for name, created, anonymous, labels in rows]
+
+
+def find(store: Store | Transaction, name: str) -> VolumeRow:
+    """NotFound."""
+    run = store.query if hasattr(store, "query") else store.execute
+    for row in run("select name, created, anonymous, labels from volumes where name = ?", name):
+        return VolumeRow(row[0], row[1], bool(row[2]), loads(row[3]))
+    raise NotFound(f"no such volume: {name}", remedy="cowshed volume ls lists them")
 
 
 def users(store: Store, name: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""stop, kill, restart, rm, wait."""
+"""stop, kill, restart, rm, wait, container prune."""
 
 from __future__ import annotations
 
@@ -33,21 +33,18 @@ def each(engine: Engine, names: list[str], work: Callable[[ContainerRow], None])
     return status
 
 
-def _stop(engine: Engine, row: ContainerRow, seconds: int | None) -> None:
-    number = 15
-    text = row.config.get("stop_signal")
+def _stop(engine: Engine, row: ContainerRow, said: Values) -> None:
+    text = said.signal or row.config.get("stop_signal")
     if not text and row.image_id:
         rows = engine.reader.query("select config from images where id = ?", row.image_id)
         text = (loads(rows[0][0]).get("config") or {}).get("StopSignal") if rows else None
-    if text:
-        number = signals.number(text)
-    timeout = seconds if seconds is not None else row.config.get("stop_timeout")
-    lifecycle.stop(engine, row, timeout=timeout, number=number)
+    timeout = said.time if said.time is not None else row.config.get("stop_timeout")
+    lifecycle.stop(engine, row, timeout=timeout, number=signals.number(text) if text else 15)
 
 
 def stop(engine: Engine, said: Values) -> int:
     _ = engine.store
-    return each(engine, said["operands"], lambda row: _stop(engine, row, said.time))
+    return each(engine, said["operands"], lambda row: _stop(engine, row, said))
 
 
 def kill(engine: Engine, said: Values) -> int:
@@ -57,7 +54,7 @@ def kill(engine: Engine, said: Values) -> int:
 
 def restart(engine: Engine, said: Values) -> int:
     def work(row: ContainerRow) -> None:
-        _stop(engine, row, said.time)
+        _stop(engine, row, said)
         engine.store.locks.take("containers", row.number, wait=15, what=f"container {row.name}")
         lifecycle.start(engine, row, attached=False).close()
         lifecycle.release(engine, row)
@@ -88,4 +85,16 @@ def remove(engine: Engine, said: Values) -> int:
 def wait(engine: Engine, said: Values) -> int:
     for name in said["operands"]:
         print(lifecycle.wait(engine, containers.find(engine.reader, name)))
+    return 0
+
+
+def prune(engine: Engine, said: Values) -> int:
+    from cowshed.cli import pruning
+
+    fits = pruning.fitting(engine, said.filter or [])
+    if not (said.force or pruning.agreed("all containers that do not run")):
+        return 0
+    removed, freed = pruning.remove_containers(engine, fits)
+    pruning.tell("Containers", removed)
+    pruning.tell_freed(freed)
     return 0

@@ -26,6 +26,7 @@ _KEPT = (
     "platform"
 ).split()
 _DETACH = "ctrl-p,ctrl-q"
+_LEAST_MEMORY = 6 << 20
 
 
 def _asked(said: Values) -> dict[str, Any]:
@@ -50,6 +51,10 @@ def _asked(said: Values) -> dict[str, Any]:
                 raise ValueError
         except ValueError:
             raise BadUsage(f"--cpus is a number above 0, not {asked['cpus']!r}") from None
+    if 0 < asked.get("memory", _LEAST_MEMORY) < _LEAST_MEMORY:
+        raise BadUsage("--memory: a container cannot start with less than 6 MiB", remedy="give 6m or more")
+    if asked.get("memory_swap", -1) != -1 and asked["memory_swap"] < asked.get("memory", 0):
+        raise BadUsage("--memory-swap counts memory and swap, so it cannot be less than --memory")
     if "stop_signal" in asked:
         from cowshed.container.signals import number
 
@@ -88,7 +93,7 @@ def _image(engine: Engine, text: str, said: Values) -> ImageRow:
                 raise
     from cowshed.cli.commands import images
 
-    return images.fetch(engine, text, platform=said.platform, quiet=False, stream=sys.stderr)
+    return images.fetch(engine, text, platform=said.platform, quiet=bool(said.quiet), stream=sys.stderr)
 
 
 def _make(engine: Engine, said: Values, *, op: str) -> ContainerRow:
@@ -199,7 +204,8 @@ def attach(engine: Engine, said: Values) -> int:
     session = client.attach(engine.place(row), terminal=bool(row.config.get("tty")))
     found = client.running(engine.place(row))
     session.pid = found[0] if found else 0
-    status = relay.relay(session, stdin=not said.no_stdin and bool(row.config.get("interactive")), detach=keys)
+    stdin = not said.no_stdin and bool(row.config.get("interactive"))
+    status = relay.relay(session, stdin=stdin, detach=keys, proxy=said.sig_proxy is not False)
     if status == relay.DETACHED:
         return 0
     return status

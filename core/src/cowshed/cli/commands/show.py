@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from cowshed.cli import output
 from cowshed.container import state
-from cowshed.errors import BadUsage, NotFound
+from cowshed.errors import BadUsage, CowshedError, NotFound
 from cowshed.state import containers
 
 TYPE_CHECKING = False
@@ -29,57 +31,93 @@ def _status(row: ContainerRow, now: Now) -> str:
 
 
 def ps(engine: Engine, said: Values) -> int:
-    filters = said.filter or {}
-    for key in filters:
-        if key not in ("name", "status", "label"):
-            raise BadUsage(f"--filter {key} is not known", remedy="name=, status=, label=")
-    rows = []
+    fits, every = None, bool(said.all)
+    if said.filter:
+        from cowshed.container import listing
+
+        filters = listing.grouped(said.filter, listing.FILTERS)
+        fits = listing.fitting(engine, filters, moment=None)
+        every = every or "status" in filters or "exited" in filters
+    newest = 1 if said.latest else said.last or 0
+    rows: list[dict[str, Any]] = []
     for row in containers.list_all(engine.reader):
         now = state.now(engine, row)
-        if not (said.all or "status" in filters or now.state == "running"):
+        if not (every or newest or now.state == "running") or (fits and not fits(row, now)):
             continue
-        if filters.get("name", "") not in row.name or filters.get("status", now.state) != now.state:
-            continue
-        label, _, value = filters.get("label", "").partition("=")
-        if label and (label not in row.labels or (value and row.labels[label] != value)):
-            continue
-        id_ = row.id if said.no_trunc else row.id[:12]
-        if said.quiet:
-            print(id_)
-            continue
-        command = " ".join(row.config.get("command") or ()) or "-"
-        rows.append(
-            {
-                "ID": id_,
-                "Image": row.image_ref,
-                "Command": command if said.no_trunc else command[:30],
-                "CreatedAt": output.rfc3339(row.created),
-                "RunningFor": f"{output.ago(row.created)} ago",
-                "Status": _status(row, now),
-                "State": now.state,
-                "Names": row.name,
-                "Driver": row.driver,
-                "Labels": ",".join(f"{k}={v}" for k, v in row.labels.items()),
-                "Label": lambda name, labels=row.labels: labels.get(name, ""),
-            }
-        )
-    if not said.quiet:
-        columns = ("ID", "Image", "Command", "RunningFor", "Status", "Names")
-        output.listing(rows, columns, said.format, what="ps", headings=_HEADINGS)
+        rows.append(_line(engine, row, now, whole=bool(said.no_trunc or said.format == "json"), size=bool(said.size)))
+        if len(rows) == newest:
+            break
+    if said.quiet:
+        for line in rows:
+            print(line["ID"])
+        return 0
+    columns = ["ID", "Image", "Command", "RunningFor", "Status", "Names", *(["Size"] if said.size else [])]
+    output.listing(rows, tuple(columns), said.format, what="ps", headings=_HEADINGS)
     return 0
 
 
-def _document(engine: Engine, row: ContainerRow) -> dict[str, Any]:
+def _line(engine: Engine, row: ContainerRow, now: Now, *, whole: bool, size: bool) -> dict[str, Any]:
+    argv = row.config.get("argv") or row.config.get("command") or ()
+    command = " ".join(argv)
+    mounts = row.config.get("mounts") or ()
+    names = [source for kind, source, _, _ in mounts if kind != "tmpfs"]
+    return {
+        "ID": row.id if whole else row.id[:12],
+        "Image": row.image_ref,
+        "Command": f'"{command if whole or len(command) <= 20 else command[:19] + "…"}"',
+        "CreatedAt": output.rfc3339(row.created),
+        "RunningFor": f"{output.ago(row.created)} ago",
+        "Ports": "",
+        "Status": _status(row, now),
+        "State": now.state,
+        "Names": row.name,
+        "Networks": row.config.get("network", "none"),
+        "Mounts": ",".join(name if whole or len(name) <= 15 else f"{name[:14]}…" for name in names),
+        "LocalVolumes": sum(kind == "volume" for kind, _, _, _ in mounts),
+        "Size": output.size(_size(engine, row)) if size else "0B",
+        "Driver": row.driver,
+        "Labels": ",".join(f"{k}={v}" for k, v in row.labels.items()),
+        "Label": lambda name, labels=row.labels: labels.get(name, ""),
+    }
+
+
+def _size(engine: Engine, row: ContainerRow) -> int:
+    from cowshed.cli.pruning import own_size
+
+    return own_size(engine, row.driver, row.number)
+
+
+def _document(engine: Engine, row: ContainerRow, *, size: bool) -> dict[str, Any]:
     now = state.now(engine, row)
     asked = row.config
-    return {
+    image = _image_config(engine, row)
+    process = _process(engine, row)
+    argv = asked.get("argv") or asked.get("command") or [""]
+    policy, _, count = (asked.get("restart") or "no").partition(":")
+    mounts = [_mount(engine, *each) for each in asked.get("mounts") or ()]
+    folder = engine.folder(row)
+    layer = engine.reader.query("select id from layers where number = ?", row.number)
+    told = {
         "Id": row.id,
         "Created": output.rfc3339(row.created),
+        "Path": argv[0],
+        "Args": argv[1:],
         "Name": f"/{row.name}",
         "Image": row.image_id,
         "Driver": row.driver,
+        "Platform": "linux",
         "RestartCount": row.restarts,
-        "LogPath": f"{engine.folder(row)}/log",
+        "LogPath": f"{folder}/log",
+        "HostnamePath": f"{folder}/hostname",
+        "HostsPath": f"{folder}/hosts",
+        "ResolvConfPath": f"{folder}/resolv.conf",
+        "OCIConfigPath": f"{folder}/config.json",
+        "GraphDriver": {
+            "Name": row.driver,
+            "Data": {"Layer": layer[0][0] if layer else "", "Number": str(row.number),
+                     "Root": f"{engine.reader.root}/drivers/{row.driver}"},
+        },
+        "Mounts": mounts,
         "State": {
             "Status": now.state,
             "Running": now.state == "running",
@@ -95,46 +133,117 @@ def _document(engine: Engine, row: ContainerRow) -> dict[str, Any]:
         },
         "Config": {
             "Hostname": asked.get("hostname") or row.id[:12],
-            "User": asked.get("user") or "",
+            "User": asked.get("user") or image.get("User") or "",
             "Tty": bool(asked.get("tty")),
             "OpenStdin": bool(asked.get("interactive")),
-            "Env": asked.get("env") or [],
-            "Cmd": asked.get("command") or [],
+            "Env": process.get("env") or asked.get("env") or [],
+            "Cmd": asked.get("command") or image.get("Cmd"),
             "Image": row.image_ref,
-            "WorkingDir": asked.get("workdir") or "",
+            "WorkingDir": process.get("cwd") or "",
             "Labels": row.labels,
-            "Entrypoint": [asked["entrypoint"]] if asked.get("entrypoint") else None,
+            "Entrypoint": [asked["entrypoint"]] if asked.get("entrypoint") else image.get("Entrypoint"),
+            "Volumes": {target: {} for kind, _, target, _ in asked.get("mounts") or () if kind == "volume"} or None,
+            "StopSignal": asked.get("stop_signal") or image.get("StopSignal") or "SIGTERM",
+            "StopTimeout": asked.get("stop_timeout"),
         },
         "HostConfig": {
             "AutoRemove": bool(asked.get("rm")),
             "Privileged": bool(asked.get("privileged")),
             "ReadonlyRootfs": bool(asked.get("read_only")),
             "Memory": asked.get("memory") or 0,
+            "MemorySwap": asked.get("memory_swap") or (asked.get("memory") or 0) * 2,
+            "NanoCpus": int(float(asked.get("cpus") or 0) * 10**9),
             "PidsLimit": asked.get("pids_limit"),
+            "ShmSize": asked.get("shm_size") or 64 << 20,
             "NetworkMode": asked.get("network", "none"),
-            "Binds": asked.get("volume") or [],
+            "Binds": asked.get("volume"),
+            "Tmpfs": dict(word.partition(":")[::2] for word in asked.get("tmpfs") or ()) or None,
             "CapAdd": asked.get("cap_add"),
             "CapDrop": asked.get("cap_drop"),
-            "RestartPolicy": {"Name": asked.get("restart") or "no"},
+            "SecurityOpt": asked.get("security_opt"),
+            "Ulimits": asked.get("ulimit"),
+            "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(count or 0)},
             "Init": bool(asked.get("init")),
+            "LogConfig": {"Type": "cowshed", "Config": {}},
         },
-    }
+        "NetworkSettings": {
+            "Ports": {}, "IPAddress": "", "Gateway": "", "MacAddress": "",
+            "Networks": {asked.get("network", "none"): {"IPAddress": "", "Gateway": "", "MacAddress": ""}},
+        },
+    }  # fmt: skip
+    if size:
+        told["SizeRw"] = _size(engine, row)
+    return told
+
+
+def _image_config(engine: Engine, row: ContainerRow) -> dict[str, Any]:
+    from cowshed_runtime.fastjson import loads
+
+    rows = engine.reader.query("select config from images where id = ?", row.image_id) if row.image_id else ()
+    return (loads(rows[0][0]).get("config") or {}) if rows else {}
+
+
+def _process(engine: Engine, row: ContainerRow) -> dict[str, Any]:
+    """The OCI process of a container, {} while it is being created or removed."""
+    from cowshed.container import lifecycle
+
+    try:
+        return dict(lifecycle.config_of(engine, row)["process"])
+    except FileNotFoundError:
+        return {}
+
+
+def _mount(engine: Engine, kind: str, source: str, target: str, options: list[str]) -> dict[str, Any]:
+    told: dict[str, Any] = {"Type": kind}
+    if kind == "volume":
+        told.update(Name=source, Source=f"{engine.reader.root}/volumes/{source}/_data", Driver="local")
+    elif kind == "bind":
+        told["Source"] = source
+    told.update(Destination=target, Mode=",".join(o for o in options if o != "anonymous"), RW="ro" not in options)
+    told["Propagation"] = next((o for o in options if o.lstrip("r") in ("private", "slave", "shared")), "rprivate")
+    return told
+
+
+def _found(engine: Engine, name: str, kind: str | None, *, size: bool) -> dict[str, Any]:
+    """What is called name: a container, else an image, else a volume; only of one kind if that is asked. NotFound."""
+    if kind in (None, "container"):
+        try:
+            return _document(engine, containers.find(engine.reader, name), size=size)
+        except NotFound:
+            if kind:
+                raise
+    if kind in (None, "image"):
+        from cowshed.cli.commands import images
+
+        try:
+            return images.document(engine, engine.image(name))
+        except NotFound:
+            if kind:
+                raise
+    from cowshed.cli.commands import volumes
+    from cowshed.state import volumes as rows
+
+    try:
+        return volumes.document(engine, rows.find(engine.reader, name))
+    except NotFound:
+        if kind:
+            raise
+    raise NotFound(f"no such container, image or volume: {name}", remedy="cowshed ps -a, images, volume ls list them")
 
 
 def inspect(engine: Engine, said: Values) -> int:
-    from cowshed.cli.commands import images
-
-    documents = []
+    documents, status = [], 0
     for name in said["operands"]:
         try:
-            documents.append(_document(engine, containers.find(engine.reader, name)))
-        except NotFound:
-            try:
-                documents.append(images.document(engine, engine.image(name)))
-            except NotFound:
-                raise NotFound(f"no such container or image: {name}") from None
+            documents.append(_found(engine, name, said.type, size=bool(said.size)))
+        except CowshedError as error:
+            if len(said["operands"]) == 1:
+                raise
+            remedy = f": {error.remedy}" if error.remedy else ""
+            sys.stderr.write(f"cowshed: {error}{remedy}\n")
+            status = 1
     output.document(documents, said.format)
-    return 0
+    return status
 
 
 def logs(engine: Engine, said: Values) -> int:
