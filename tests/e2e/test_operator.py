@@ -110,6 +110,28 @@ def test_another_runtime_is_refused_before_anything_is_pulled_and_hinders_nothin
     assert engine("--runtime", "native", "run", "--rm", greeting, "true", env=env).returncode == 0
 
 
+@pytest.mark.parametrize("words", [("driver", "why"), ("driver", "list"), ("version",), ("help",), ("run", "--help")])
+def test_a_question_makes_no_store(engine, words):
+    engine.ok(*words)
+    assert not engine.root.exists()
+    assert [p.name for p in engine.root.parent.iterdir() if p.name.startswith(".cowshed")] == []
+
+
+def test_why_is_true_without_the_right_to_administer(engine):
+    """Overlay needs CAP_SYS_ADMIN: to say that the file system lacked something would send people to another disk."""
+    words = ["setpriv", "--bounding-set", "-sys_admin", *engine.words("driver", "why", "-f", "json")]
+    done = subprocess.run(words, env=engine.env, capture_output=True, check=True)
+    told = json.loads(done.stdout)
+    (overlay,) = [d for d in told["Drivers"] if d["Name"] == "overlay"]
+    (reason,) = overlay["Reasons"]
+    assert (overlay["Verdict"], reason["Code"], reason["Remedy"]) == (
+        "unusable",
+        "overlay.not-permitted",
+        "run as root",
+    )
+    assert told["Problem"].startswith("driver overlay cannot be used: this user may not")
+
+
 def test_a_driver_that_was_only_tried_is_not_the_store_s(engine, greeting):
     """copy is poor: having been named for one command that failed is no consent for all that follow."""
     engine.driver = "copy"

@@ -49,7 +49,10 @@ class Engine:
         return self._reader
 
     def stored_driver(self) -> str:
-        """The driver that has most of the images' layers, "" if none has any: one that was only tried is not chosen."""
+        """The driver that has most of the images' layers, "" if none has any: one that was only tried is not chosen.
+        Where there is no store, none is made for the question."""
+        if self._store is None and not os.path.exists(f"{self.settings.root}/db.sqlite"):
+            return ""
         rows = self.reader.query(
             "select name from drivers "
             "where exists (select 1 from layers where driver = name and kind = 'committed') limit 2"

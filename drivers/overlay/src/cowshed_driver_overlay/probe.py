@@ -82,7 +82,7 @@ def _backing(trial: str, private: str, facts: Facts) -> None:
         facts["d_type"] = files.directory_tells_types(fd)
         facts["whiteouts"] = _works(lambda: os.mknod("node", 0o20600, 0, dir_fd=fd))
         facts["rename_whiteout"] = _works(lambda: paths.rename2(fd, "file", fd, "renamed", paths.RENAME_WHITEOUT))
-        facts["xattrs"] = _works(lambda: os.setxattr(ground, f"{private}probe", b"y"))
+        facts["xattrs"] = _attributes_work(ground, private)
     finally:
         os.close(fd)
     name = str(facts["file_system"])
@@ -105,6 +105,17 @@ def _backing(trial: str, private: str, facts: Facts) -> None:
 def _works(do: Callable[[], object]) -> bool:
     try:
         do()
+    except OSError:
+        return False
+    return True
+
+
+def _attributes_work(path: str, private: str) -> bool:
+    try:
+        os.setxattr(path, f"{private}probe", b"y")
+    except PermissionError:
+        text = f"this user may not set {private}* attributes, in which overlay keeps what was deleted"
+        raise _Refused("not-permitted", text, "run as root") from None
     except OSError:
         return False
     return True
