@@ -20,6 +20,12 @@ def step(name: str) -> None:
         _reached(name)
 
 
+def inject(wanted: str) -> None:
+    """From now on in this process, as COWSHED_FAULT says it."""
+    global _wanted, _count
+    _wanted, _count = wanted, 0
+
+
 def _reached(name: str) -> None:
     global _count
     kind, _, rest = _wanted.partition("@")

@@ -113,6 +113,7 @@ class Layers:
         durable = durability == "commit" and bool(layers)
         if durable:
             self._sync()
+        self._close_to_sync()
         step("layers.publish.synced")
         with self.store.transaction() as tx:
             for layer, chain_id, diff_id in layers:
@@ -204,13 +205,16 @@ class Layers:
     def _sync(self) -> None:
         from cowshed_linux import files
 
-        fds, self._to_sync = self._to_sync, []
         try:
-            for fd in fds:
+            for fd in self._to_sync:
                 files.syncfs(fd)
         finally:
-            for fd in fds:
-                os.close(fd)
+            self._close_to_sync()
+
+    def _close_to_sync(self) -> None:
+        for fd in self._to_sync:
+            os.close(fd)
+        self._to_sync.clear()
 
     # ------------------------------------------------------------ removing
 

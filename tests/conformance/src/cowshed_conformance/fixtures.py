@@ -50,6 +50,7 @@ def backing(request: pytest.FixtureRequest, target: Target) -> Iterator[Backing]
         before = hoststate.HostState.now()
     kind = request.config.getoption("--backing") or getattr(request.module, "BACKING", "dir")
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
+        hoststate.ours.append(folder)
         if kind == "dir":
             os.mkdir(f"{folder}/at")
             made = Backing(kind, f"{folder}/at", folder)

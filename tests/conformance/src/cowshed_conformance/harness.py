@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Self
 
 from cowshed.layers.host import EngineHost
 from cowshed.layers.mounting import detached
@@ -86,6 +87,12 @@ class Store:
     def reopen(self) -> None:
         self.driver.close()
         self.driver = self.open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.driver.close()
 
     def discard(self) -> None:
         with contextlib.suppress(StorageError, OSError):

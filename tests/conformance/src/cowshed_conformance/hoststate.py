@@ -6,13 +6,15 @@ import os
 import threading
 from dataclasses import dataclass
 
+ours: list[str] = []  # directories of this run: loop devices on other images are other people's
+
 
 @dataclass(frozen=True)
 class HostState:
     mounts: tuple[str, ...]
     loops: tuple[str, ...]
     mapped: tuple[str, ...]
-    descriptors: int
+    descriptors: tuple[str, ...]
     children: tuple[int, ...]
     threads: int
 
@@ -35,20 +37,29 @@ def mounts() -> tuple[str, ...]:
 
 
 def loops() -> tuple[str, ...]:
-    """Loop devices in use, with their images."""
+    """Loop devices in use by this run, with their images."""
     found = []
     for name in os.listdir("/sys/block"):
         if name.startswith("loop"):
             try:
                 with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-                    found.append(f"{name} {file.read().strip()}")
+                    image = file.read().strip()
             except OSError:
                 continue  # not in use
+            if image.startswith(tuple(ours)):
+                found.append(f"{name} {image}")
     return tuple(sorted(found))
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) - 1  # listdir's own
+def descriptors() -> tuple[str, ...]:
+    """What this process has open; names only, as the paths change when a mount namespace goes away."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{name}").rpartition("/")[2])
+        except OSError:
+            continue  # listdir's own
+    return tuple(sorted(found))
 
 
 def children() -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import pytest
 core = pytest.mark.conformance_level("core")  # every plug-in must pass these
 full = pytest.mark.conformance_level("full")
 hard = pytest.mark.conformance_level("hard")  # minutes
+last = pytest.mark.conformance_last  # after all others
 
 
 def budget(seconds: float) -> pytest.MarkDecorator:

@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "conformance_level(name): core, full or hard (cowshed_conformance)")
     config.addinivalue_line("markers", "conformance_budget(seconds): time that a case may take (cowshed_conformance)")
+    config.addinivalue_line("markers", "conformance_last: runs after all others (cowshed_conformance)")
     if config.getoption("--driver"):
         config.pluginmanager.import_plugin("cowshed_conformance.fixtures")
     elif any(word.partition(".")[0].partition(":")[0] == "cowshed_conformance" for word in config.args):
@@ -62,6 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
+    items.sort(key=lambda item: item.get_closest_marker("conformance_last") is not None)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -146,6 +146,7 @@ def test_X01_killed_at_every_point_of_init_and_destroy(target: Target, backing: 
         def destroy(other: Store) -> None:
             target.plugin.destroy(root, target.options, other.host, store=store.id)
 
+        store.driver.close()
         destroy(store)
         made = crash.points(store, init, closed=True)
         store.id = target.plugin.init(root, target.options, SuiteHost())
@@ -275,8 +276,7 @@ def test_X02_killed_two_hundred_times_at_random_moments(light: Store, chance: ra
 @full
 @budget(90)
 def test_X03_what_was_committed_durably_survives_a_power_cut(target: Target, backing: Backing) -> None:
-    with backing.own(64 << 20, backing.loop_kind()) as system:
-        store = Store(target, f"{system.path}/store")
+    with backing.own(64 << 20, backing.loop_kind()) as system, Store(target, f"{system.path}/store") as store:
         if store.capabilities.durability < api.Durability.COMMIT:
             marks.skip("capability", "the driver does not claim to survive a power cut")
         base = store.commit(store.new(None, *CONTENT, file("big", b"x" * 3_000_000)), None, api.Durability.COMMIT)
@@ -295,14 +295,12 @@ def test_X03_what_was_committed_durably_survives_a_power_cut(target: Target, bac
             assert (made.id, made.kind) in found, "a prepared layer is gone after a power cut"
             tree.same(wanted[1], store.look(made, driver=driver), "after a power cut")
             driver.close()
-        store.driver.close()
 
 
 @full
 @budget(90)
 def test_X04_after_a_power_cut_the_store_opens_and_works_whatever_was_lost(target: Target, backing: Backing) -> None:
-    with backing.own(64 << 20, backing.loop_kind()) as system:
-        store = Store(target, f"{system.path}/store")
+    with backing.own(64 << 20, backing.loop_kind()) as system, Store(target, f"{system.path}/store") as store:
         base = store.layer(*CONTENT)
         for _ in range(3):
             store.layer(*CHANGES, parent=base)
@@ -320,14 +318,12 @@ def test_X04_after_a_power_cut_the_store_opens_and_works_whatever_was_lost(targe
             with store.mount(layer, driver=driver) as root:
                 steps.do(root, *CONTENT)
             driver.close()
-        store.driver.close()
 
 
 @full
 @budget(60)
 def test_X14_after_a_reboot_every_layer_is_usable(target: Target, backing: Backing) -> None:
-    with backing.own(64 << 20, backing.loop_kind()) as system:
-        store = Store(target, f"{system.path}/store")
+    with backing.own(64 << 20, backing.loop_kind()) as system, Store(target, f"{system.path}/store") as store:
         base = store.layer(*CONTENT)
         top = store.new(base, *CHANGES)
         wanted = store.look(base), store.look(top)
@@ -340,7 +336,6 @@ def test_X14_after_a_reboot_every_layer_is_usable(target: Target, backing: Backi
         store.change(top, file("more"))
         assert store.living() == {(base.id, base.kind), (top.id, top.kind)}
         store.commit(top)
-        store.driver.close()
 
 
 # ---------------------------------------------------------------- errors
@@ -371,8 +366,7 @@ def test_X06_an_error_at_every_point_leaves_the_old_state_or_the_new(light: Stor
 @core
 @budget(60)
 def test_X07_on_a_full_disk_reading_and_removing_work(target: Target, backing: Backing) -> None:
-    with backing.own(24 << 20) as system:
-        store = Store(target, f"{system.path}/store")
+    with backing.own(24 << 20) as system, Store(target, f"{system.path}/store") as store:
         base = store.layer(*CONTENT, file("big", os.urandom(1 << 20)))
         victim = store.new(base, file("large", os.urandom(4 << 20)))
         wanted = store.look(base)
@@ -391,7 +385,6 @@ def test_X07_on_a_full_disk_reading_and_removing_work(target: Target, backing: B
             assert store.leftovers() == []
         made = store.new(base, file("again", b"1"))
         assert store.read(made, "again") == b"1"
-        store.driver.close()
 
 
 def problem_of(work: Callable[[], object]) -> Exception | None:

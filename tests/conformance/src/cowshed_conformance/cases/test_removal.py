@@ -121,8 +121,7 @@ def open_mountinfo() -> list[str]:
 @core
 @budget(60)
 def test_R04_when_all_layers_are_gone_the_space_is_back(target: Target, backing: Backing) -> None:
-    with backing.own(192 << 20) as system:
-        store = Store(target, f"{system.path}/store")
+    with backing.own(192 << 20) as system, Store(target, f"{system.path}/store") as store:
         sync(system.path)
         before, inodes = system.used(), os.statvfs(system.path).f_ffree
         layers = []
@@ -146,7 +145,6 @@ def test_R04_when_all_layers_are_gone_the_space_is_back(target: Target, backing:
         assert kept <= system.size // 100, f"{kept} bytes are not back"
         gone = inodes - os.statvfs(system.path).f_ffree
         assert system.kind == "btrfs" or gone <= 16, f"{gone} inodes are not back"
-        store.driver.close()
 
 
 @core
@@ -208,8 +206,7 @@ def test_R06_the_drivers_own_check_is_clean_where_it_has_one(store: Store) -> No
 @core
 @budget(60)
 def test_R12_a_store_that_cannot_be_written_is_listed_and_read(target: Target, backing: Backing) -> None:
-    with backing.own(64 << 20) as system:
-        store = Store(target, f"{system.path}/store")
+    with backing.own(64 << 20) as system, Store(target, f"{system.path}/store") as store:
         base = store.layer(file("a", b"1"), directory("d"))
         top = store.new(base, file("b", b"2"), steps.remove("d"))
         wanted, living = (store.look(base), store.look(top)), store.living()

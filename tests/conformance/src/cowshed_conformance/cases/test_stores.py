@@ -58,6 +58,7 @@ def test_S02_an_unmounted_or_swapped_file_system_is_an_error(target: Target, bac
             mount.unmount(root)
         store.driver = store.open()
         assert store.read(layer, "a") == b"1"
+        store.driver.close()
 
 
 @core

@@ -1,0 +1,209 @@
+"""H: claims and denials, the random machine, and what the run itself leaves behind."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+
+import pytest
+
+from cowshed.storage import api
+from cowshed.storage.errors import Unsupported
+from cowshed_conformance import fixtures, hoststate, marks
+from cowshed_conformance.backing import Backing
+from cowshed_conformance.harness import Store, new_id, sync
+from cowshed_conformance.machine import explore
+from cowshed_conformance.marks import budget, core, full, hard, last
+from cowshed_conformance.steps import file
+from cowshed_conformance.target import Target
+
+# Where each claim is tried; a field that is not here fails H01, so that none comes in without a case.
+TRIED_BY = {
+    "granularity": "Q11",
+    "max_depth": "L22",
+    "durability": "X03",
+    "diff_tree": "H01 D02",
+    "changes": "H01 D02",
+    "changes_exact": "D06",
+    "activation": "H01 U05",
+    "quota": "H01 Q01",
+    "quota_inodes": "H01 Q06",
+    "live_snapshot": "H01 N08",
+    "rebase": "L27",
+    "transfer_formats": "H01",
+    "self_check": "H01 R06",
+    "rename_lower_directory": "C09",
+    "hard_links_survive_copy_up": "C18",
+    "inodes_stable": "C26",
+    "stale_reads_after_copy_up": "C25",
+    "char_0_0_visible": "C21",
+    "nested_subvolumes": "D17",
+    "shared_page_cache": "H01",
+    "idmapped_mounts": "I07",
+    "selinux": "H01 M08",
+    "rootless": "B02",
+    "acl": "C16",
+    "sparse": "C23",
+    "lost_xattrs": "C15",
+    "usage_exact": "Q11",
+}
+ABILITIES = "diff_tree changes activation quota quota_inodes live_snapshot transfer_formats self_check selinux".split()
+
+
+@core
+def test_H01_every_capability_has_a_case(store: Store) -> None:
+    fields = {name for name in api.Capabilities.__annotations__ if not name.startswith("_")}
+    assert set(TRIED_BY) == fields
+
+
+@core
+@pytest.mark.parametrize("ability", ABILITIES)
+def test_H01_an_ability_works_where_it_is_claimed_and_is_unsupported_where_it_is_denied(
+    store: Store, ability: str
+) -> None:
+    base = store.layer(file("a", b"1"))
+    active = store.new(base, file("b", b"2"))
+    before = store.living()
+    claimed = getattr(store.capabilities, ability) not in (False, (), api.QuotaScope.NONE, api.Consistency.NONE)
+    use = USES[ability]
+    if claimed:
+        use(store, base, active)
+        return
+    try:
+        use(store, base, active)
+    except (Unsupported, AttributeError) as error:
+        if isinstance(error, AttributeError) and error.name != METHODS.get(ability):
+            raise
+    else:
+        pytest.fail(f"{ability} is denied by the capabilities, and yet it works")
+    assert store.living() == before, f"a refused {ability} changed the store"
+    assert store.look(active)["b"].size == 1
+
+
+def _prepare_with(quota: api.Quota) -> Callable[[Store, api.Layer, api.Layer], None]:
+    def use(store: Store, base: api.Layer, active: api.Layer) -> None:
+        layer = store.prepare(store.plan(base), api.LayerOptions(quota=quota))
+        store.driver.remove(layer)
+
+    return use
+
+
+def _diff_tree(store: Store, base: api.Layer, active: api.Layer) -> None:
+    diff = store.driver.diff_tree(active)  # type: ignore[attr-defined]
+    assert os.listdir(diff.directory) == ["b"]
+    assert isinstance(diff.whiteout, api.Whiteout)
+
+
+def _changes(store: Store, base: api.Layer, active: api.Layer) -> None:
+    found = {change.path for change in store.driver.changes(base, active)}  # type: ignore[attr-defined]
+    assert b"b" in found
+
+
+def _activation(store: Store, base: api.Layer, active: api.Layer) -> None:
+    store.driver.activate(active, read_only=True)  # type: ignore[attr-defined]
+    store.driver.deactivate(active)  # type: ignore[attr-defined]
+    store.driver.deactivate(active)  # type: ignore[attr-defined]
+
+
+def _snapshot(store: Store, base: api.Layer, active: api.Layer) -> None:
+    new = api.Layer(new_id(), store.number + 1, api.Kind.COMMITTED, base)
+    data = store.driver.snapshot(active, new, api.Durability.NONE)  # type: ignore[attr-defined]
+    taken = api.Layer(new.id, new.number, new.kind, base, data)
+    assert store.read(taken, "b") == b"2"
+    assert store.has(active)
+    store.driver.remove(taken)
+
+
+def _transfer(store: Store, base: api.Layer, active: api.Layer) -> None:
+    formats = store.capabilities.transfer_formats or ("none",)
+    for fmt in formats:
+        out = io.BytesIO()
+        store.driver.send(base, None, fmt, out)  # type: ignore[attr-defined]
+        assert out.getvalue()
+
+
+def _self_check(store: Store, base: api.Layer, active: api.Layer) -> None:
+    assert list(store.driver.check([base, active], deep=True)) == []  # type: ignore[attr-defined]
+
+
+def _selinux(store: Store, base: api.Layer, active: api.Layer) -> None:
+    label = "system_u:object_r:container_file_t:s0"
+    plan = store.driver.mounts(active, api.MountRequest(read_only=False, selinux_label=label))
+    assert any(label in map(str, option) for step in plan.steps for option in getattr(step, "options", ()))
+
+
+METHODS = {
+    "diff_tree": "diff_tree",
+    "changes": "changes",
+    "activation": "activate",
+    "live_snapshot": "snapshot",
+    "transfer_formats": "send",
+    "self_check": "check",
+}
+USES: dict[str, Callable[[Store, api.Layer, api.Layer], None]] = {
+    "diff_tree": _diff_tree,
+    "changes": _changes,
+    "activation": _activation,
+    "quota": _prepare_with(api.Quota(bytes=64 << 20)),
+    "quota_inodes": _prepare_with(api.Quota(inodes=1000)),
+    "live_snapshot": _snapshot,
+    "transfer_formats": _transfer,
+    "self_check": _self_check,
+    "selinux": _selinux,
+}
+
+
+@core
+def test_H01_pages_are_shared_exactly_if_that_is_claimed(store: Store) -> None:
+    """What one container drops from memory is gone for the other too, if both read the same file of the back end."""
+    base = store.layer(file("a", b"1" * (64 << 10)))
+    sync(store.root)
+    with store.mount(store.new(base)) as one, store.mount(store.new(base)) as two:
+        fds = [os.open(f"{root}/a", os.O_RDONLY | os.O_CLOEXEC) for root in (one, two)]
+        try:
+            for fd in fds:
+                os.read(fd, 64 << 10)
+                if not in_memory(fd):
+                    marks.skip("kernel", "the mount does not tell what is in memory")
+            os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_DONTNEED)
+            if in_memory(fds[0]):
+                marks.skip("file-system", "pages stay in memory whatever is asked")
+            shared = not in_memory(fds[1])
+        finally:
+            for fd in fds:
+                os.close(fd)
+    marks.claim("shared_page_cache", store.capabilities.shared_page_cache, shared, "what one drops the other has lost")
+
+
+def in_memory(fd: int) -> bool:
+    try:
+        return os.preadv(fd, [bytearray(4096)], 0, os.RWF_NOWAIT) == 4096
+    except OSError:
+        return False
+
+
+@full
+@budget(120)
+def test_H04_random_operations_agree_with_a_dictionary(target: Target, backing: Backing) -> None:
+    with backing.own(256 << 20) as system:
+        explore(target, system.path, examples=120, length=40)
+
+
+@hard
+@budget(1800)
+def test_H04_many_random_operations_agree_with_a_dictionary(target: Target, backing: Backing) -> None:
+    with backing.own(256 << 20) as system:
+        explore(target, system.path, examples=1000, length=60)
+
+
+@core
+@last
+def test_H05_the_run_has_left_the_host_as_it_was(backing: Backing) -> None:
+    old, now = fixtures.before, hoststate.HostState.now()
+    assert old is not None
+    mounts = [path for path in now.mounts if not path.startswith(backing.scratch)]
+    assert sorted(mounts) == sorted(old.mounts)
+    assert [loop for loop in now.loops if backing.scratch not in loop] == []
+    assert (now.mapped, now.children, now.threads) == (old.mapped, old.children, old.threads)
+    assert now.descriptors == old.descriptors, "descriptors were left open"

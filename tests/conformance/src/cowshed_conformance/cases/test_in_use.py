@@ -1,0 +1,217 @@
+"""U: layers that are in use, through the engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from cowshed.layers.mounting import detached
+from cowshed.storage import api
+from cowshed.storage.errors import InUse
+from cowshed_conformance import crash, hoststate, marks, steps, tree
+from cowshed_conformance.backing import Backing
+from cowshed_conformance.engine import Engine
+from cowshed_conformance.marks import budget, core, full, hard
+from cowshed_conformance.steps import file
+from cowshed_conformance.target import Target
+from cowshed_linux import mount, process
+
+
+@pytest.fixture
+def engine(target: Target, backing: Backing) -> Iterator[Engine]:
+    made = Engine(target, backing.place())
+    yield made
+    made.close()
+
+
+@contextmanager
+def held(engine: Engine, layer: api.Layer, how: str) -> Iterator[int]:
+    """The pid of a process that has the layer mounted: in its `namespace`, `detached`, or by a `file` that is open."""
+    reader, writer = os.pipe()
+    fd = detached(engine.layers.plan(layer, read_only=False))
+
+    def hold() -> None:
+        os.close(reader)
+        kept = fd
+        if how == "namespace":
+            process.unshare(process.CLONE_NEWNS)
+            mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
+            mount.attach(fd, "/mnt")
+            os.close(fd)
+        elif how == "file":
+            kept = os.open("a", os.O_PATH | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+        os.write(writer, str(kept).encode())
+        signal.pause()
+
+    pid = crash.start(hold)
+    os.close(writer)
+    os.close(fd)
+    try:
+        assert os.read(reader, 20), "the holder did not come up"
+        yield pid
+    finally:
+        os.close(reader)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def shows_detached_mounts(engine: Engine, layer: api.Layer) -> bool:
+    """Whether the kernel tells of a mount that no namespace shows: of overlay alone, by its upper directory."""
+    last = engine.layers.plan(layer, read_only=False).steps[-1]
+    return isinstance(last, api.Overlay) and last.upper is not None
+
+
+@core
+@budget(60)
+@pytest.mark.parametrize("how", ["namespace", "detached", "file"])
+def test_U01_a_layer_in_use_is_neither_removed_nor_committed(engine: Engine, how: str) -> None:
+    layer = engine.create(engine.pull("ab"))
+    if how != "namespace" and not shows_detached_mounts(engine, layer):
+        marks.skip("kernel", "nothing tells of a detached mount of this kind: the monitor's lock byte has to")
+    wanted = engine.look(layer)
+    with held(engine, layer, how):
+        with pytest.raises(InUse):
+            engine.remove(layer)
+        with pytest.raises(InUse):
+            engine.commit(layer)
+        assert engine.findings() == []
+    tree.same(wanted, engine.look(layer), "a refused removal changed the layer")
+    engine.remove(layer)
+    engine.layers.purge(5)
+    assert engine.findings() == []
+
+
+@core
+@budget(60)
+def test_U02_the_holder_is_named(engine: Engine) -> None:
+    layer = engine.create(engine.pull("ab"))
+    with held(engine, layer, "namespace") as pid:
+        with pytest.raises(InUse) as raised:
+            engine.remove(layer)
+    assert str(pid) in str(raised.value)
+    assert raised.value.holders
+    assert raised.value.remedy
+
+
+@core
+@budget(60)
+def test_U03_when_the_holder_is_killed_the_layer_is_free(engine: Engine) -> None:
+    before = hoststate.loops(), hoststate.mounts()
+    for how in ("namespace", "detached"):
+        layer = engine.create(engine.pull("ab"))
+        with held(engine, layer, how):
+            pass  # killed at the end of the block
+        engine.remove(layer)
+    engine.layers.purge(5)
+    assert (hoststate.loops(), hoststate.mounts()) == before
+    assert engine.findings() == []
+
+
+@core
+@budget(60)
+def test_U04_a_layer_is_never_mounted_twice_for_writing(engine: Engine) -> None:
+    layer = engine.create(engine.pull("ab"))
+
+    def second() -> str:
+        other = Engine(engine.target, engine.root)
+        try:
+            with other.mount(other.layers.load(layer.number)):
+                return "mounted"
+        except InUse as error:
+            return str(error)
+        finally:
+            other.close()
+
+    with engine.mount(layer) as root:
+        steps.do(root, file("mine", b"1"))
+        assert crash.answer(second) != "mounted"
+        clone = mount.clone(root)  # what a further user gets
+        try:
+            steps.do(f"/proc/self/fd/{clone}", file("theirs", b"2"))
+        finally:
+            os.close(clone)
+        assert steps.read(root, "theirs") == b"2"
+    assert crash.answer(second) == "mounted"
+
+
+@core
+@budget(60)
+def test_U06_after_a_power_cut_while_a_layer_was_in_use_all_is_usable(
+    target: Target, backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with backing.own(96 << 20, backing.loop_kind()) as system:
+        engine = Engine(target, f"{system.path}/store")
+        if engine.driver.capabilities.durability < api.Durability.COMMIT:
+            marks.skip("capability", "the driver does not claim to survive a power cut")
+        image = engine.pull()
+        layer = engine.create(image)
+        with engine.mount(layer) as root:
+            steps.do(root, file("mine", b"1"))
+            with backing.after_power_cut(system) as path:
+                monkeypatch.setattr(process, "boot_id", lambda: "another boot")
+                after = Engine(target, f"{path}/store")
+                after.recover()
+                assert after.findings() == []
+                found = after.look(after.layers.load(layer.number))
+                assert {".", "a", "b", "c"} <= set(found)
+                assert found["a"].size == 10_000
+                assert after.layers.by_chain_id(image.chain_ids[-1]) is not None
+                after.remove(after.layers.load(layer.number))
+                after.create(image)
+                after.close()
+        engine.close()
+
+
+@core
+@budget(60)
+def test_U07_a_layer_is_looked_at_while_it_is_used_and_no_mount_is_left(engine: Engine) -> None:
+    layer = engine.create(engine.pull("ab"))
+    before = hoststate.mounts()
+    with engine.mount(layer) as root:
+        steps.do(root, file("mine", b"1"))
+
+        def look(path: str = f"/proc/{os.getpid()}/fd/{root.rpartition('/')[2]}") -> object:
+            here = f"/proc/self/fd/{mount.clone(path)}"
+            return sorted(os.listdir(here)), steps.read(here, "mine").decode()
+
+        assert crash.answer(look) == [["a", "b", "mine"], "1"]
+        steps.do(root, file("later", b"2"))
+    assert sorted(engine.look(layer)) == [".", "a", "b", "later", "mine"]
+    assert hoststate.mounts() == before
+
+
+def under_load(engine: Engine, rounds: int) -> None:
+    image = engine.pull("ab")
+
+    def work() -> None:
+        mine = Engine(engine.target, engine.root)
+        for _ in range(rounds):
+            layer = mine.create(image)
+            with mine.mount(layer) as root:
+                steps.do(root, file("mine", b"1"))
+            mine.remove(layer)
+        mine.layers.purge(10)
+        mine.close()
+
+    children = [crash.start(work) for _ in range(3)]
+    for child in children:
+        crash.finish(child)
+    engine.layers.purge(10)
+    assert engine.findings() == []
+
+
+@full
+@budget(90)
+def test_U08_mounting_and_removing_under_load_is_never_refused(engine: Engine) -> None:
+    under_load(engine, 15)
+
+
+@hard
+@budget(900)
+def test_U08_a_thousand_rounds_of_mounting_and_removing(engine: Engine) -> None:
+    under_load(engine, 350)
