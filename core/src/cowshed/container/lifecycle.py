@@ -114,7 +114,8 @@ def _configure(
     _write(f"{folder}/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
     _write(f"{folder}/resolv.conf", _host_file("/etc/resolv.conf") if network == "host" else "")
     config = spec.compose(asked, image, hostname=hostname, user=user, files=folder, mounts=mounts.oci(engine, wanted))
-    _write(f"{folder}/config.json", dumps(config), mode=0o600)
+    _write(f"{folder}/config.json.new", dumps(config), mode=0o600)
+    os.rename(f"{folder}/config.json.new", f"{folder}/config.json")  # whoever reads it finds it whole or not at all
 
 
 def _host_file(path: str) -> str:
@@ -134,9 +135,12 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
 
 
 def config_of(engine: Engine, row: ContainerRow) -> dict[str, Any]:
-    """The container's OCI configuration."""
-    with open(f"{engine.folder(row)}/config.json", "rb") as f:
-        config: dict[str, Any] = loads(f.read())
+    """The container's OCI configuration. Conflict if it has none yet, or no more."""
+    try:
+        with open(f"{engine.folder(row)}/config.json", "rb") as f:
+            config: dict[str, Any] = loads(f.read())
+    except FileNotFoundError:
+        raise Conflict(f"container {row.name} is being made or removed", remedy="try again") from None
     return config
 
 
@@ -145,7 +149,11 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
     from cowshed.layers.mounting import detached
 
     selection.require_native(engine.settings)
-    bury(engine, row)
+    if op != "run":
+        current = containers.get(engine.store, row.number)
+        if current is None or current.id != row.id or current.state == "removing":
+            raise NotFound(f"no such container: {row.name} was removed meanwhile", remedy="cowshed ps -a lists them")
+        bury(engine, row)
     connection, engine.called = engine.called or client.call(engine.store.run_directory()), None
     layers = engine.layers(row.driver)
     layer = layers.load(row.number)
@@ -286,8 +294,11 @@ def signal(engine: Engine, row: ContainerRow, number: int) -> None:
 
 def stop(engine: Engine, row: ContainerRow, *, timeout: float | None, number: int) -> None:
     """Ask the container to end, then make it. One that does not run is left as it is."""
-    with open(f"{engine.make_place(row)}/stopped", "w"):
-        pass
+    try:
+        with open(f"{engine.place(row)}/stopped", "w"):
+            pass
+    except FileNotFoundError:
+        return  # it was never started in this boot, or is just being removed
     if state.now(engine, row).state != "running":
         return
     try:
