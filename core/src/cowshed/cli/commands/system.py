@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cowshed.errors import BadUsage, CowshedError
-from cowshed.storage.errors import StorageError
+from cowshed.errors import BadUsage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,28 +13,49 @@ if TYPE_CHECKING:
 
 
 def check(engine: Engine, said: Values) -> int:
-    """Every object of every driver against the rows, both ways; `clean` is the last line if all fits. What dead
-    commands left is removed."""
-    from cowshed.image.blobs import BlobStore
-    from cowshed.state import drivers
+    """The database, the drivers' stores, the blobs and the files against each other; `clean` is the last line if all
+    fits. What dead commands left is removed first."""
+    from cowshed.container.check import check as check_
+    from cowshed.container.prune import remove_leftovers
 
-    findings = []
-    for name in drivers.names(engine.store):
-        try:
-            layers = engine.layers(name)
-        except (CowshedError, StorageError) as error:
-            findings.append(f"driver {name}: cannot be opened: {error}")
-            continue
-        layers.remove_unreferenced()
-        layers.purge(60.0)
-        findings.extend([f"driver {name}: {finding.text}" for finding in layers.check()])
-    blobs = BlobStore(engine.store.root)
-    blobs.collect(engine.store, everything=True)
-    blobs.prune_partials()
+    remove_leftovers(engine)
+    findings = check_(engine, deep=bool(said.deep))
     for finding in findings:
         print(finding)
     print("clean" if not findings else f"{len(findings)} findings")
     return 1 if findings else 0
+
+
+def prune(engine: Engine, said: Values) -> int:
+    import os
+    import sys
+
+    from cowshed.cli import output
+    from cowshed.container.prune import prune as prune_
+
+    if not said.force:
+        which = "images that no container uses" if said.all else "images without a name"
+        more = ", anonymous volumes that no container uses" if said.volumes else ""
+        sys.stderr.write(
+            f"WARNING! This will remove all containers that do not run, {which}{more}.\n"
+            "Are you sure you want to continue? [y/N] "
+        )
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return 0
+    engine.freeing = True
+    root = engine.store.root
+    before = os.statvfs(root)
+    done = prune_(engine, all_images=bool(said.all), with_volumes=bool(said.volumes))
+    after = os.statvfs(root)
+    deleted = [f"untagged: {name}" for each in done.images for name in each.untagged]
+    deleted += [f"deleted: {each.deleted}" for each in done.images if each.deleted]
+    for title, names in (("Containers", done.containers), ("Volumes", done.volumes), ("Images", deleted)):
+        if names:
+            print(f"Deleted {title}:", *names, "", sep="\n")
+    freed = after.f_bavail * after.f_frsize - before.f_bavail * before.f_frsize
+    print(f"Total reclaimed space: {output.size(max(freed, 0))}")
+    return 0
 
 
 def completion(engine: Engine, said: Values) -> int:

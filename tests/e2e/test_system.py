@@ -1,0 +1,110 @@
+"""`system check` tells what does not fit, `system prune` gives space back."""
+
+import os
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def checked(pulled):
+    """A store with a container, which checks clean."""
+    pulled.ok("run", "--name", "one", "-v", "/data", pulled.image, "sh", "-c", "echo x > /new")
+    assert pulled.ok("system", "check", "--deep") == "clean\n"
+    return pulled
+
+
+def findings(engine, *words):
+    done = engine("system", "check", *words)
+    assert done.returncode == 1, done
+    *told, last = done.stdout.decode().splitlines()
+    assert last == f"{len(told)} findings"
+    return told
+
+
+def objects(engine, kind):
+    return engine.root / "drivers" / engine.driver / kind
+
+
+def test_check_sees_a_layer_that_is_gone_and_one_that_nobody_knows(checked):
+    (layer,) = os.listdir(objects(checked, "active"))
+    os.rename(objects(checked, "active") / layer, objects(checked, "active") / ("f" * 32))
+    told = findings(checked)
+    assert set(told) == {
+        f"driver {checked.driver}: layer active/{'f' * 32} belongs to no layer",
+        f"driver {checked.driver}: layer {layer} is missing",
+    }
+    os.rename(objects(checked, "active") / ("f" * 32), objects(checked, "active") / layer)
+    assert checked.ok("system", "check") == "clean\n"
+
+
+def test_check_sees_blobs_that_are_gone_cut_or_damaged(checked):
+    folder = checked.root / "blobs" / "sha256"
+    one, two, three = sorted(os.listdir(folder), key=lambda name: os.path.getsize(folder / name))
+    os.unlink(folder / one)
+    os.truncate(folder / two, 10)
+    with open(folder / three, "r+b") as f:
+        f.seek(100)
+        f.write(b"other")
+    told = findings(checked)
+    assert len(told) == 2
+    assert f"blob sha256:{one[:12]} is missing" in " ".join(told)
+    assert f"blob sha256:{two[:12]} has 10 bytes" in " ".join(told)
+    told = findings(checked, "--deep")
+    assert {f"blob sha256:{name[:12]}" in " ".join(told) for name in (one, two, three)} == {True}
+    assert any(f"blob sha256:{three[:12]} is damaged" in text for text in told)
+    for name in (two, three):
+        os.unlink(folder / name)
+    checked.ok("pull", "-q", checked.image)
+    assert checked.ok("system", "check", "--deep") == "clean\n"
+
+
+def test_check_sees_folders_of_nobody_and_a_configuration_that_is_gone(checked):
+    (container,) = os.listdir(checked.root / "containers")
+    os.unlink(checked.root / "containers" / container / "config.json")
+    os.mkdir(checked.root / "containers" / "stranger")
+    os.mkdir(checked.root / "volumes" / "stranger")
+    assert findings(checked) == [
+        "containers/stranger belongs to no container",
+        "container one: its configuration is missing: remove it",
+        "volumes/stranger belongs to no volume",
+    ]
+    checked.ok("rm", "one")
+    for folder in ("containers", "volumes"):
+        os.rmdir(checked.root / folder / "stranger")
+    assert checked.ok("system", "check") == "clean\n"
+
+
+def test_check_goes_on_when_a_driver_cannot_be_opened(checked):
+    store = checked.root / "drivers" / checked.driver
+    shutil.move(store, f"{store}.away")
+    (told,) = findings(checked)
+    assert told.startswith(f"driver {checked.driver}: cannot be opened: ")
+    shutil.move(f"{store}.away", store)
+    assert checked.ok("system", "check") == "clean\n"
+
+
+def test_check_removes_what_dead_commands_left_and_nothing_else(checked):
+    """A broken download and a removal that was not finished are nobody's fault: no finding, and gone afterwards."""
+    partial = checked.root / "blobs" / "partial" / ("0" * 8 + "-" + "1" * 64)
+    partial.write_bytes(b"x")
+    (objects(checked, "trash") / ("e" * 32 + ".active")).mkdir()
+    assert checked.ok("system", "check") == "clean\n"
+    assert not partial.exists()
+    assert os.listdir(objects(checked, "trash")) == []
+    assert checked.names() == ["one"]
+
+
+def test_prune_asks_and_removes_what_does_not_run(checked):
+    checked.ok("run", "-d", "--name", "up", checked.image, "sleep", "1000")
+    done = checked("system", "prune", feed=b"n\n")
+    assert (done.returncode, b"WARNING" in done.stderr, done.stdout) == (0, True, b"")
+    assert sorted(checked.names()) == ["one", "up"]
+    assert "Deleted Containers:" in checked.ok("system", "prune", "-f", "--volumes")
+    assert checked.names() == ["up"]
+    assert os.listdir(checked.root / "volumes") == []
+    assert checked.ok("images", "-q")
+    checked.ok("rm", "-f", "up")
+    assert "deleted: sha256:" in checked.ok("system", "prune", "-af")
+    assert checked.ok("images", "-q") == ""
+    assert os.listdir(objects(checked, "committed")) == os.listdir(checked.root / "blobs" / "sha256") == []
