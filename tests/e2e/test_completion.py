@@ -30,7 +30,7 @@ def store(tmp_path_factory, greeting):
         )
 
     cowshed("pull", "-q", greeting)
-    cowshed("create", "--name", "created-box", greeting, "true")
+    cowshed("create", "--name", "created-box", "-v", "some-volume:/data", greeting, "true")
     cowshed("run", "-d", "--name", "running-box", greeting, "sleep", "600")
     (folder / "some-file").touch()
     for shell in SHELLS:
@@ -104,6 +104,8 @@ CASES = [
     ("cowshed kill -s TER", "TERM", "KILL"),
     ("cowshed completion f", "fish", "bash"),
     ("cowshed help ima", "images", "run"),
+    ("cowshed volume rm ", "some-volume", "running-box"),
+    ("cowshed inspect some-", "some-volume", "some-file"),
     ("cowshed --driver overlay --driver-option xi", "xino=auto", "index=on"),
 ]
 
@@ -131,6 +133,7 @@ def test_bash_replaces_what_stands_behind_a_colon(store, greeting):
 
 @pytest.mark.parametrize("ask", [bash, fish])
 def test_file_names_are_offered_where_files_are_meant(store, ask):
+    assert ask(store, "cowshed run --hostname some") == []
     found = ask(store, "cowshed run --env-file some")
     assert found == (["files"] if ask is bash else ["some-file"])
 

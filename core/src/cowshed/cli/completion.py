@@ -193,7 +193,7 @@ def _values(option: Option, flags: Values) -> list[str] | None:
         return ["ALL", *(name.removeprefix("CAP_") for name in NUMBERS)]
     if key in _WORDS:
         return _WORDS[key].split()
-    return [] if key in _FREE else None
+    return None if key in _FILES or option.metavar in ("FILE", "DIRECTORY") else []
 
 
 _WORDS = {
@@ -202,10 +202,7 @@ _WORDS = {
     "runtime": "native", "security_opt": "no-new-privileges seccomp=unconfined",
     "platform": "linux/amd64 linux/arm64 linux/arm/v7",
 }  # fmt: skip
-_FREE = frozenset(
-    "name hostname user workdir label memory memory_swap cpus pids_limit shm_size ulimit env time stop_timeout tail "
-    "since until filter detach_keys message author change".split()
-)
+_FILES = frozenset("root run_root config env_file label_file cidfile volume device input output".split())
 
 
 def _operand(command: Command, number: int, flags: Values) -> list[str] | None:
@@ -213,6 +210,8 @@ def _operand(command: Command, number: int, flags: Values) -> list[str] | None:
     if not kinds or (number >= len(kinds) and not kinds[-1].rstrip("]").endswith("…")):
         return []
     kind = kinds[min(number, len(kinds) - 1)].strip("[]…")
+    if kind == "NAME" and command.name != "inspect":
+        return []  # a name that is new
     if kind == "SHELL":
         return list(SHELLS)
     if kind == "COMMAND" and command.name == "help":
@@ -221,12 +220,10 @@ def _operand(command: Command, number: int, flags: Values) -> list[str] | None:
     if engine is None:
         return [] if kind in ("CONTAINER", "IMAGE", "NAME", "VOLUME") else None
     if kind == "VOLUME":
-        from cowshed.state import volumes
-
-        return [row.name for row in volumes.list_all(engine.reader)]
+        return _volumes(engine)
     if kind == "IMAGE":
         return _images(engine)
-    return _containers(engine, command.name) + (_images(engine) if kind == "NAME" else [])
+    return _containers(engine, command.name) + (_images(engine) + _volumes(engine) if kind == "NAME" else [])
 
 
 def _engine(flags: Values) -> Engine | None:
@@ -245,6 +242,12 @@ def _containers(engine: Engine, command: str) -> list[str]:
     running = {"stop": True, "kill": True, "exec": True, "attach": True, "start": False}.get(command)
     rows = containers.list_all(engine.reader)
     return [r.name for r in rows if running is None or (state.now(engine, r).state == "running") == running]
+
+
+def _volumes(engine: Engine) -> list[str]:
+    from cowshed.state import volumes
+
+    return [row.name for row in volumes.list_all(engine.reader)]
 
 
 def _images(engine: Engine) -> list[str]:

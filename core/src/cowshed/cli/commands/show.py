@@ -44,7 +44,7 @@ def ps(engine: Engine, said: Values) -> int:
         now = state.now(engine, row)
         if not (every or newest or now.state == "running") or (fits and not fits(row, now)):
             continue
-        rows.append(_line(engine, row, now, whole=bool(said.no_trunc or said.format == "json"), size=bool(said.size)))
+        rows.append(_line(engine, row, now, whole=bool(said.no_trunc), size=bool(said.size)))
         if len(rows) == newest:
             break
     if said.quiet:
