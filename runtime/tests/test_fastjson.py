@@ -18,3 +18,9 @@ def test_both_forms_are_read_back_and_look_as_json_writes_them(value):
     assert fastjson.pretty(value) == json.dumps(value, indent=4)
     assert fastjson.loads(fastjson.pretty(value)) == value
     assert fastjson.loads(fastjson.dumps(value)) == value
+
+
+@pytest.mark.parametrize("value", [b"bytes", {"a": {1, 2}}, float("nan"), [float("inf")]], ids=repr)
+def test_what_json_cannot_say_is_refused(value):
+    with pytest.raises((TypeError, ValueError)):
+        fastjson.dumps(value)

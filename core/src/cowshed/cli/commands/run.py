@@ -102,6 +102,7 @@ def _make(engine: Engine, said: Values, *, op: str) -> ContainerRow:
     if said.cidfile and os.path.exists(said.cidfile):
         raise BadUsage(f"--cidfile {said.cidfile} exists already", remedy="remove it if no container needs it")
     name = said["operands"][0]
+    _ = engine.store  # for writing from the first, so that it is opened once
     row = lifecycle.create(engine, asked, _image(engine, name, said), name, op=op)
     if said.cidfile:
         with open(said.cidfile, "w") as f:
