@@ -168,7 +168,9 @@ class _Applier:
                     for view in feed.views(length):
                         _write(fd, view)
                 os.ftruncate(fd, entry.real_size)
-            else:
+            elif whole := feed.whole(entry.size):
+                _write(fd, whole)
+            elif entry.size:
                 for view in feed.views(entry.size):
                     _write(fd, view)
             if entry.uid or entry.gid or inherits:
