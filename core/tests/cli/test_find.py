@@ -95,3 +95,9 @@ def test_the_level_of_what_is_told_is_checked(capsys):
     status, _, error = said(capsys, "--log-level", "loud", "ps")
     assert status == 125
     assert "--log-level is one of debug, info, warn, error, not 'loud'" in error
+
+
+def test_a_global_option_behind_the_command_is_sent_to_its_place(capsys):
+    status, _, error = said(capsys, "ps", "--root", "/store")
+    assert status == 125
+    assert error == "cowshed: ps: unknown option --root: write it before the command: cowshed --root ps …\n"

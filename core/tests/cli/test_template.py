@@ -1,6 +1,8 @@
 """Templates of --format: what Docker's documentation shows, and what Go does beyond it."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cowshed.cli.output import listing
 from cowshed.cli.template import Template
@@ -77,6 +79,7 @@ def test_renders(template, output):
         ("{{jsn .}}", "did you mean json?"),
         ("{{range .Mounts}}", "{{end}} of {{range …}} is missing"),
         ("{{end}}", "outside of a block"),
+        ("{{break}}", "outside of {{range"),
         ("{{.Name", "has no end"),
         ("{{}}", "empty"),
         ("{{(.Name}}", "parenthesis"),
@@ -91,6 +94,27 @@ def test_a_wrong_template_says_what_is_wrong(template, told):
     with pytest.raises(BadUsage) as caught:
         Template(template).render(CONTAINER)
     assert told in f"{caught.value}: {caught.value.remedy}"
+
+
+PIECES = st.sampled_from(
+    '{{ }} {{- -}} . .Name .State.Pid .Mounts $ $x := = | ( ) , range if else end with index len json "a" `b` 0 -1 1.5 '
+    'break continue printf "%d" slice join split /* */ nil true .Config.Labels.b eq and or not x'.split()
+)
+
+
+@settings(derandomize=True, max_examples=1500, deadline=None)
+@given(st.lists(PIECES, max_size=10))
+def test_any_text_is_rendered_or_refused_by_type(pieces):
+    for text in (
+        " ".join(pieces),
+        f"{{{{{' '.join(pieces)}}}}}",
+        f"{{{{range .Mounts}}}}{{{{{' '.join(pieces)}}}}}{{{{end}}}}",
+    ):
+        try:
+            rendered = Template(text).render(CONTAINER)
+        except BadUsage:
+            continue
+        assert isinstance(rendered, str)
 
 
 ROWS = [

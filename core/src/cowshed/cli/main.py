@@ -82,7 +82,7 @@ def _dispatch(flags: parser.Values) -> int:
         help_.show(words[:1])
         return 0 if len(words) > 1 else 125
     command, rest = find.command(words)
-    said = parser.parse(command.options, rest, foreign=command.foreign, what=command.name)
+    said = parser.parse(command.options, rest, foreign=command.foreign, what=command.name, before=tables.GLOBAL)
     if said.help:
         from cowshed.cli import help as help_
 

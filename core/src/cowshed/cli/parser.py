@@ -58,8 +58,11 @@ class Values(dict):  # type: ignore[type-arg]
         return self.get(name)
 
 
-def parse(options: tuple[Option, ...], words: list[str], *, foreign: bool, what: str) -> Values:
-    """BadUsage names the nearest option for a misspelt one; what is the command's name."""
+def parse(
+    options: tuple[Option, ...], words: list[str], *, foreign: bool, what: str, before: tuple[Option, ...] = ()
+) -> Values:
+    """BadUsage names the nearest option for a misspelt one. what: the command's name; before: options that may only
+    stand before it."""
     known = {name: option for option in options for name in option.names.split()}
     values = Values()
     operands: list[str] = []
@@ -79,7 +82,9 @@ def parse(options: tuple[Option, ...], words: list[str], *, foreign: bool, what:
             name, equals, text = word.partition("=")
             option = known.get(name)
             if option is None:
-                raise BadUsage(f"{what}: unknown option {name}", remedy=_nearest(name, known))
+                early = any(name in option.names.split() for option in before)
+                remedy = f"write it before the command: cowshed {word} {what} …" if early else _nearest(name, known)
+                raise BadUsage(f"{what}: unknown option {name}", remedy=remedy)
             if option.kind == "flag":
                 _store(values, option, _truth(name, text) if equals else True, what)
             elif equals:

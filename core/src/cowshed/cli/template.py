@@ -83,6 +83,7 @@ class _Parser:
         self._parts.append(rest.lstrip() if trim else rest)
         self._at = 0
         self._tokens: list[str] = []
+        self._loops = 0
 
     def parse(self) -> list[Any]:
         nodes, end = self._block()
@@ -103,6 +104,8 @@ class _Parser:
             if word in ("end", "else"):
                 return nodes, part[0]
             if word in ("break", "continue"):
+                if not self._loops:
+                    raise _wrong(f"{{{{{word}}}}} stands outside of {{{{range …}}}}")
                 nodes.append((word,))
             elif word in _BLOCKS:
                 nodes.append(self._conditional(word, rest))
@@ -112,7 +115,9 @@ class _Parser:
 
     def _conditional(self, word: str, rest: str) -> tuple[str, Any, list[Any], list[Any]]:
         pipe = self._pipe(rest)
+        self._loops += word == "range"
         body, end = self._block()
+        self._loops -= word == "range"
         otherwise: list[Any] = []
         if end.startswith("else"):
             again, _, rest = end[4:].strip().partition(" ")
