@@ -46,11 +46,13 @@ def test_the_driver_is_chosen_before_and_behind_the_command(shop):
 
 
 def test_environment(shop, tmp_path):
-    (tmp_path / "env").write_text("# comment\n\nFILE=1\nBOTH=file\nHERE\n")
+    (tmp_path / "env").write_text("# comment\n\nFILE=1\nBOTH=file\nHERE\nSPACED= a \n")
     words = ["run", "--rm", "-e", "BOTH=flag", "--env-file", str(tmp_path / "env"), "-e", "EMPTY=", "-e", "ABSENT"]
     told = shop(*words, "-e", "GREETING=bye", shop.image, "env", env={"HERE": "yes"}).stdout.decode().splitlines()
-    assert {"FILE=1", "BOTH=flag", "HERE=yes", "EMPTY=", "GREETING=bye", "HOME=/root"} <= {*told}
+    assert {"FILE=1", "BOTH=flag", "HERE=yes", "EMPTY=", "SPACED= a ", "GREETING=bye", "HOME=/root"} <= {*told}
     assert not [line for line in told if line.startswith("ABSENT")]
+    (tmp_path / "env").write_text("A =1\n")
+    assert "is no name" in refused(shop, "run", "--env-file", str(tmp_path / "env"), shop.image, "env")
 
 
 def test_entry_points(shop):

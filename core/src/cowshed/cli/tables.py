@@ -373,20 +373,6 @@ COMMANDS = (
         0,
     ),
     Command(
-        "system prune",
-        "volumes:prune_all",
-        "",
-        "remove containers that do not run and images without a name",
-        (
-            Option("-a --all", "flag", "also all images that no container uses"),
-            _FORCE,
-            Option("--volumes", "flag", "also anonymous volumes that no container has"),
-            _HELP,
-        ),
-        0,
-        0,
-    ),
-    Command(
         "system check",
         "system:check",
         "",

@@ -211,7 +211,7 @@ class _Relay:
         except OSError:  # the container has closed its stdin
             self.pending = b""
             if self.reading:
-                self.poll.unregister(0)
+                self.watch(0, 0)
                 self.reading = False
         self.watch(self.session.input, 0)
         if self.reading:

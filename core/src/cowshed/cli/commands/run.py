@@ -67,10 +67,18 @@ def _environment(said: Values) -> list[str]:
     entries: list[str] = []
     for path in said.env_file or ():
         try:
-            with open(path) as f:
-                entries += [line.strip() for line in f if line.strip() and not line.lstrip().startswith("#")]
+            with open(path, encoding="utf-8", errors="surrogateescape") as f:
+                lines = [line.rstrip("\n").lstrip() for line in f]
         except OSError as error:
             raise BadUsage(f"--env-file {path}: {error.strerror}") from None
+        for line in lines:
+            if line and not line.startswith("#"):
+                name = line.partition("=")[0]
+                if name != name.rstrip() or not name:
+                    raise BadUsage(
+                        f"--env-file {path}: {name!r} is no name", remedy="write NAME=VALUE, no space before ="
+                    )
+                entries.append(line)
     entries += said.env or []
     result = []
     for entry in entries:

@@ -1,4 +1,4 @@
-"""volume create, ls, inspect, rm, prune; system prune."""
+"""volume create, ls, inspect, rm, prune."""
 
 from __future__ import annotations
 
@@ -142,25 +142,4 @@ def prune(engine: Engine, said: Values) -> int:
     removed, freed = pruning.remove_volumes(engine, lambda row: all(fits(row) for fits in tests))
     pruning.tell("Volumes", removed)
     pruning.tell_freed(freed)
-    return 0
-
-
-def prune_all(engine: Engine, said: Values) -> int:
-    from cowshed.image.remove import prune as prune_images
-
-    parts = ["all containers that do not run"]
-    parts.append("all images that no container uses" if said.all else "all images without a name")
-    if said.volumes:
-        parts.append("all anonymous volumes that no container has")
-    if not (said.force or pruning.agreed(", ".join(parts))):
-        return 0
-    removed, freed = pruning.remove_containers(engine, lambda row, now: True)
-    pruning.tell("Containers", removed)
-    if said.volumes:
-        removed, more = pruning.remove_volumes(engine, lambda row: row.anonymous)
-        pruning.tell("Volumes", removed)
-        freed += more
-    gone = prune_images(engine.store, unused=bool(said.all), layers=engine.layers)
-    pruning.tell("Images", [line for one in gone for line in (*one.untagged, one.deleted) if line])
-    pruning.tell_freed(freed + sum(one.freed for one in gone))
     return 0
