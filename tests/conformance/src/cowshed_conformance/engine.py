@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 from cowshed.errors import NotFound
 from cowshed.layers.host import EngineHost
@@ -41,6 +42,12 @@ class Engine:
     @property
     def driver(self) -> api.Driver:
         return self.layers.driver
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self.driver.close()
