@@ -40,9 +40,9 @@ class Engine:
             timeout=timeout,
         )
 
-    def ok(self, *words: str, feed: bytes | None = None, env: dict | None = None) -> str:
+    def ok(self, *words: str, feed: bytes | None = None, env: dict | None = None, status: int = 0) -> str:
         done = self(*words, feed=feed, env=env)
-        assert done.returncode == 0, (words, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+        assert done.returncode == status, (words, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
         return done.stdout.decode()
 
     def spawn(self, *words: str, **options) -> subprocess.Popen:

@@ -48,6 +48,11 @@ class Engine:
                 log.warn("the store's disk is full; this is what a copy of its database says")
         return self._reader
 
+    def done(self) -> None:
+        """At the end of a command. What ends with the process is not closed one by one: that would take time."""
+        if self._store is not None:
+            self._store.keep_ballast()
+
     def stored_driver(self) -> str:
         """The driver that has most of the images' layers, "" if none has any: one that was only tried is not chosen.
         Where there is no store, none is made for the question."""

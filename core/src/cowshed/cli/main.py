@@ -100,5 +100,8 @@ def _dispatch(flags: parser.Values) -> int:
     engine = Engine(settings.load(flags, os.environ))
     module, _, function = command.module.partition(":")
     __import__(name := f"cowshed.cli.commands.{module}")  # importlib brings warnings
-    result = getattr(sys.modules[name], function)(engine, said)
+    try:
+        result = getattr(sys.modules[name], function)(engine, said)
+    finally:
+        engine.done()
     return int(result or 0)

@@ -48,7 +48,8 @@ def create(
     own = loads(image.config).get("config") or {}
     wanted = mounts.name_volumes(mounts.parse(asked, own))
     argv = spec.arguments(asked, own)
-    asked = {**asked, "argv": argv, "mounts": [[w.kind, w.source, w.target, list(w.options)] for w in wanted]}
+    asked = {**asked, "argv": argv, "mounts": [[w.kind, w.source, w.target, list(w.options)] for w in wanted],
+             "root": engine.settings.root}  # fmt: skip
     if op == "run":
         engine.called = client.call(engine.store.run_directory())
     layers = engine.layers()
@@ -114,8 +115,14 @@ def _configure(
     _write(f"{folder}/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
     _write(f"{folder}/resolv.conf", _host_file("/etc/resolv.conf") if network == "host" else "")
     config = spec.compose(asked, image, hostname=hostname, user=user, files=folder, mounts=mounts.oci(engine, wanted))
-    _write(f"{folder}/config.json.new", dumps(config), mode=0o600)
-    os.rename(f"{folder}/config.json.new", f"{folder}/config.json")  # whoever reads it finds it whole or not at all
+    _write_config(engine, row, config)
+
+
+def _write_config(engine: Engine, row: ContainerRow, config: dict[str, Any]) -> None:
+    """Whoever reads it finds it whole or not at all."""
+    path = f"{engine.folder(row)}/config.json"
+    _write(f"{path}.new", dumps(config), mode=0o600)
+    os.rename(f"{path}.new", path)
 
 
 def _host_file(path: str) -> str:
@@ -154,6 +161,8 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
         if current is None or current.id != row.id or current.state == "removing":
             raise NotFound(f"no such container: {row.name} was removed meanwhile", remedy="cowshed ps -a lists them")
         bury(engine, row)
+        if row.config.get("root", engine.store.root) != engine.store.root:
+            _follow(engine, row)
     connection, engine.called = engine.called or client.call(engine.store.run_directory()), None
     layers = engine.layers(row.driver)
     layer = layers.load(row.number)
@@ -216,6 +225,17 @@ def _worker(engine: Engine, row: ContainerRow) -> dict[str, Any]:
     else:
         return {}
     return {"worker": words, "worker_always": always, "environment": {"PATH": os.environ.get("PATH", "")}}
+
+
+def _follow(engine: Engine, row: ContainerRow) -> None:
+    """The store was moved since the container was made: its own files and volumes are mounted from another path."""
+    config, old, new = config_of(engine, row), row.config["root"], engine.store.root
+    for mount in config.get("mounts") or ():
+        if str(mount.get("source", "")).startswith(f"{old}/"):
+            mount["source"] = new + mount["source"][len(old) :]
+    _write_config(engine, row, config)
+    with engine.store.transaction() as tx:
+        containers.update(tx, row.number, config={**row.config, "root": new})
 
 
 def ended(engine: Engine, row: ContainerRow) -> None:

@@ -84,7 +84,11 @@ class Store:
         """Give everything back; with freeing, keep a ballast again where there is room for it."""
         self._db.close()
         self.locks.close()
-        if self.freeing:
+        self.keep_ballast()
+
+    def keep_ballast(self) -> None:
+        """After freeing space: have a ballast again, if there is room for it."""
+        if self.freeing and not os.path.exists(f"{self.root}/ballast"):
             from cowshed.state import making
 
             making.make_ballast(self.root)
