@@ -173,3 +173,14 @@ def test_a_reader_that_goes_away_and_a_full_output(lived):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(lived.words("ps"), env=lived.env, stdout=full, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (125, b"cowshed: standard output: No space left on device\n")
+
+
+def test_changing_one_s_mind_about_the_driver_needs_no_registry(engine, greeting, tmp_path):
+    engine.ok("pull", "-q", greeting)
+    blocked = tmp_path / "blocked.toml"
+    blocked.write_text(f'[registries."{greeting.partition("/")[0]}"]\nblocked = true\n')
+    engine.driver = "copy"
+    assert engine.ok("--config", str(blocked), "run", "--rm", greeting, "cat", "three") == "three\n"
+    assert engine("--config", str(blocked), "pull", greeting).returncode == 125
+    assert engine.ok("info", "-f", "{{.DriversInUse}}") == "[copy overlay]\n"
+    assert engine.ok("system", "check").splitlines()[-1] == "clean"
