@@ -108,7 +108,10 @@ def test_options_come_from_file_and_flag_and_are_held_against_the_schema(engine,
     assert engine.ok("run", "--rm", greeting, "cat", "three") == "three\n"
     configured("level = 9")  # mode is not said: it stays what the store was made with
     assert engine.ok("run", "--rm", greeting, "cat", "three") == "three\n"
+    (mine,) = [d for d in json.loads(engine.ok("driver", "why", "-f", "json"))["Drivers"] if d["Name"] == "mine"]
+    assert mine["Options"] == {"level": 9, "mode": "slow", "checked": False}, "as the store has them"
     configured("mode = 'fast'")
+    assert "option mode of driver mine is 'slow' in this store" in engine.ok("driver", "why")
     told = refused(engine, "run", "--rm", greeting, "true")
     assert "option mode of driver mine is 'slow' in this store and cannot become 'fast'" in told
     flag = ("--driver", "mine", "--driver-option", "mode=slow")

@@ -70,6 +70,15 @@ class Engine:
         )
         return str(rows[0][0])
 
+    def kept_options(self) -> dict[str, dict[str, Any]]:
+        """By driver, the options that creation fixed in this store."""
+        if self._store is None and not os.path.exists(f"{self.settings.root}/db.sqlite"):
+            return {}
+        from cowshed.state import drivers
+
+        rows = [drivers.get(self.reader, name) for name in drivers.names(self.reader)]
+        return {row.name: row.options for row in rows if row is not None}
+
     def driver_name(self) -> str:
         choice = selection.said(self.settings, self.stored_driver())
         if choice is None:

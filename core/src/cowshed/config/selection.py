@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from cowshed.errors import NotFound, Unsupported
-from cowshed.storage.record import record
+from cowshed.storage.record import field, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cowshed.config.settings import Settings
-    from cowshed.storage.api import Host, ProbeReport, Verdict
+    from cowshed.storage.api import DriverPlugin, Host, ProbeReport, Verdict
     from cowshed.storage.errors import BadOption
+    from cowshed.storage.options import Value
+
+    Kept = Mapping[str, Mapping[str, Value]]
 
 
 @record(frozen=True)
@@ -43,6 +46,7 @@ class Probed:
     remedy: str = ""  # for the error
     trace: str = ""  # where the plug-in failed
     misconfigured: BadOption | None = None
+    options: dict[str, Value] = field(default_factory=dict)  # in effect
 
 
 @record(frozen=True)
@@ -56,44 +60,59 @@ class Explanation:
     probed: tuple[Probed, ...]
 
 
-def probe_all(settings: Settings, host: Host) -> list[Probed]:
-    """Every installed driver, asked how it would serve at the store's place. Nothing is left behind."""
-    from cowshed.storage import options, registry
-    from cowshed.storage.errors import BadOption, StorageError
+def probe_all(settings: Settings, host: Host, stored: str = "", kept: Kept | None = None) -> list[Probed]:
+    """Every installed driver, asked how it would serve at the store's place. Nothing is left behind.
+
+    stored: the driver that the store has, which options of a command line without a driver are for. kept: what creation
+    fixed, of the drivers that the store has been used with.
+    """
+    from cowshed.storage import registry
 
     result = []
     for found in registry.installed():
-        plugin = found.plugin
-        if plugin is None:
+        if found.plugin is None:
             error, remedy = found.error, found.remedy
             result.append(Probed(found.name, found.distribution, None, error, remedy=remedy, trace=found.trace))
-            continue
-        report, error, remedy, trace, misconfigured = None, "", "", "", None
-        try:
-            chosen = options.check(plugin, settings.options_of(plugin.name) if _meant(settings, plugin.name) else {})
-            report = plugin.probe(f"{settings.root}/drivers/{plugin.name}", chosen, host)
-            report.verdict  # noqa: B018 - what is no report shows here
-        except StorageError as problem:
-            report, error, remedy = None, str(problem), problem.remedy
-            misconfigured = problem if isinstance(problem, BadOption) else None
-        except Exception as problem:  # a plug-in's bug stops nobody else
-            from traceback import format_exc
-
-            report, error, trace = None, f"its probe failed: {type(problem).__name__}: {problem}", format_exc()
-            remedy = "report it to its author"
-        result.append(
-            Probed(
-                plugin.name, found.distribution, report, error, plugin.priority, plugin.summary, remedy, trace,
-                misconfigured,
+        else:
+            wanted = dict(settings.driver_options.get(found.name, {}))
+            if found.name == stored:
+                wanted.update(settings.driver_options.get("", {}))
+            root = f"{settings.root}/drivers/{found.name}"
+            result.append(
+                _probe(found.plugin, found.distribution, root, wanted, (kept or {}).get(found.name, {}), host)
             )
-        )  # fmt: skip
     return result
 
 
-def _meant(settings: Settings, name: str) -> bool:
-    """Whether there are options for this driver. Those of a command line that names none are for the one chosen, and
-    must not make the others look broken."""
-    return name in settings.driver_options or settings.driver == name
+def _probe(
+    plugin: DriverPlugin,
+    distribution: str,
+    root: str,
+    wanted: Mapping[str, str | int | bool],
+    kept: Mapping[str, Value],
+    host: Host,
+) -> Probed:
+    from cowshed.storage import options
+    from cowshed.storage.errors import BadOption, StorageError
+
+    report, error, remedy, trace, misconfigured = None, "", "", "", None
+    chosen: dict[str, Value] = {}
+    try:
+        chosen = options.check(plugin, wanted)
+        options.compare(plugin, kept, wanted, chosen)
+        report = plugin.probe(root, chosen, host)
+        report.verdict  # noqa: B018 - what is no report shows here
+    except StorageError as problem:
+        report, error, remedy = None, str(problem), problem.remedy
+        misconfigured = problem if isinstance(problem, BadOption) else None
+    except Exception as problem:  # a plug-in's bug stops nobody else
+        from traceback import format_exc
+
+        report, error, trace = None, f"its probe failed: {type(problem).__name__}: {problem}", format_exc()
+        remedy = "report it to its author"
+    return Probed(
+        plugin.name, distribution, report, error, plugin.priority, plugin.summary, remedy, trace, misconfigured, chosen
+    )
 
 
 def said(settings: Settings, stored: str) -> Choice | None:
@@ -187,11 +206,11 @@ def _rank(probed: Probed) -> str:
     return "poor" if poor else "never chosen by itself"
 
 
-def explain(settings: Settings, stored: str, host: Host) -> Explanation:
+def explain(settings: Settings, stored: str, host: Host, kept: Kept | None = None) -> Explanation:
     """The choice with all that led there, and every driver's report; never raises for want of a driver."""
     from cowshed.storage.errors import BadOption
 
-    probed = probe_all(settings, host)
+    probed = probe_all(settings, host, stored, kept)
     strangers = _strangers(settings, probed)
     try:
         choice = choose(settings, stored, host, probed)

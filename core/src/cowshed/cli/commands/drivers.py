@@ -30,14 +30,14 @@ def _document(probed: Probed) -> dict[str, Any]:
         ]
     return {
         "Name": probed.name, "Distribution": probed.distribution, "Verdict": verdict, "Summary": probed.summary,
-        "Facts": facts, "Reasons": reasons,
+        "Options": probed.options, "Facts": facts, "Reasons": reasons,
     }  # fmt: skip
 
 
 def list_(engine: Engine, said: Values) -> int:
     if said.refresh:
         _refresh(engine)
-    probed = selection.probe_all(engine.settings, EngineHost())
+    probed = selection.probe_all(engine.settings, EngineHost(), engine.stored_driver(), engine.kept_options())
     if said.quiet:
         for one in probed:
             print(one.name)
@@ -50,9 +50,13 @@ def list_(engine: Engine, said: Values) -> int:
     output.listing(rows, ("Name", "Verdict", "Distribution", "Reason"), said.format, what="driver list")
     sys.stdout.flush()
     for one in probed:
-        if one.trace:
-            log.debug_block(f"driver {one.name} of {one.distribution} failed here", one.trace)
+        _trace(one)
     return 0
+
+
+def _trace(probed: Probed) -> None:
+    if probed.trace:
+        log.debug_block(f"driver {probed.name} of {probed.distribution} failed here", probed.trace)
 
 
 def _refresh(engine: Engine) -> None:
@@ -78,7 +82,9 @@ def _refresh(engine: Engine) -> None:
 
 
 def why(engine: Engine, said: Values) -> int:
-    told = selection.explain(engine.settings, engine.stored_driver(), EngineHost())
+    told = selection.explain(engine.settings, engine.stored_driver(), EngineHost(), engine.kept_options())
+    for one in told.probed:
+        _trace(one)
     document: dict[str, Any] = {
         "Choice": told.choice.name if told.choice else "", "Root": engine.settings.root,
         "Steps": [{"Source": s.source, "Outcome": s.outcome, "Kind": s.kind} for s in told.steps],
@@ -98,10 +104,17 @@ def why(engine: Engine, said: Values) -> int:
         print(f"\n{driver['Name']} ({driver['Distribution']}): {driver['Verdict']}")
         if driver["Summary"]:
             print(f"  {driver['Summary']}")
-        for key, value in driver["Facts"].items():
-            print(f"  fact: {key} = {str(value).lower() if isinstance(value, bool) else value}")
+        for title, values in (("option", driver["Options"]), ("fact", driver["Facts"])):
+            for key, value in values.items():
+                print(f"  {title}: {key} = {_shown(value)}")
         for reason in driver["Reasons"]:
             print(f"  {reason['Verdict']}: {reason['Text']}")
             if reason["Remedy"]:
                 print(f"    what to do: {reason['Remedy']}")
     return 0
+
+
+def _shown(value: str | int | bool | None) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "not set" if value is None else str(value)
