@@ -51,6 +51,11 @@ def test_without_interactive_stdin_is_empty(store):
     assert done(store.container("cat").start(), b"never seen") == (0, b"", b"")
 
 
+def test_stdin_that_is_closed_while_it_is_full_does_not_stop_the_command(store):
+    box = store.container("sh", "-c", "sleep 0.5; exec 0<&-; sleep 0.2; echo on", stdin=True)
+    assert done(box.start(), b"x" * 1_000_000) == (0, b"on\n", b"")
+
+
 def test_a_container_that_closes_its_stdin_does_not_stop_the_command(store):
     box = store.container("sh", "-c", "exec 0<&-; sleep 0.3; echo on", stdin=True)
     assert done(box.start(), b"x" * 1_000_000) == (0, b"on\n", b"")
