@@ -17,13 +17,15 @@ from time import time_ns
 from cowshed.monitor import frames, starting, wire
 from cowshed_linux import process
 from cowshed_runtime import cgroup
-from cowshed_runtime.fastjson import dumps, loads
+from cowshed_runtime.fastjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_BUFFER = 1 << 18
+# Private, so that each monitor has its own: it takes memory only as far as it has been used.
+_buffer = mmap.mmap(-1, 1 << 18, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+_view = memoryview(_buffer)
 
 
 def serve(connection: int) -> None:
@@ -38,12 +40,37 @@ def serve(connection: int) -> None:
     if os.waitpid(helper, process.WALL)[1]:
         _failed(connection, state)
     events = poll.poll()  # where a monitor is while its container does nothing
-    known = loads(os.pread(state, 1 << 20, 0))
+    log, out, err = os.pread(state, starting.HEAD, 0)
+    while log and _recorded(events, log, out, err):
+        events = poll.poll()
+    known = starting.told(state)
     if known["op"] == "run":
         _Monitor(known, poll).run(events)
     else:
         _executed(known, poll, events)
     os._exit(0)
+
+
+def _recorded(events: list[tuple[int, int]], log: int, out: int, err: int) -> bool:
+    """The monitor of a container that writes now and then, with a log and no client: whether this was all there was to
+    do. It uses as little of Python as can be; the rest is done by _Monitor, which may read again what is said here."""
+    for fd, _ in events:
+        if fd != out and fd != err:
+            return False
+        try:
+            count = os.readv(fd, (_buffer,))
+        except OSError:
+            return False
+        if count == 0:
+            return False
+        header = frames.HEADER.pack(time_ns(), count, frames.STDOUT if fd == out else frames.STDERR)
+        try:
+            written = os.writev(log, (header, _view[:count]))
+        except OSError:
+            continue  # a full disk: see _Monitor.record
+        if written < len(header) + count:
+            os.ftruncate(log, os.fstat(log).st_size - written)
+    return True
 
 
 def _failed(connection: int, state: int) -> None:
@@ -56,8 +83,7 @@ def _failed(connection: int, state: int) -> None:
             continue
     except ChildProcessError:
         pass
-    text = os.pread(state, 1 << 20, 0)
-    known = loads(text) if text else {}
+    known = starting.told(state)
     if "remove" in known:
         cgroup.remove(known["remove"])
     if "error" in known:
@@ -101,7 +127,7 @@ class _Monitor:
         A client that does not take what it was given stops the reading, and so in the end the container.
         """
         poll, listener, pidfd = self.poll, self.listener.fileno(), self.known["pidfd"]
-        buffer = mmap.mmap(-1, _BUFFER)  # takes memory only as far as it has been used, unlike a bytearray
+        buffer = _buffer
         status = -1
         while True:
             arrived = False

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031
 GONE = select.EPOLLIN | select.EPOLLRDHUP  # a client says nothing more: what is seen of its socket is its end
+HEAD = 3
 RECORD = 256  # bytes kept in the run directory for the exit record, so that it can be written when that is full
 
 
@@ -47,17 +48,28 @@ def start(fd: int, state: int, poll: select.epoll) -> NoReturn:
         _leave(state, known)
         os._exit(0)
     except BaseException as error:
-        told = {"error": said(error)}
+        left = {"error": said(error)}
         if "held" in known:
-            told["remove"] = known["name"]
-        _leave(state, told)
+            left["remove"] = known["name"]
+        _leave(state, left)
     finally:
         os._exit(1)
 
 
 def _leave(state: int, known: dict[str, Any]) -> None:
+    """Write what the monitor has to know: HEAD bytes, then JSON. The former are the descriptors of log, stdout and
+    stderr if output has only to be written to the log, else zeros."""
+    plain = [0, 0, 0]
+    if known.get("log", -1) > 0 and not known["ends"] and len(known["sources"]) == 2:
+        plain = [known["log"], *[fd for fd, _ in known["sources"]]]
     os.ftruncate(state, 0)
-    os.pwrite(state, dumps(known).encode(), 0)
+    os.pwrite(state, bytes(plain if max(plain) < 256 else [0, 0, 0]) + dumps(known).encode(), 0)
+
+
+def told(state: int) -> dict[str, Any]:
+    """What the helper left for the monitor, {} if it was killed before it came to that."""
+    text = os.pread(state, 1 << 20, HEAD)
+    return dict(loads(text)) if text else {}
 
 
 def said(error: BaseException) -> list[Any]:
