@@ -157,7 +157,9 @@ def _word(
         values = _values(option, flags) if option is not None else []
         return None if values is None else _begin(word, (f"{name}={value}" for value in values))
     if word.startswith("-"):
-        return _begin(word, (f"{name}\t{option.help}" for option in options for name in option.names.split()))
+        return _begin(
+            word, (f"{name}\t{option.help}" for option in options for name in option.names.split() if not option.hidden)
+        )
     found = otherwise()
     return None if found is None else _begin(word, found)
 

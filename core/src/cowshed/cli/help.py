@@ -41,7 +41,7 @@ def _commands(commands: Iterable[Command]) -> None:
 
 
 def _options(options: tuple[Option, ...]) -> None:
-    rows = [(f"{', '.join(o.names.split())} {o.metavar}".rstrip(), o.help) for o in options]
+    rows = [(f"{', '.join(o.names.split())} {o.metavar}".rstrip(), o.help) for o in options if not o.hidden]
     width = min(30, max(len(names) for names, _ in rows)) + 2
     for names, text in rows:
         print(f"  {names:{width}}{text}" if len(names) < width else f"  {names}\n  {'':{width}}{text}")

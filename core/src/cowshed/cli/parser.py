@@ -24,6 +24,7 @@ class Option:
     help: str
     choices: tuple[str, ...] = ()
     value: str = ""  # what --help calls the value
+    hidden: bool = False  # not for people
 
     @property
     def metavar(self) -> str:

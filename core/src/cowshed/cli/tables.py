@@ -92,7 +92,7 @@ COMMANDS = (
         (
             Option("-a --attach", "flag", "stay attached"),
             Option("-i --interactive", "flag", "with stdin"),
-            Option("--restarted", "flag", "used by the restart policy"),
+            Option("--restarted", "flag", "used by the restart policy", hidden=True),
             _DETACH_KEYS,
             _HELP,
         ),
