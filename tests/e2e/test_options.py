@@ -139,7 +139,26 @@ def test_id_file_and_labels(shop, tmp_path):
     assert "exists already" in shop("run", "--cidfile", str(path), shop.image, "true").stderr.decode()
 
 
+def test_an_id_file_that_cannot_be_written_makes_no_container(shop, tmp_path):
+    assert "No such file" in refused(shop, "run", "--cidfile", str(tmp_path / "no/cid"), shop.image, "true")
+    assert "no user" in refused(shop, "run", "--cidfile", str(tmp_path / "cid"), "-u", "ghost", shop.image, "true")
+    assert not (tmp_path / "cid").exists()
+
+
+def test_wrong_values_are_refused_before_anything_is_made(shop):
+    for words, part in {
+        ("--hostname", "a b"): "--hostname", ("--tmpfs", "relative"): "absolute", ("-w", "relative"): "not absolute",
+        ("--mount", "type=bind,dst=/x"): "source", ("--mount", "type=nfs,dst=/x"): "type=", ("-v", "a/b:/x"): "volume",
+        ("-v", "x:/x:odd"): "no option", ("-v", "/x/../y"): "no place", ("--stop-signal", "FOO"): "no signal",
+        ("--restart", "sometimes"): "--restart", ("--shm-size", "1x"): "size", ("--detach-keys", "ctrl-1"): "detach",
+        ("--platform", "a b"): "no platform", ("--pids-limit", "few"): "number", ("-u", "99999999999"): "no user",
+    }.items():  # fmt: skip
+        assert part in refused(shop, "run", *words, shop.image, "true"), words
+
+
 def test_pull_policies(shop):
+    done = shop("run", "--rm", "--pull", "never", "--platform", "linux/arm64", shop.image, "true")
+    assert b"not linux/arm64" in done.stderr
     assert shop("run", "--rm", "--pull", "never", "127.0.0.1:1/not/here", "true").returncode == 125
     assert (
         shop.ok("run", "--rm", "--pull", "always", "-q", "--platform", "linux/amd64", shop.image, "echo", "x") == "x\n"

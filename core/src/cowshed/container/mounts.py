@@ -110,6 +110,8 @@ def _long(word: str) -> Wanted:
     if kind == "tmpfs":
         return Wanted("tmpfs", "tmpfs", target, tuple(options))
     if kind == "bind":
+        if not source:
+            raise BadUsage(f"--mount {word}: source=… is needed")
         path = os.path.abspath(source)
         if not os.path.exists(path):
             raise BadUsage(f"--mount {word}: {path} does not exist")

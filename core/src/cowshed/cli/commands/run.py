@@ -26,6 +26,7 @@ _KEPT = (
     "platform"
 ).split()
 _DETACH = "ctrl-p,ctrl-q"
+_IN_HOSTNAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 _LEAST_MEMORY = 6 << 20
 
 
@@ -45,6 +46,12 @@ def _asked(said: Values) -> dict[str, Any]:
         raise BadUsage(f"--restart {asked['restart']}: write no, always, unless-stopped or on-failure[:N]")
     if asked.get("rm") and policy != "no":
         raise BadUsage("--rm and --restart exclude each other")
+    hostname = asked.get("hostname")
+    if hostname is not None and not (len(hostname) <= 63 and hostname[:1].isalnum() and {*hostname} <= _IN_HOSTNAME):
+        raise BadUsage(f"--hostname {hostname!r}: letters, digits, - and . are what a host name has, 63 at most")
+    for word in asked.get("tmpfs") or ():
+        if not word.startswith("/"):
+            raise BadUsage(f"--tmpfs {word}: the path must be absolute")
     if "cpus" in asked:
         try:
             if float(asked["cpus"]) <= 0:
@@ -95,7 +102,10 @@ def _image(engine: Engine, text: str, said: Values) -> ImageRow:
     policy = said.pull or "missing"
     if policy != "always":
         try:
-            return engine.image(text)
+            image = engine.image(text)
+            if not said.platform or _runs_on(image, said.platform):
+                return image
+            raise NotFound(f"image {text} is here for {image.platform}, not {said.platform}", remedy="--pull missing")
         except NotFound:
             if policy == "never":
                 raise
@@ -104,17 +114,37 @@ def _image(engine: Engine, text: str, said: Values) -> ImageRow:
     return images.fetch(engine, text, platform=said.platform, quiet=bool(said.quiet), stream=sys.stderr)
 
 
+def _runs_on(image: ImageRow, wanted: str) -> bool:
+    from cowshed.image import platform
+
+    return platform.rank(platform.parse(image.platform), platform.parse(wanted)) is not None
+
+
+def _id_file(path: str) -> int:
+    """Made before the container, so that one that cannot be written stops all."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        raise BadUsage(f"--cidfile {path} exists already", remedy="remove it if no container needs it") from None
+    except OSError as error:
+        raise BadUsage(f"--cidfile {path}: {error.strerror}") from None
+
+
 def _make(engine: Engine, said: Values, *, op: str) -> ContainerRow:
     selection.require_native(engine.settings)  # before an image is pulled
     asked = _asked(said)
-    if said.cidfile and os.path.exists(said.cidfile):
-        raise BadUsage(f"--cidfile {said.cidfile} exists already", remedy="remove it if no container needs it")
+    id_file = _id_file(said.cidfile) if said.cidfile else -1
     name = said["operands"][0]
     _ = engine.store  # for writing from the first, so that it is opened once
-    row = lifecycle.create(engine, asked, _image(engine, name, said), name, op=op)
-    if said.cidfile:
-        with open(said.cidfile, "w") as f:
-            f.write(row.id)
+    try:
+        row = lifecycle.create(engine, asked, _image(engine, name, said), name, op=op)
+    except BaseException:
+        if id_file >= 0:
+            os.unlink(said.cidfile)
+        raise
+    if id_file >= 0:
+        os.write(id_file, row.id.encode())
+        os.close(id_file)
     return row
 
 
