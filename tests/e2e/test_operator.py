@@ -132,6 +132,14 @@ def test_why_is_true_without_the_right_to_administer(engine):
     assert told["Problem"].startswith("driver overlay cannot be used: this user may not")
 
 
+@pytest.mark.parametrize("named", [[], ["--driver", "overlay"]], ids=["chosen", "named"])
+def test_why_names_a_misspelt_option(engine, named):
+    engine.driver = None
+    told = json.loads(engine.ok(*named, "--driver-option", "idnex=on", "driver", "why", "-f", "json"))
+    assert "driver overlay has no option idnex" in told["Problem"]
+    assert told["Remedy"] == "did you mean index?"
+
+
 def test_a_driver_that_was_only_tried_is_not_the_store_s(engine, greeting):
     """copy is poor: having been named for one command that failed is no consent for all that follow."""
     engine.driver = "copy"

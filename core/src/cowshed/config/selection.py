@@ -141,7 +141,8 @@ def choose(settings: Settings, stored: str, host: Host, probed: Sequence[Probed]
     """The driver for new layers; stored is the one that holds most of the store's layers, or "".
 
     Raises NotFound if nothing is said and no driver is good here: a poor one is never chosen in silence. Raises
-    BadOption if the configuration has wrong options for one that might have been: another is not taken instead.
+    BadOption if the configuration has wrong options for one that might have been, as another is not taken instead, or
+    if the command line has them for the one that is.
     """
     choice = said(settings, stored)
     if choice is not None:
@@ -154,6 +155,10 @@ def choose(settings: Settings, stored: str, host: Host, probed: Sequence[Probed]
     if best is None:
         raise _nothing(settings, probed)
     assert best.report is not None
+    if "" in settings.driver_options:
+        from cowshed.storage import options, registry
+
+        options.check(registry.load(best.name)[0], settings.options_of(best.name))
     return Choice(best.name, (*steps, Step("the best of them", best.name, "chosen")), best.report.verdict)
 
 
