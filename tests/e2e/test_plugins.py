@@ -134,7 +134,8 @@ def test_refresh_looks_again_for_what_the_store_remembers(engine, folder, greeti
     (folder / "example_mine.py").write_text(plugins.MINE + 'plugin = copy2 = made("mine")\ncopy = made("mine")\n')
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     told = engine("driver", "list", "--refresh")
-    assert b"driver mine was remembered as example_mine:plugin; it is example_mine:copy" in told.stderr
+    line = f"driver mine was remembered as example_mine:plugin of {path}; it is example_mine:copy of {path}\n"
+    assert line.encode() in told.stderr
     assert b"remembered" not in engine("driver", "list", "--refresh").stderr
 
 

@@ -76,9 +76,12 @@ def _refresh(engine: Engine) -> None:
         if row is not None and row.remembered != fresh:
             with engine.store.transaction() as tx:
                 drivers.set_remembered(tx, name, fresh)
-            log.warn(
-                f"driver {name} was remembered as {row.remembered.get('attr')}; it is {found.attr} of {found.path}"
-            )
+            before = " of ".join(str(row.remembered.get(key, "?")) for key in ("attr", "path"))
+            now = f"{found.attr} of {found.path}"
+            if now == before:
+                log.info(f"driver {name} was installed again")
+            else:
+                log.warn(f"driver {name} was remembered as {before}; it is {now}")
 
 
 def why(engine: Engine, said: Values) -> int:
