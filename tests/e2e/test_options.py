@@ -82,6 +82,20 @@ def test_security_options(shop):
     assert "not known" in refused(shop, "run", "--security-opt", "magic=on", shop.image, "true")
 
 
+def test_a_seccomp_profile_of_ones_own(shop, tmp_path):
+    only_for_some = {"includes": {"caps": ["CAP_SYS_ADMIN"]}}
+    rules = [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+        {"names": ["rmdir", "unlinkat"], "action": "SCMP_ACT_ERRNO", **only_for_some},
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}))
+    words = ["--security-opt", f"seccomp={tmp_path}/mine.json", "mkdir /new 2>&1; rmdir /tmp 2>&1 || echo kept"]
+    assert "No space" in sh(shop, *words)
+    assert "kept" not in sh(shop, *words)
+    assert "kept" in sh(shop, "--cap-add", "SYS_ADMIN", *words)
+    assert "cannot be read" in refused(shop, "run", "--security-opt", "seccomp=/absent", shop.image, "true")
+
+
 def test_privileged_sees_the_devices_of_the_host(shop):
     nodes = {name for name in os.listdir("/dev") if name.startswith(("loop-control", "kmsg", "fuse"))}
     told = sh(shop, "--privileged", "ls /dev; touch /proc/sys/kernel/hostname && echo writable").split()

@@ -131,8 +131,12 @@ def _security(asked: dict[str, Any], config: dict[str, Any], held: list[str]) ->
                 raise BadUsage(f"--security-opt {word}: no-new-privileges is true or false")
             config["process"]["noNewPrivileges"] = value != "false"
         elif key == "seccomp":
+            if value == "builtin":
+                continue
             if value != "unconfined":
-                config["linux"]["seccomp"] = _profile(value)
+                from cowshed.container import profile
+
+                config["linux"]["seccomp"] = profile.read(value, held)
             confined = False
         elif (key, value) in (("apparmor", "unconfined"), ("label", "disable"), ("systempaths", "unconfined")):
             if key == "systempaths":
@@ -148,19 +152,6 @@ def _security(asked: dict[str, Any], config: dict[str, Any], held: list[str]) ->
         from cowshed_runtime import seccomp
 
         config["linux"]["seccomp"] = seccomp.default_profile(held)
-
-
-def _profile(path: str) -> dict[str, Any]:
-    from cowshed_runtime.fastjson import loads
-
-    try:
-        with open(path, "rb") as f:
-            profile: dict[str, Any] = loads(f.read())
-    except (OSError, ValueError) as error:
-        raise BadUsage(f"the seccomp profile {path} cannot be read: {error}") from None
-    for rule in profile.get("syscalls") or ():
-        rule.setdefault("names", [rule["name"]] if "name" in rule else [])
-    return profile
 
 
 def _network(asked: dict[str, Any], config: dict[str, Any], files: str) -> None:
