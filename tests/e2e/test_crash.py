@@ -28,9 +28,10 @@ VICTIMS = {
     "exec": (("exec", "up", "true"), "up"),
     "rmi": (("rmi", "IMAGE"), "image"),
     "commit": (("commit", "up", "test/committed:1"), "up"),
+    "cp": (("cp", "ARCHIVE", "made:/srv/copied"), "made"),
     "tag": (("tag", "IMAGE", "test/other:1"), "image"),
 }
-WITHOUT_STEPS = ("exec", "tag")  # one writes nothing, the other one transaction
+WITHOUT_STEPS = ("exec", "cp", "tag")  # they write nothing, only in a container, or one transaction
 ROUNDS = int(os.environ.get("COWSHED_CRASH_ROUNDS", "200")) // 2
 
 

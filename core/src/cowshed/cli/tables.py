@@ -211,6 +211,20 @@ COMMANDS = (
         1,
         1,
     ),
+    Command(
+        "cp",
+        "copy:copy",
+        "CONTAINER:PATH PATH|- | PATH|- CONTAINER:PATH",
+        "copy files out of a container or into it; - is an archive on standard output or input",
+        (
+            Option("-a --archive", "flag", "keep owners"),
+            Option("-L --follow-link", "flag", "copy what a link at the source leads to"),
+            Option("-q --quiet", "flag", "do not tell how much was copied"),
+            _HELP,
+        ),
+        2,
+        2,
+    ),
     Command("diff", "changes:diff", "CONTAINER", "what a container has changed of its image", (_FORMAT, _HELP), 1, 1),
     Command(
         "commit",

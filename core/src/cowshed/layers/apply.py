@@ -45,7 +45,7 @@ def apply(chunks: Iterable[bytes], root: int, *, limit: int = 1 << 40) -> int:
     limit is the most bytes that files may have in sum. Raises ImageError (not sound, or an attempt to break out),
     NoSpace, OSError. Every descriptor is closed again.
     """
-    applier = _Applier(root, limit)
+    applier = Applier(root, limit)
     old_mask = os.umask(0)
     try:
         feed = Feed(chunks)
@@ -64,7 +64,9 @@ def apply(chunks: Iterable[bytes], root: int, *, limit: int = 1 << 40) -> int:
     return applier.count
 
 
-class _Applier:
+class Applier:
+    """Makes the entries of an archive in a tree."""
+
     def __init__(self, root: int, limit: int) -> None:
         self.root, self.left = root, limit
         self.directories: dict[bytes, tuple[int, bool]] = {}  # path -> descriptor, whether children inherit of it
@@ -138,7 +140,7 @@ class _Applier:
                 return
             raise ImageError("the archive replaces its own root")
         above, _, base = name.rpartition(b"/")
-        if base.startswith(_WHITEOUT):
+        if self.is_whiteout(base):
             feed.skip(entry.size)
             self.whiteout(entry, above, base)
             return
@@ -150,6 +152,9 @@ class _Applier:
         else:
             self.special(entry, parent, base)
         self.written.add(name)
+
+    def is_whiteout(self, base: bytes) -> bool:
+        return base.startswith(_WHITEOUT)
 
     def file(self, entry: Entry, feed: Feed, parent: int, base: bytes, inherits: bool) -> None:
         self.left -= entry.real_size

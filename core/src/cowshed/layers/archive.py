@@ -40,20 +40,22 @@ def stream(
     rename: Callable[[bytes], bytes] | None = None,
     owner: tuple[int, int] | None = None,
     cross: bool = False,
+    parents: bool = True,
 ) -> Iterator[bytes]:
     """The archive of a difference, in large pieces; root is the tree that has the contents.
 
     private: a driver's own prefix of extended attributes, left out. clamp: the latest time, in ns (SOURCE_DATE_EPOCH).
-    rename gives a path its name in the archive, owner all entries their owner, cross enters mount points: what a copy
-    needs that is no layer. Raises Busy if a file changes while it is read.
+    What a copy needs that is no layer: rename gives a path its name in the archive, owner all entries their owner,
+    cross enters mount points, parents=False leaves the directories on the way out. Raises Busy if a file changes while
+    it is read.
     """
-    return _Writer(root, private, clamp, rename, owner, cross).run(_entries(difference))
+    return _Writer(root, private, clamp, rename, owner, cross).run(_entries(difference, parents=parents))
 
 
-def _entries(difference: Difference) -> list[Changed]:
+def _entries(difference: Difference, *, parents: bool) -> list[Changed]:
     """What the archive holds, in its order."""
     wanted = {changed.path: changed for changed in (*difference.linked, *difference.changes)}
-    for path in list(wanted):
+    for path in list(wanted) if parents else ():
         while path:
             path = path.rpartition(b"/")[0]
             if path in wanted:

@@ -1,0 +1,134 @@
+"""The tree of a container as the container sees it, for a command outside: its root with its volumes in their places.
+
+A running one is looked at through a copy of all its mounts. For one that does not run, its layer is mounted in a
+namespace of this command's own, and its volumes there. Where it would have a file system of the kernel or in memory,
+there is an empty one that cannot be written: what were put below it would never be seen again.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cowshed.container import lifecycle
+from cowshed.container.access import Held, aside
+from cowshed.layers.mounting import detached
+from cowshed_linux import mount
+from cowshed_linux.paths import open_in_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+    from cowshed.engine import Engine
+
+_PATH = os.O_PATH
+
+
+class View:
+    """`with View(engine, held) as root:` a descriptor to resolve paths beneath (openat2(2) RESOLVE_IN_ROOT)."""
+
+    def __init__(self, engine: Engine, held: Held) -> None:
+        self._engine, self._held = engine, held
+        self._fds: list[int] = []
+        self._mounted = 0  # number of the layer whose byte is held
+
+    def __enter__(self) -> int:
+        try:
+            if self._held.running:
+                self._fds.append(self._held.root(mounts=True))
+                return self._fds[0]
+            return self._assembled()
+        except BaseException:
+            self._close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for fd in reversed(self._fds):
+            os.close(fd)
+        self._fds.clear()
+        if self._mounted:
+            self._engine.store.locks.release("mounts", self._mounted)
+            self._mounted = 0
+
+    def _assembled(self) -> int:
+        engine, row = self._engine, self._held.row
+        layers = engine.layers(row.driver)
+        layer = layers.load(row.number)
+        engine.store.locks.take("mounts", row.number, wait=1.0, what=f"container {row.name}")
+        self._mounted = row.number
+        root = detached(layers.plan(layer, read_only=False))
+        self._fds.append(root)
+        mounts = lifecycle.config_of(engine, row)["mounts"]
+        # Any directory does: only this thread's namespace, which nobody else enters, has the mount there.
+        place = engine.folder(row)
+
+        def assemble() -> None:
+            mount.attach(root, place)
+            for each in mounts:
+                self._mount(root, each)
+            if row.config.get("read_only"):
+                mount.set_attributes(root, mount.ATTR_RDONLY)
+            # While it is open the namespace lives, and with it the mounts below the root.
+            self._fds.append(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+
+        aside(-1, assemble)
+        return root
+
+    def _mount(self, root: int, each: dict[str, Any]) -> None:
+        bound = each.get("type") == "bind"
+        source = str(each.get("source", ""))
+        if bound:
+            try:
+                is_folder = stat.S_ISDIR(os.stat(source).st_mode)
+                tree = mount.clone(source, recursive=True)
+            except OSError:
+                return  # it has gone; the container will not start without it
+        else:
+            is_folder = True
+            tree = mount.file_system("tmpfs", "empty", [("size", "4k")], mount.ATTR_RDONLY)
+        try:
+            at = _target(root, each["destination"].encode(errors="surrogateescape"), folder=is_folder)
+            if at < 0:
+                return
+            try:
+                if bound and "ro" in (each.get("options") or ()):
+                    mount.set_attributes(tree, mount.ATTR_RDONLY, recursive=True)
+                mount.attach(tree, at=at)
+            finally:
+                os.close(at)
+        finally:
+            os.close(tree)
+
+
+def _target(root: int, path: bytes, *, folder: bool) -> int:
+    """The place of a mount, made if it is missing, as it will be when the container starts; -1 if it cannot be."""
+    try:
+        return open_in_root(root, path, _PATH)
+    except FileNotFoundError:
+        pass
+    parts = path.strip(b"/").split(b"/")
+    above = open_in_root(root, b"/", _PATH)
+    try:
+        for n, part in enumerate(parts):
+            last = n + 1 == len(parts)
+            try:
+                if last and not folder:
+                    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=above))
+                else:
+                    os.mkdir(part, 0o755, dir_fd=above)
+            except FileExistsError:
+                pass  # a directory, or a link to one, on the way
+            below = open_in_root(root, b"/".join(parts[: n + 1]), _PATH)
+            os.close(above)
+            above = below
+    except OSError:
+        os.close(above)
+        return -1  # below a file system that is not there now, or a link that leads nowhere
+    return above
