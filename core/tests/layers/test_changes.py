@@ -417,6 +417,10 @@ def perform(top, operations):
     for what, one, other, number in operations:
         path, second = f"{top}/{one}", f"{top}/{other}"
         try:
+            if what in ("write", "same") and not stat.S_ISREG(
+                os.stat(path).st_mode if os.path.exists(path) else 0o100000
+            ):
+                continue  # a pipe would wait for its other end
             if what == "write":
                 with open(path, "w") as f:
                     f.write("x" * number)
