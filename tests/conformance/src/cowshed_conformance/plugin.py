@@ -31,9 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--level", default="full", choices=LEVELS, help="which cases: core, full (default), hard")
     group.addoption("--conformance-seed", metavar="N", type=int, default=None, help="repeat a run's random choices")
-    group.addoption(
-        "--conformance-report", metavar="DIR", default=None, help="write conformance.json and conformance.md there"
-    )
+    group.addoption("--report-dir", metavar="DIR", default=None, help="write conformance.json and conformance.md there")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,4 +73,4 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     kind = _report()
     if kind is not None:
-        kind.of_this_run().finish(terminalreporter, config.getoption("--conformance-report"))
+        kind.of_this_run().finish(terminalreporter, config.getoption("--report-dir"))

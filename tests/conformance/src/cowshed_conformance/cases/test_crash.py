@@ -16,7 +16,7 @@ import pytest
 from cowshed.storage import api
 from cowshed.storage.errors import LayerId, NoSpace, StorageError, ToolFailed
 from cowshed_conformance import crash, marks, steps, tree
-from cowshed_conformance.backing import Backing
+from cowshed_conformance.backing import Backing, FileSystem
 from cowshed_conformance.harness import Store, SuiteHost, mine
 from cowshed_conformance.marks import budget, core, full, hard
 from cowshed_conformance.steps import directory, file, remove, set_xattr
@@ -283,17 +283,22 @@ def test_X03_what_was_committed_durably_survives_a_power_cut(target: Target, bac
         top = store.new(base, *CHANGES, *[file(f"n{n}", b"y" * 4096) for n in range(60)])
         wanted = store.look(base), store.look(top)
         top = store.commit(top, None, api.Durability.COMMIT)
+        durable(store, backing, system, (base, wanted[0]), (top, wanted[1]))
+        # A container's layer is worth as much: its row survives, so must its layer.
         made = store.prepare(store.plan(top))
-        with backing.after_power_cut(system) as path:
-            driver = store.open(root=f"{path}/store")
+        durable(store, backing, system, (base, wanted[0]), (top, wanted[1]), (made, wanted[1]))
+
+
+def durable(store: Store, backing: Backing, system: FileSystem, *layers: tuple[api.Layer, tree.Tree]) -> None:
+    """What a power cut at this moment leaves has these layers, and they are whole."""
+    with backing.after_power_cut(system) as path:
+        driver = store.open(root=f"{path}/store")
+        try:
             found = {(x.layer, x.layer_kind) for x in driver.scan() if x.kind is api.ObjectKind.LAYER}
-            assert (base.id, base.kind) in found, "a layer that was committed durably is gone after a power cut"
-            assert (top.id, top.kind) in found, "a layer that was committed durably is gone after a power cut"
-            tree.same(wanted[0], store.look(base, driver=driver), "after a power cut")
-            tree.same(wanted[1], store.look(top, driver=driver), "after a power cut")
-            # A container's layer is worth as much: its row survives, so must its layer.
-            assert (made.id, made.kind) in found, "a prepared layer is gone after a power cut"
-            tree.same(wanted[1], store.look(made, driver=driver), "after a power cut")
+            for layer, wanted in layers:
+                assert (layer.id, layer.kind) in found, f"{layer} was durable and is gone after a power cut"
+                tree.same(wanted, store.look(layer, driver=driver), "after a power cut")
+        finally:
             driver.close()
 
 

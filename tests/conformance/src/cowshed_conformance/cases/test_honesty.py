@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import io
+import mmap
 import os
 from collections.abc import Callable
 
@@ -10,9 +13,11 @@ import pytest
 
 from cowshed.storage import api
 from cowshed.storage.errors import Unsupported
-from cowshed_conformance import fixtures, hoststate, marks
+from cowshed_conformance import fixtures, hoststate, marks, steps
 from cowshed_conformance.backing import Backing
-from cowshed_conformance.harness import Store, new_id, sync
+from cowshed_conformance.cases.test_discovery import files_below
+from cowshed_conformance.changes import read_diff_tree
+from cowshed_conformance.harness import Store, new_id, sync, usage
 from cowshed_conformance.machine import explore
 from cowshed_conformance.marks import budget, core, full, hard, last
 from cowshed_conformance.steps import file
@@ -81,23 +86,53 @@ def test_H01_an_ability_works_where_it_is_claimed_and_is_unsupported_where_it_is
     assert store.look(active)["b"].size == 1
 
 
-def _prepare_with(quota: api.Quota) -> Callable[[Store, api.Layer, api.Layer], None]:
-    def use(store: Store, base: api.Layer, active: api.Layer) -> None:
-        layer = store.prepare(store.plan(base), api.LayerOptions(quota=quota))
-        store.driver.remove(layer)
+def _quota(store: Store, base: api.Layer, active: api.Layer) -> None:
+    layer = store.prepare(store.plan(base), api.LayerOptions(quota=api.Quota(bytes=4 << 20)))
+    with store.mount(layer) as root:
 
-    return use
+        def write(n: int) -> None:
+            steps.do(root, file(f"f{n}", b"x" * (1 << 20)))
+            sync(root)  # a file system may only count what it has written
+
+        _until_full(write, 24)
+    store.driver.set_quota(layer, api.Quota())  # type: ignore[attr-defined]
+    store.driver.remove(layer)
+
+
+def _quota_inodes(store: Store, base: api.Layer, active: api.Layer) -> None:
+    layer = store.prepare(store.plan(base), api.LayerOptions(quota=api.Quota(inodes=100)))
+    with store.mount(layer) as root:
+        _until_full(lambda n: steps.do(root, file(f"f{n}")), 1000)
+    store.driver.remove(layer)
+
+
+def _until_full(write: Callable[[int], None], most: int) -> None:
+    def write_all() -> None:
+        for n in range(most):
+            write(n)
+
+    with pytest.raises(OSError) as raised:
+        write_all()
+    assert raised.value.errno in (errno.EDQUOT, errno.ENOSPC)
 
 
 def _diff_tree(store: Store, base: api.Layer, active: api.Layer) -> None:
     diff = store.driver.diff_tree(active)  # type: ignore[attr-defined]
     assert os.listdir(diff.directory) == ["b"]
-    assert isinstance(diff.whiteout, api.Whiteout)
+    top = store.new(base, steps.remove("a"))
+    found = dict(read_diff_tree(store.driver.diff_tree(top)))  # type: ignore[attr-defined]
+    assert found.get("a") == "gone", "the diff tree does not tell what was deleted"
+    store.driver.remove(top)
 
 
 def _changes(store: Store, base: api.Layer, active: api.Layer) -> None:
-    found = {change.path for change in store.driver.changes(base, active)}  # type: ignore[attr-defined]
-    assert b"b" in found
+    changes = store.driver.changes  # type: ignore[attr-defined]
+    below = store.layer(file("gone"), file("mode"), file("same"), parent=base)
+    top = store.new(below, steps.remove("gone"), steps.chmod("mode", 0o600), steps.append("a", b"+"), file("new"))
+    found = {change.path for change in changes(below, top)}
+    assert {b"gone", b"mode", b"a", b"new"} <= found, "changes() misses some"
+    store.driver.remove(top)
+    store.driver.remove(below)
 
 
 def _activation(store: Store, base: api.Layer, active: api.Layer) -> None:
@@ -145,13 +180,41 @@ USES: dict[str, Callable[[Store, api.Layer, api.Layer], None]] = {
     "diff_tree": _diff_tree,
     "changes": _changes,
     "activation": _activation,
-    "quota": _prepare_with(api.Quota(bytes=64 << 20)),
-    "quota_inodes": _prepare_with(api.Quota(inodes=1000)),
+    "quota": _quota,
+    "quota_inodes": _quota_inodes,
     "live_snapshot": _snapshot,
     "transfer_formats": _transfer,
     "self_check": _self_check,
     "selinux": _selinux,
 }
+
+
+@core
+def test_H01_looking_at_layers_changes_nothing_and_is_constant(store: Store) -> None:
+    base = store.layer(file("a", b"1"))
+    active = store.new(base, file("b", b"2"))
+    before = files_below(store.root), hoststate.HostState.now()
+    plans = {repr(store.mounts(layer, read_only=ro)) for layer in (base, active) for ro in (True, False)}
+    for _ in range(10):
+        again = {repr(store.mounts(layer, read_only=ro)) for layer in (base, active) for ro in (True, False)}
+        assert again == plans, "mounts() gives another plan the second time"
+        store.driver.usage(base)
+        store.driver.health()
+        list(store.driver.scan())
+    assert (files_below(store.root), hoststate.HostState.now()) == before, "looking has a side effect"
+
+
+@core
+def test_H01_usage_is_of_what_was_written(store: Store) -> None:
+    layer = store.new(store.layer(file("a", b"1")))
+    empty = usage(store, layer)
+    store.change(layer, file("big", os.urandom(2 << 20)))
+    full_ = usage(store, layer)
+    assert empty >= 0
+    assert 2 << 20 <= full_ - empty < 3 << 20, f"usage grows from {empty} to {full_} by a file of 2 MiB"
+    inodes = store.driver.usage(layer).inodes
+    assert inodes is None or inodes > 0
+    assert store.driver.usage(layer).exact == store.capabilities.usage_exact
 
 
 @core
@@ -164,8 +227,7 @@ def test_H01_pages_are_shared_exactly_if_that_is_claimed(store: Store) -> None:
         try:
             for fd in fds:
                 os.read(fd, 64 << 10)
-                if not in_memory(fd):
-                    marks.skip("kernel", "the mount does not tell what is in memory")
+                assert in_memory(fd), "what was read just now is not in memory"
             os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_DONTNEED)
             if in_memory(fds[0]):
                 marks.skip("file-system", "pages stay in memory whatever is asked")
@@ -177,10 +239,16 @@ def test_H01_pages_are_shared_exactly_if_that_is_claimed(store: Store) -> None:
 
 
 def in_memory(fd: int) -> bool:
-    try:
-        return os.preadv(fd, [bytearray(4096)], 0, os.RWF_NOWAIT) == 4096
-    except OSError:
-        return False
+    """Whether the first page of a file is in memory, as a mapping sees it: that is the file of the back end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(fd, mmap.PAGESIZE, access=mmap.ACCESS_COPY) as mapped:
+        at = ctypes.c_char.from_buffer(mapped)
+        told = ctypes.c_ubyte()
+        failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(at)), ctypes.c_size_t(1), ctypes.byref(told))
+        del at
+    if failed:
+        marks.skip("kernel", f"mincore: {os.strerror(ctypes.get_errno())}")
+    return bool(told.value & 1)
 
 
 @full

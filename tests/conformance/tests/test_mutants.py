@@ -1,0 +1,80 @@
+"""The suite against drivers with one fault each: caught by the cases that are there for it, and by nothing unrelated.
+
+COWSHED_MUTANTS=all runs every core case on each, instead of those that could be concerned and a common core.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+COMMON = (
+    "P01 P02 P05 P06 P07 P08 P09 P11 P12 P13 S01 S02 S03 S05 S06 S09 L01 L02 L03 L04 L05 L06 L07 L08 L09 L10 L12 L15 "
+    "L17 L18 L19 L25 L26 L27 H01 R13 X12"
+)
+# fault → (cases that must fail, cases that may fail as well because they look at the same thing)
+MUTANTS = {
+    "plugin_IgnoresQuota": ("H01", "L01 Q01 Q02 Q03 Q05 Q06"),
+    "plugin_LeaksIntoParent": ("L02", "H01 L07 X01 C01 C02 C12 N01"),
+    "plugin_ReportsTooFewChanges": ("H01", "D02 D03 D04 D07 D22"),
+    "plugin_NotIdempotent": ("L07 X01", "X06 X10"),
+    "plugin_LosesAttributes": ("L01 X01", "C14 C15 C16"),
+    "plugin_LeavesMount": ("N10 H05", "U03 U07"),
+    "plugin_CommittedWritable": ("L03 L04", "M02"),
+    "plugin_RemoveLeaks": ("R04", ""),
+    "plugin_NonAtomicCommit": ("X01", "L27 X06"),
+    "plugin_WrongError": ("L06", "X13"),
+    "plugin_UsageZero": ("H01", "Q11 Q12"),
+    "plugin_MountsWrites": ("H01", "M01 S01 S05"),
+    "plugin_SplitsHardLinks": ("X01", "C18 C19 D13"),
+    "plugin_CommitKeepsActive": ("L08", "H01 L07 L09 L10 L12 L15 L25 R13 S03 X01"),
+    "plugin_PurgeEatsTemp": ("X10", "N12"),
+    "plugin_DataDiffers": ("L07 X01 R13", "L17"),
+    "plugin_LosesTimes": ("X01", "L02 C12"),
+    "plugin_LeaksDescriptor": ("N10", "H01 P06 S05"),
+    "plugin_HidesErrors": ("X06", "X07"),
+    "plugin_ForgetsWhiteout": ("X01", "C04 C05 D02 D07"),
+    "plugin_DiffForgetsWhiteout": ("H01", "D02 D07"),
+    "plugin_ChainReversed": ("L21", "L02 L05 C04 C05 X01"),
+    "plugin_Root0755": ("L01 X01", "L02 C01"),
+    "plugin_NotDurable": ("X03", "U06"),
+    "plugin_CopyNotDurable": ("X03", "U06"),
+    "plugin_NeverTooDeep": ("L22", "L07 L08"),
+    "open_makes_a_store": ("S01 P13", "S02 S05 S09 X11"),
+    "probe_leaves_something": ("P06", "P07"),
+}
+
+
+def run(driver, folder, *words):
+    """One run of the suite in a process and a mount namespace of its own; the report."""
+    env = {**os.environ, "PYTHONPATH": str(HERE), "TMPDIR": str(folder)}
+    command = [
+        "unshare", "--mount", "--propagation", "private", sys.executable, "-m", "pytest", "-q", "--pyargs",
+        "cowshed_conformance", "--driver", driver, "--report-dir", str(folder / "report"), *words,
+    ]  # fmt: skip
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return json.loads((folder / "report" / "conformance.json").read_text())
+
+
+def chosen(cases):
+    return " or ".join(f"test_{case}_" for case in cases)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the suite mounts file systems")
+@pytest.mark.parametrize("name", list(MUTANTS))
+def test_a_fault_is_caught_by_its_cases_and_by_no_other(name, tmp_path):
+    must, may = (set(cases.split()) for cases in MUTANTS[name])
+    if os.environ.get("COWSHED_MUTANTS") == "all":
+        report = run(f"broken:{name}", tmp_path, "--level", "core")
+    else:
+        report = run(f"broken:{name}", tmp_path, "-k", chosen(sorted({*COMMON.split(), *must, *may})))
+    failed = {case["case"]: case["reason"] for case in report["cases"] if case["outcome"] in ("failed", "error")}
+    ran = {case["case"] for case in report["cases"]}
+    assert must <= ran
+    assert must <= set(failed), f"not caught by {must - set(failed)}"
+    assert set(failed) <= must | may, {c: failed[c] for c in set(failed) - must - may}
