@@ -45,7 +45,7 @@ def bash(env, line):
     script = f"""source ~/cowshed.bash
 COMP_WORDBREAKS=$' \\t\\n"\\'><=;|&(:'
 COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}
-compopt() {{ printf 'files\\n'; }}
+compopt() {{ [[ $2 != default ]] || printf 'files\\n'; }}
 _cowshed; printf '%s\\n' "${{COMPREPLY[@]}}" """
     done = subprocess.run(["bash", "--norc", "-c", script], env=env, cwd=env["HOME"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -136,6 +136,12 @@ def test_file_names_are_offered_where_files_are_meant(store, ask):
     assert ask(store, "cowshed run --hostname some") == []
     found = ask(store, "cowshed run --env-file some")
     assert found == (["files"] if ask is bash else ["some-file"])
+
+
+@pytest.mark.parametrize("ask", [bash, fish])
+def test_cp_offers_containers_then_files(store, ask):
+    assert ask(store, "cowshed cp run") == ["running-box:"]
+    assert ask(store, "cowshed cp some-f") == (["files"] if ask is bash else ["some-file"])
 
 
 @pytest.mark.parametrize("ask", [bash, fish])

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cowshed_testing import plugins
 
+from cowshed.cli import find
+
 TOP = Path(__file__).parents[2]
 FENCE = re.compile(r"^( *)```(sh run|text)\n(.*?)^\1```$", re.S | re.M)
 PAGES = [page for page in sorted((TOP / "docs").rglob("*.md")) if "```sh run\n" in page.read_text()]
@@ -18,6 +20,18 @@ PAGES = [page for page in sorted((TOP / "docs").rglob("*.md")) if "```sh run\n" 
 def test_the_reference_is_up_to_date_and_all_links_resolve():
     done = subprocess.run([TOP / ".venv/bin/python", TOP / "tools/docs", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_names_only_commands_that_exist():
+    text = (TOP / "README.md").read_text()
+    missing = []
+    for row in ("images", "containers", "volumes"):
+        (cell,) = re.findall(rf"^\| {row} \| (.*) \|$", text, re.M)
+        for span in re.findall(r"`([a-z ]+)`", cell):
+            first, *others = span.split()
+            names = [f"{first} {word}" for word in others] if find.group(first) else span.split()
+            missing += [name for name in names if name not in find.known()]
+    assert missing == []
 
 
 def test_there_are_pages_to_try():

@@ -39,6 +39,7 @@ _cowshed() {
         candidate=${candidate%%$'\t'*}
         COMPREPLY+=("${candidate#"$skip"}")
     done <<< "$out"
+    [[ $candidate != *[:=] ]] || compopt -o nospace
 }
 complete -F _cowshed cowshed
 """
@@ -116,6 +117,10 @@ def _candidates(before: list[str], word: str) -> Iterable[str] | None:
         rest = rest[end + 1 :]
     if command.foreign and operands:
         return None
+    if command.name == "cp" and pending is None and not word.startswith("-"):
+        engine = _engine(flags)
+        names = [f"{name}:" for name in _containers(engine, "cp")] if engine is not None else []
+        return _begin(word, names) or None
     return _word(command.options, pending, word, flags, lambda: _operand(command, operands, flags))
 
 
@@ -164,7 +169,7 @@ def _word(
     return None if found is None else _begin(word, found)
 
 
-def _begin(word: str, lines: Iterable[str]) -> Iterable[str]:
+def _begin(word: str, lines: Iterable[str]) -> list[str]:
     return [line for line in lines if line.partition("\t")[0].startswith(word)]
 
 
