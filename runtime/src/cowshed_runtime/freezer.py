@@ -12,19 +12,22 @@ _PATIENCE = 10.0
 
 
 def freeze(name: str) -> None:
-    """Freeze everything in the container's groups; on return nothing of it runs.
+    """Freeze everything in the container's groups; on return nothing of it runs. Groups that are gone are success.
 
     OSError ENOENT if this host has no freezer, ETIMEDOUT if a process does not freeze within ten seconds (it sleeps in
     the kernel); then all go on.
     """
     folder, file, frozen, state, wanted = _files(name)
-    _write(f"{folder}/{file}", frozen)
     until = monotonic() + _PATIENCE
-    while wanted not in _read(f"{folder}/{state}"):
-        if monotonic() > until:
-            thaw(name)
-            raise OSError(110, f"{folder}: its processes do not freeze")
-        sleep(0.001)
+    try:
+        _write(f"{folder}/{file}", frozen)
+        while wanted not in _read(f"{folder}/{state}"):
+            if monotonic() > until:
+                thaw(name)
+                raise OSError(110, f"{folder}: its processes do not freeze")
+            sleep(0.001)
+    except FileNotFoundError:
+        return
 
 
 def thaw(name: str) -> None:

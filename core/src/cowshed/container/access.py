@@ -47,7 +47,7 @@ class Held:
                 raise NotFound(f"container {row.name} was removed meanwhile")
             found = state.now(engine, there)
             if found.state in ("creating", "removing"):
-                raise Conflict(f"container {row.name} is {found.state}", remedy="cowshed rm -f it")
+                raise Conflict(f"container {row.name} is being made or removed", remedy="try again")
             self.running = found.state == "running"
             left = [] if self.running else cgroup.processes(row.id)
             if left:
