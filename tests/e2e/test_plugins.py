@@ -67,6 +67,7 @@ def test_broken_drivers_are_listed_with_their_reasons_and_stop_nobody(engine, fo
         ("newer", "needs interface 1.1; this engine has 1.0: upgrade cowshed"),
         ("badprobe", "driver badprobe has a bug: its probe raised ZeroDivisionError"),
         ("badinit", "driver badinit has a bug: its init raised KeyError"),
+        ("mute", "driver mute cannot be used here: it does not say why"),
         ("badopen", "driver badopen has a bug: its open raised KeyError"),
         ("twice", "claimed by example-twice 1.0 and other-twice 1.0 (option --driver says so): uninstall one of them"),
         ("min", "did you mean mine?"),

@@ -122,10 +122,15 @@ def test_broken_ones_stop_nobody(installed):
     def fails(root, options, host):
         raise ZeroDivisionError("a bug")
 
+    def complains(root, options, host):
+        raise BadOption("it wants an option that nobody gave")
+
     installed(
         Found("gone", "dist-gone 1.0", None, "ImportError: x", remedy="reinstall it"),
         plugin("bug", probe=fails, priority=99),
         plugin("none", probe=lambda root, options, host: None, priority=98),
+        plugin("mute", probe=lambda root, options, host: ProbeReport(None), priority=97),
+        plugin("pert", probe=complains, priority=96),
         plugin("fine", Verdict.GOOD, 1),
     )
     explained = selection.explain(settings(), "", None)
@@ -133,6 +138,8 @@ def test_broken_ones_stop_nobody(installed):
     steps = told(explained)
     assert "driver bug: cannot be asked: its probe failed: ZeroDivisionError: a bug" in steps
     assert any(step.startswith("driver none: cannot be asked: its probe failed: AttributeError") for step in steps)
+    assert any("mute: cannot be asked: its probe failed: ValueError: it tells neither" in step for step in steps)
+    assert "driver pert: cannot be asked: it wants an option that nobody gave" in steps
     assert "driver gone: cannot be asked: ImportError: x" in steps
     (bug,) = [p for p in explained.probed if p.name == "bug"]
     assert "ZeroDivisionError" in bug.trace

@@ -39,6 +39,8 @@ BROKEN = {
     "older": "plugin = made('older', api=(API_VERSION[0] - 1, 0))",
     "badprobe": "plugin = made('badprobe', probe=lambda root, options, host: 1 // 0, priority=1000)",
     "noreport": "plugin = made('noreport', probe=lambda root, options, host: None, priority=1000)",
+    "mute": "from cowshed.storage.api import ProbeReport\n"
+    "plugin = made('mute', probe=lambda root, options, host: ProbeReport(None))",
     "badopen": "def open(*words, **more):\n    raise KeyError('a bug')\nplugin = made('badopen', open=open)",
     "badinit": "def init(*words, **more):\n    raise KeyError('a bug')\nplugin = made('badinit', init=init)",
 }

@@ -93,6 +93,7 @@ def _probe(
     host: Host,
 ) -> Probed:
     from cowshed.storage import options
+    from cowshed.storage.api import Verdict
     from cowshed.storage.errors import BadOption, StorageError
 
     report, error, remedy, trace, misconfigured = None, "", "", "", None
@@ -101,10 +102,11 @@ def _probe(
         chosen = options.check(plugin, wanted)
         options.compare(plugin, kept, wanted, chosen)
         report = plugin.probe(root, chosen, host)
-        report.verdict  # noqa: B018 - what is no report shows here
+        if report.capabilities is None and report.verdict is not Verdict.UNUSABLE:
+            raise ValueError("it tells neither what it can do nor why it cannot")
     except StorageError as problem:
         report, error, remedy = None, str(problem), problem.remedy
-        misconfigured = problem if isinstance(problem, BadOption) else None
+        misconfigured = problem if wanted and isinstance(problem, BadOption) else None
     except Exception as problem:  # a plug-in's bug stops nobody else
         from traceback import format_exc
 
@@ -172,7 +174,7 @@ def _weighed(settings: Settings, probed: Sequence[Probed]) -> tuple[list[Step], 
             steps.append(Step(f"driver {one.name}", f"cannot be asked: {one.error}", "considered"))
             continue
         verdict = one.report.verdict
-        why = next((r.text for r in one.report.reasons if r.verdict is verdict), "no reason given")
+        why = _lack(one)
         if verdict is Verdict.GOOD and one.priority <= 0:
             why += "; its author wants it to be chosen by name only"
         elif verdict is Verdict.POOR:
@@ -199,9 +201,11 @@ def _nothing(settings: Settings, probed: Sequence[Probed]) -> NotFound:
 
 
 def _lack(probed: Probed) -> str:
+    """Why a driver's verdict is what it is."""
     if probed.report is None:
         return probed.error
-    return probed.report.reasons[0].text
+    reasons = probed.report.reasons
+    return next((r.text for r in reasons if r.verdict is probed.report.verdict), "no reason given")
 
 
 def _rank(probed: Probed) -> str:

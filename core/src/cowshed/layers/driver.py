@@ -8,6 +8,7 @@ from cowshed.layers.host import EngineHost
 from cowshed.state import drivers
 from cowshed.state.rows import DriverRow
 from cowshed.storage import options, registry
+from cowshed.storage.api import Reason, Verdict
 from cowshed.storage.errors import StorageError, ToolFailed, Unsupported
 
 TYPE_CHECKING = False
@@ -54,8 +55,8 @@ def _first_use(
 ) -> DriverRow:
     name = plugin.name
     report = _own_errors(name, "probe", lambda: plugin.probe(root, chosen, host))
-    if report.capabilities is None:
-        reason = report.reasons[0]
+    if report.capabilities is None or report.verdict is Verdict.UNUSABLE:
+        reason = next((r for r in report.reasons if r.verdict is report.verdict), Reason("", "it does not say why"))
         raise Unsupported(f"driver {name} cannot be used here: {reason.text}", remedy=reason.remedy)
     if not store.writable:
         raise StoreError(f"the store at {store.root} has not used driver {name} yet and is open for reading only")
