@@ -55,15 +55,15 @@ def store(tmp_path_factory):
 
 # name: (words, modules). With a configuration file, `files` adds none: its parse is kept.
 BUDGETS = {
-    "version": (["--version"], 18),
-    "ps": (["ps", "-a"], 48),
-    "images": (["images"], 46),
-    "inspect": (["inspect", "box"], 53),
-    "logs": (["logs", "box"], 51),
-    "exec": (["exec", "box", "true"], 54),
-    "run": (["run", "--rm", "IMAGE", "true"], 102),
-    "create": (["create", "--name", "other", "IMAGE", "true"], 96),
-    "rm": (["rm", "-f", "other"], 86),
+    "version": (["--version"], 21),
+    "ps": (["ps", "-a"], 52),
+    "images": (["images"], 50),
+    "inspect": (["inspect", "box"], 56),
+    "logs": (["logs", "box"], 56),
+    "exec": (["exec", "box", "true"], 58),
+    "run": (["run", "--rm", "IMAGE", "true"], 105),
+    "create": (["create", "--name", "other", "IMAGE", "true"], 100),
+    "rm": (["rm", "-f", "other"], 92),
 }
 
 
