@@ -112,6 +112,16 @@ def test_detaching_with_keys_of_ones_own_and_attaching_again(shop, sit):
     assert shop.ok("inspect", "-f", "{{.State.Running}}", "stays") == "true\n"
 
 
+def test_starting_again_with_the_terminal(shop, sit):
+    shop.ok("create", "-it", "--name", "later", shop.image, "sh")
+    for _ in range(2):
+        me = sit("start", "-ai", "later", rows=25, columns=80)
+        me.until(b"# ")
+        me.type(b"stty size; exit 4\n")
+        me.until(b"25 80")
+        assert me.ended() == 4
+
+
 def test_exec_with_a_terminal(shop, sit):
     shop.ok("run", "-d", "--name", "host", shop.image, "sleep", "1000")
     me = sit("exec", "-it", "host", "sh", rows=20, columns=70)
@@ -128,7 +138,7 @@ def test_what_cannot_be_started_leaves_the_terminal_alone(shop, sit):
     assert me.ended() == 127
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_command_that_is_ended_restores_the_terminal(shop, sit, number):
     me = sit("run", "-it", "--name", "left", shop.image, "sh")
     me.until(b"# ")

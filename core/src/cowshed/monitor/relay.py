@@ -21,6 +21,7 @@ DETACHED = -1
 LOST = 128 + 13  # as if by SIGPIPE: nobody reads this process's output any more
 _GET_SIZE, _SET_SIZE = 0x5413, 0x5414  # TIOCGWINSZ, TIOCSWINSZ: ioctl_tty(2)
 _CHUNK = 1 << 18
+_ENDING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 _PROXIED = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
@@ -85,7 +86,7 @@ class _Relay:
         session = self.session
         old = {number: _signal.signal(number, self.signalled) for number in (*self.proxied, _signal.SIGWINCH)}
         if session.terminal:  # what is typed goes to the container, so these come from outside and end this process
-            old.update({number: _signal.signal(number, _leave) for number in (_signal.SIGHUP, _signal.SIGTERM)})
+            old.update({number: _signal.signal(number, _leave) for number in _ENDING})
         # The handlers do the work, also when this process waits for whoever reads its output; the pipe is there for a
         # signal that arrives just before poll.
         before = _signal.set_wakeup_fd(self.wake_end, warn_on_full_buffer=False)
