@@ -166,3 +166,23 @@ def test_a_full_disk_leaves_nothing(pulled, tmp_path):
     assert len(limited.stderr.splitlines()) == 1
     assert os.listdir(pulled.root / "blobs/partial") == []
     assert "test/big" not in pulled.ok("images")
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_directories_that_lead_elsewhere(engine, greeting):
+    """With redirects and metadata-only copies the upper directory is no diff: the trees are compared, of a container
+    that runs through its own mount."""
+    options = ("--driver-option", "redirect_dir=on", "--driver-option", "metacopy=on")
+    engine.ok(*options, "pull", "-q", greeting)
+    engine.ok(*options, "run", "-d", "--name", "base", greeting, "sh", "-c",
+              "mv /srv /moved; chmod 600 /etc/passwd; touch /done; sleep 1000")  # fmt: skip
+    wanted = {"D /srv", "A /moved", "A /moved/one", "A /moved/three", "C /etc", "C /etc/passwd", "A /done"}
+    until = time.monotonic() + 30
+    while "A /done" not in engine.ok(*options, "diff", "base").split("\n"):
+        assert time.monotonic() < until
+    for name in ("running", "stopped"):
+        assert set(engine.ok(*options, "diff", "base").splitlines()) == wanted
+        engine.ok(*options, "commit", "base", f"test/{name}")
+        engine.ok(*options, "stop", "-t", "0", "base")
+        said = engine.ok(*options, "run", "--rm", f"test/{name}", "sh", "-c", "cat /moved/one; head -c 4 /etc/passwd")
+        assert said == "one\nroot"

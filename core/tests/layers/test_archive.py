@@ -12,6 +12,7 @@ import pytest
 
 from cowshed.errors import Busy
 from cowshed.layers import archive, changes
+from cowshed.layers.apply import apply
 from cowshed.layers.tarstream import Feed, entries
 from cowshed.storage.kit.trees import copy_tree
 
@@ -161,3 +162,22 @@ def test_no_descriptor_is_left(tmp_path):
         next(pieces)
         pieces.close()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_holes_come_back_as_holes(tmp_path):
+    (tmp_path / "top").mkdir()
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "top/sparse", "wb") as f:
+        f.write(b"begin")
+        f.seek(48 << 20)
+        f.write(b"middle")
+        f.truncate(64 << 20)
+    with open(tmp_path / "top/nothing", "wb") as f:
+        f.truncate(8 << 20)
+    found = everything(str(tmp_path / "top"))
+    with trees.opened(tmp_path / "top", tmp_path / "out") as (source, target):
+        apply(archive.stream(found, source), target)
+    for name in ("sparse", "nothing"):
+        one, other = ((tmp_path / folder / name) for folder in ("top", "out"))
+        assert one.read_bytes() == other.read_bytes()
+        assert os.stat(other).st_blocks * 512 < 2 << 20

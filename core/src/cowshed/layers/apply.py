@@ -35,6 +35,7 @@ _WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_DIRECTORY
 _CACHED = 256
+_HOLE, _ZEROS = 1 << 14, bytes(1 << 20)
 _DEFAULT_ACL = "system.posix_acl_default"
 _KINDS = {CHAR: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 
@@ -176,8 +177,15 @@ class Applier:
             elif whole := feed.whole(entry.size):
                 _write(fd, whole)
             elif entry.size:
+                hole = False
                 for view in feed.views(entry.size):
-                    _write(fd, view)
+                    hole = _is_hole(view)
+                    if hole:
+                        os.lseek(fd, len(view), os.SEEK_CUR)
+                    else:
+                        _write(fd, view)
+                if hole:
+                    os.ftruncate(fd, entry.size)
             if entry.uid or entry.gid or inherits:
                 os.fchown(fd, entry.uid, entry.gid)
             if inherits:
@@ -329,6 +337,13 @@ def _write(fd: int, view: memoryview) -> None:
     done = os.write(fd, view)
     while done < len(view):
         done += os.write(fd, view[done:])
+
+
+def _is_hole(view: memoryview) -> bool:
+    """Whether a piece of a large file is all zeros, and long enough to be left out: archives are written without the
+    holes of the files in them."""
+    size = len(view)
+    return _HOLE <= size <= len(_ZEROS) and view[0] == 0 == view[-1] and bytes(view) == _ZEROS[:size]
 
 
 def _has_default_acl(fd: int) -> bool:
