@@ -100,9 +100,21 @@ def _distribution(target: Target) -> str:
 
 
 def _tools() -> dict[str, str]:
-    import shutil
+    """What the programs that the suite runs say of their version."""
+    return {
+        name: _version(name, word)
+        for name, word in (("mkfs.ext4", "-V"), ("mkfs.xfs", "-V"), ("mkfs.btrfs", "--version"), ("mount", "--version"))
+    }
 
-    return {name: shutil.which(name) or "missing" for name in ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mount")}
+
+def _version(name: str, word: str) -> str:
+    import subprocess
+
+    try:
+        done = subprocess.run([name, word], capture_output=True, text=True, timeout=10)
+    except OSError:
+        return "missing"
+    return (done.stdout + done.stderr).strip().partition("\n")[0]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cowshed_conformance import report
 
 LEVELS = ("core", "full", "hard")
+pytest.register_assert_rewrite("cowshed_conformance.cases")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,7 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "conformance_level(name): core, full or hard (cowshed_conformance)")
     config.addinivalue_line("markers", "conformance_budget(seconds): time that a case may take (cowshed_conformance)")
     config.addinivalue_line("markers", "conformance_last: runs after all others (cowshed_conformance)")
-    if config.getoption("--driver"):
+    name = config.getoption("--driver")
+    if name:
+        from cowshed_conformance.target import resolve, words
+
+        resolve(name, words(config.getoption("--driver-option")), seed=0, level="")  # a mistake is told before all else
         config.pluginmanager.import_plugin("cowshed_conformance.fixtures")
     elif any(word.partition(".")[0].partition(":")[0] == "cowshed_conformance" for word in config.args):
         raise pytest.UsageError("which driver? pytest --pyargs cowshed_conformance --driver NAME")
@@ -68,6 +73,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     kind = _report()
     if kind is not None:
         kind.of_this_run().note(report)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A case that is skipped says why in a way that programs can read, or the run has failed (H02)."""
+    kind = _report()
+    if kind is not None and kind.of_this_run().unexplained() and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

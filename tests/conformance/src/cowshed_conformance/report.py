@@ -53,6 +53,18 @@ class Report:
             counts[case["outcome"]] += 1
         return counts
 
+    def skipped(self) -> dict[tuple[str, str], list[str]]:
+        """(code, reason) → the cases that were skipped for it."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for case in sorted(self.cases.values(), key=lambda c: (c["case"], c["test"])):
+            if case["outcome"] == "skipped":
+                found.setdefault((case["code"], case["reason"]), []).append(case["test"])
+        return found
+
+    def unexplained(self) -> list[str]:
+        """Cases that were skipped without a code: those that programs cannot judge."""
+        return [test for (code, _), tests in self.skipped().items() if code == "other" for test in tests]
+
     def finish(self, terminal: pytest.TerminalReporter, folder: str | None) -> None:
         if not self.cases:
             return
@@ -64,6 +76,8 @@ class Report:
             + ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         )
         terminal.line(f"on {facts.get('backing', '?')}, kernel {facts.get('kernel', '?')}, seed {facts.get('seed')}")
+        for test in self.unexplained():
+            terminal.line(f"skipped without a code, which counts as a failure: {test}")
         if folder:
             os.makedirs(folder, exist_ok=True)
             for name, text in (("conformance.json", self.json()), ("conformance.md", self.markdown())):
@@ -73,7 +87,9 @@ class Report:
 
     def json(self) -> str:
         cases = sorted(self.cases.values(), key=lambda c: (c["case"], c["test"]))
-        return json.dumps({**self.facts, "counts": self.counts(), "cases": cases}, indent=1, default=str) + "\n"
+        skipped = [{"code": c, "reason": r, "tests": tests} for (c, r), tests in self.skipped().items()]
+        found = {**self.facts, "counts": self.counts(), "skipped": skipped, "cases": cases}
+        return json.dumps(found, indent=1, default=str) + "\n"
 
     def markdown(self) -> str:
         lines = [f"# Conformance of driver {self.facts.get('driver', '?')}", "", "| | |", "|---|---|"]
@@ -85,6 +101,11 @@ class Report:
         for case in sorted(self.cases.values(), key=lambda c: (c["case"], c["test"])):
             why = f"{case['code']}: {case['reason']}" if case["code"] else case["reason"]
             lines.append(f"| `{_cell(case['test'])}` | {case['outcome']} | {case['seconds']:.2f} | {_cell(why)} |")
+        lines += ["", "## Skipped and why", ""]
+        for (code, reason), tests in self.skipped().items():
+            lines.append(f"- {code}: {reason}: {', '.join(f'`{test}`' for test in tests)}")
+        if not self.skipped():
+            lines.append("Nothing.")
         return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cowshed.errors import CowshedError
 from cowshed.storage import options, registry
 from cowshed.storage.api import DriverPlugin
 from cowshed.storage.errors import StorageError
@@ -40,8 +41,9 @@ def resolve(name: str, given: Mapping[str, str], *, seed: int, level: str) -> Ta
         if not isinstance(plugin, DriverPlugin):
             raise pytest.UsageError(f"--driver {name} names a {type(plugin).__name__}, not a DriverPlugin")
         return Target(name, plugin, options.check(plugin, given), dict(given), not colon, seed, level)
-    except (StorageError, ImportError, AttributeError) as error:
-        raise pytest.UsageError(f"--driver {name}: {error}") from error
+    except (CowshedError, StorageError, ImportError, AttributeError) as error:
+        remedy = getattr(error, "remedy", "")
+        raise pytest.UsageError(f"--driver {name}: {error}" + (f"; {remedy}" if remedy else "")) from error
 
 
 def words(pairs: list[str]) -> dict[str, str]:
