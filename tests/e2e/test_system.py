@@ -31,11 +31,20 @@ def test_check_sees_a_layer_that_is_gone_and_one_that_nobody_knows(checked):
     os.rename(objects(checked, "active") / layer, objects(checked, "active") / ("f" * 32))
     told = findings(checked)
     assert set(told) == {
-        f"driver {checked.driver}: layer active/{'f' * 32} belongs to no layer",
+        f"driver {checked.driver}: layer active/{'f' * 32} belongs to no layer: cowshed system prune removes it",
         f"driver {checked.driver}: layer {layer} is missing",
     }
     os.rename(objects(checked, "active") / ("f" * 32), objects(checked, "active") / layer)
     assert checked.ok("system", "check") == "clean\n"
+
+
+def test_prune_removes_a_layer_that_a_power_cut_brought_back(checked):
+    (objects(checked, "active") / ("f" * 32)).mkdir()
+    (told,) = findings(checked)
+    assert "belongs to no layer" in told
+    checked.ok("system", "prune", "-f")
+    assert checked.ok("system", "check") == "clean\n"
+    assert os.listdir(objects(checked, "active")) == os.listdir(objects(checked, "trash")) == []
 
 
 def test_check_sees_blobs_that_are_gone_cut_or_damaged(checked):

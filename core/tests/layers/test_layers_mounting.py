@@ -162,7 +162,7 @@ def test_a_committed_layer_is_looked_at_by_two_and_not_removed_meanwhile(layers)
 # ---------------------------------------------------------------- layers
 
 
-def test_a_layer_of_an_earlier_boot_that_was_not_synced_is_made_again(layers):
+def test_s2_a_layer_of_an_earlier_boot_that_was_not_synced_is_made_again(layers):
     image = work.pull(layers)
     old = layers.by_chain_id(image.chain_ids[0])
     with layers.store.transaction() as tx:

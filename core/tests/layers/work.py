@@ -26,7 +26,7 @@ def image_row(diffs=DIFFS, name="f"):
     )  # fmt: skip
 
 
-def pull(layers, diffs=DIFFS, name="f"):
+def pull(layers, diffs=DIFFS, name="f", durability="commit"):
     """Three layers, each with a file of its own, and their image."""
     image = image_row(diffs, name)
     top, made = None, []
@@ -38,11 +38,11 @@ def pull(layers, diffs=DIFFS, name="f"):
         active = layers.begin(top)
         with layers.mounted(active, read_only=False) as tree:
             fd = os.open(diff[7:9], os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=tree)
-            os.write(fd, chain.encode())
+            os.write(fd, chain.encode() * 1000)
             os.close(fd)
         top = layers.seal(active)
         made.append((top, chain, diff))
-    layers.publish(made, "commit", lambda tx: images.insert(tx, image))
+    layers.publish(made, durability, lambda tx: images.insert(tx, image))
     return image
 
 

@@ -207,7 +207,7 @@ def test_a_killed_writer_leaves_no_half_transaction(store):
         tx.execute("update meta set value = 2 where key = 'next'")
 
 
-def test_full_disk(tmp_path):
+def test_s7_a_full_disk_is_read_from_a_copy_and_removed_from_with_the_ballast(tmp_path):
     done = subprocess.run(
         ["unshare", "-m", "--propagation", "private", sys.executable, str(Path(__file__).parent / "full_disk.py"),
          str(tmp_path)],
@@ -258,7 +258,7 @@ def test_containers_by_name_and_prefix(store):
     assert [row.name for row in containers.list_all(store)] == ["abc", "one"]
 
 
-def test_a_number_comes_again_last_and_never_while_it_is_used(store):
+def test_s6_a_number_comes_again_last_and_never_while_it_is_used(store):
     with store.transaction() as tx:
         tx.execute("insert into drivers values ('d', 's', '{}', '{}')")
         tx.execute("update meta set value = ? where key = 'next'", rows.LAST_NUMBER)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cowshed.engine import Engine
+    from cowshed.storage.api import Finding
 
 
 def check(engine: Engine, *, deep: bool = False) -> list[str]:
@@ -28,7 +29,7 @@ def check(engine: Engine, *, deep: bool = False) -> list[str]:
     found = list(_database(engine, deep))
     for name in drivers.names(engine.store):
         try:
-            found += [f"driver {name}: {finding.text}" for finding in engine.layers(name).check()]
+            found += [f"driver {name}: {_words(finding)}" for finding in engine.layers(name).check()]
         except (CowshedError, StorageError) as error:
             found.append(f"driver {name}: cannot be opened: {error}")
     found += _at_two_looks(lambda: _blobs(engine))
@@ -37,6 +38,10 @@ def check(engine: Engine, *, deep: bool = False) -> list[str]:
     if deep:
         found += _damaged_blobs(engine)
     return found
+
+
+def _words(finding: Finding) -> str:
+    return f"{finding.text}: {finding.repair}" if finding.repair else finding.text
 
 
 def _at_two_looks(look: Callable[[], Iterator[str]]) -> list[str]:

@@ -6,6 +6,7 @@ from cowshed.container import lifecycle, state
 from cowshed.errors import CowshedError
 from cowshed.image.blobs import BlobStore
 from cowshed.image.remove import prune as prune_images
+from cowshed.layers.check import remove_orphans
 from cowshed.state import containers, drivers, volumes
 from cowshed.storage.errors import StorageError
 from cowshed.storage.record import record
@@ -39,6 +40,11 @@ def prune(engine: Engine, *, all_images: bool, with_volumes: bool) -> Pruned:
         gone.append(row.id)
     images = prune_images(engine.store, unused=all_images, layers=engine.layers)
     dropped = _prune_volumes(engine) if with_volumes else ()
+    for name in drivers.names(engine.store):
+        try:
+            remove_orphans(engine.layers(name))
+        except (CowshedError, StorageError):
+            continue  # a driver that cannot be opened keeps its own
     remove_leftovers(engine)
     return Pruned(tuple(gone), dropped, images)
 

@@ -26,6 +26,18 @@ def check(layers: Layers) -> Iterator[api.Finding]:
             yield finding
 
 
+def remove_orphans(layers: Layers) -> int:
+    """Remove the driver's layers that no row knows: removed before a power cut that brought them back, or made after
+    the database was copied that is used now. How many."""
+    count = 0
+    for finding in list(check(layers)):
+        found = finding.found
+        if finding.code == "orphan" and found is not None and found.layer is not None and found.layer_kind is not None:
+            layers.driver.remove(api.Layer(found.layer, found.number or 0, found.layer_kind, None, found.data))
+            count += 1
+    return count
+
+
 def _look(layers: Layers) -> Iterator[api.Finding]:
     store, name = layers.store, layers.name
     objects = list(layers.driver.scan())  # before the rows: what is made meanwhile is then in the rows, not missing
@@ -39,7 +51,10 @@ def _look(layers: Layers) -> Iterator[api.Finding]:
         ):
             if found.layer is not None and rows.by_id(store, found.layer) is not None:
                 continue
-            yield api.Finding("orphan", f"{found.kind.value} {found.name} belongs to no layer", found.layer, found)
+            yield api.Finding(
+                "orphan", f"{found.kind.value} {found.name} belongs to no layer", found.layer, found,
+                repair="cowshed system prune removes it",
+            )  # fmt: skip
     for row in known.values():
         if _busy(layers, row) or rows.get(store, row.number) != row:
             continue

@@ -82,7 +82,7 @@ def _remove(layers: Layers, number: int, wait: float | None) -> bool:
         if byte is not None and (store.locks.mine("chains", byte) or not store.locks.try_take("chains", byte)):
             return False  # a pull is about to build on it
         try:
-            return _remove_locked(layers, number, wait)
+            return _remove_locked(layers, number, wait, durable=row.durable)
         finally:
             if byte is not None:
                 store.locks.release("chains", byte)
@@ -90,7 +90,7 @@ def _remove(layers: Layers, number: int, wait: float | None) -> bool:
         store.locks.release("layers", number)
 
 
-def _remove_locked(layers: Layers, number: int, wait: float | None) -> bool:
+def _remove_locked(layers: Layers, number: int, wait: float | None, *, durable: bool) -> bool:
     store = layers.store
     layer = layers.load(number)
     with store.transaction() as tx:
@@ -100,6 +100,8 @@ def _remove_locked(layers: Layers, number: int, wait: float | None) -> bool:
     step("sweep.intended")
     try:
         layers.remove(layer, wait)
+        if not durable:
+            layers.erase(layer)  # after a power cut it may be active again
     except InUse:
         with store.transaction() as tx:
             journal.end(tx, number)
