@@ -150,6 +150,15 @@ def test_an_idle_monitor_is_small(store, script, most):
     assert max(dirty) <= most, dirty
 
 
+def test_what_stands_by_is_small(store):
+    """Of all standing processes 12 MB are allowed; the zygote is the only one without a container."""
+    store.container("true").start().communicate(timeout=20)
+    for pid in store.zygotes():
+        with open(f"/proc/{pid}/smaps_rollup") as f:
+            sizes = {line.split()[0]: int(line.split()[1]) for line in f if line.endswith("kB\n")}
+        assert sizes["Pss:"] <= 11_000, sizes
+
+
 def test_an_idle_monitor_holds_only_what_it_needs(store):
     """Its helper shares its table of descriptors, and closes what the monitor does not need."""
     box = store.container("sleep", "60", stdin=True)

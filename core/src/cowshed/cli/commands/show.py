@@ -39,18 +39,20 @@ def ps(engine: Engine, said: Values) -> int:
         fits = listing.fitting(engine, filters, moment=None)
         every = every or "status" in filters or "exited" in filters
     newest = 1 if said.latest else said.last or 0
-    rows: list[dict[str, Any]] = []
+    found = []
     for row in containers.list_all(engine.reader):
         now = state.now(engine, row)
         if not (every or newest or now.state == "running") or (fits and not fits(row, now)):
             continue
-        rows.append(_line(engine, row, now, whole=bool(said.no_trunc), size=bool(said.size)))
-        if len(rows) == newest:
+        found.append((row, now))
+        if len(found) == newest:
             break
     if said.quiet:
-        for line in rows:
-            print(line["ID"])
+        for row, _ in found:
+            print(row.id if said.no_trunc else row.id[:12])
         return 0
+    whole, size = bool(said.no_trunc), bool(said.size)
+    rows = [_line(engine, row, now, whole=whole, size=size) for row, now in found]
     columns = ["ID", "Image", "Command", "RunningFor", "Status", "Names", *(["Size"] if said.size else [])]
     output.listing(rows, tuple(columns), said.format, what="ps", headings=_HEADINGS)
     return 0
