@@ -171,7 +171,10 @@ def test_a_driver_that_pip_installs_into_the_environment_is_found(tmp_path, gree
     )  # fmt: skip
     it = engine_of(tmp_path, "example", str(environment / "bin/cowshed"))
     try:
+        (site,) = (environment / "lib").glob("python*/site-packages")
+        (site / "counted.pth").write_text(f"import os; open({str(tmp_path / 'count')!r}, 'a').write('x')\n")
         assert "example" in it.ok("driver", "list", "-q").split()
+        assert (tmp_path / "count").read_text() == "x", "code in .pth files is run once, however many drivers there are"
         for _ in range(2):  # by search, and as remembered
             assert it.ok("run", "--rm", greeting, "cat", "three") == "three\n"
     finally:

@@ -102,6 +102,9 @@ def _remembered_object(attr: str) -> Any:
     return value
 
 
+_sites: set[str] = set()  # whose .pth files have been read: lines of code in them are for once
+
+
 def _read_path_files() -> None:
     """Do what `site` would have done for editable installations, if it was left out."""
     import sys
@@ -110,7 +113,9 @@ def _read_path_files() -> None:
         import site
 
         for folder in [path for path in sys.path if path.endswith(("/site-packages", "/dist-packages"))]:
-            site.addsitedir(folder)
+            if folder not in _sites:
+                _sites.add(folder)
+                site.addsitedir(folder)
 
 
 def _unknown(name: str) -> NotFound:
