@@ -54,9 +54,11 @@ def realise(
     The top layer, None for an image without layers. On an error nothing that is new stays.
     """
     from cowshed.layers.unpack import unpack
+    from cowshed.storage.api import Layer, LayerOptions
 
     locks = layers.store.locks
     made: list[tuple[Layer, str, str]] = []
+    reserved: list[Layer] = []  # those that are still to be made
     taken: list[int] = []
     top: Layer | None = None
     try:
@@ -75,8 +77,12 @@ def realise(
                 taken.append(byte)
             _, media_type, size = image.blobs[n]
             progress.step(f"layer {n + 1} of {len(image.diff_ids)}: {diff[7:19]}, {_size(size)}")
-            active = layers.begin(top)
+            if not made:
+                reserved = layers.reserve_chain(top, len(image.diff_ids) - n)
+            active = reserved.pop(0)
             made.append((active, chain, diff))
+            active = layers.prepare(Layer(active.id, active.number, active.kind, top), LayerOptions(durable=False))
+            made[-1] = (active, chain, diff)
             step("realise.begun")
             source = sources[n]
             with layers.mounted(active, read_only=False) as tree:
@@ -102,11 +108,11 @@ def realise(
         return top
     finally:
         if made:  # their space first: on a full disk nothing could be written down else
-            for layer, _, _ in reversed(made):
+            begun = [layer for layer, _, _ in reversed(made)]
+            for layer in begun:
                 layers.erase(layer)
             layers.purge(_PURGE_SECONDS)
-        for layer, _, _ in reversed(made):
-            layers.abandon(layer)
+            layers.abandon(*reversed(reserved), *begun)
         for byte in taken:
             locks.release("chains", byte)
 

@@ -90,6 +90,20 @@ class Layers:
             self.abandon(layer)
             raise
 
+    def reserve_chain(self, parent: api.Layer | None, count: int) -> list[api.Layer]:
+        """What `begin` writes down, for count layers on top of each other: one transaction, and none is prepared yet.
+
+        Each but the first says of its parent only what was reserved: give it the sealed one before it is prepared.
+        """
+        self._open_to_sync()
+        reserved: list[api.Layer] = []
+        with self.store.transaction() as tx:
+            for _ in range(count):
+                parent = self.reserve(tx, parent, "apply")
+                reserved.append(parent)
+        step("layers.begin.written")
+        return reserved
+
     def seal(self, active: api.Layer) -> api.Layer:
         """Commit without durability and without a row: the next layer of a pull may stand on it.
 
@@ -135,12 +149,15 @@ class Layers:
             for layer in layers:
                 rows.set_durable(tx, layer.number)
 
-    def abandon(self, layer: api.Layer) -> None:
-        """Undo a layer that was begun and is not published. Its byte is held, and released."""
-        self.erase(layer)
+    def abandon(self, *layers: api.Layer) -> None:
+        """Undo layers that were begun and are not published, the highest first. Their bytes are held, and released."""
+        for layer in layers:
+            self.erase(layer)
         with self.store.transaction() as tx:
-            rows.delete(tx, layer.number)
-        self.store.locks.release("layers", layer.number)
+            for layer in layers:
+                rows.delete(tx, layer.number)
+        for layer in layers:
+            self.store.locks.release("layers", layer.number)
 
     def finish(self, tx: Transaction, layer: api.Layer) -> None:
         """The layer's journal row is done with; the caller releases the byte after the transaction."""

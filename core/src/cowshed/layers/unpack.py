@@ -1,5 +1,5 @@
 """From a stream of compressed bytes to an applied layer: read and inflate in one thread, hash in another, write in this
-one. All three release the interpreter lock for most of their time."""
+one, if it is more than a little. All three release the interpreter lock for most of their time."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20  # the most that one step of decompression gives: a bomb is met piece by piece
 _AHEAD = 6
+_ALONE = 4 << 20  # bytes of an archive that are not worth a thread
 _GZIP, _ZSTD, _ZSTD_SKIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
 
 
@@ -41,7 +42,6 @@ def unpack(
     algorithm, _, wanted = diff_id.partition(":")
     pipeline = _Pipeline(chunks, hashlib.new(algorithm), limit)
     try:
-        pipeline.start()
         apply(pipeline.pieces(), root, limit=limit)
         pipeline.finish()
     except BaseException:
@@ -58,18 +58,42 @@ def unpack(
 
 
 class _Pipeline:
+    """The pieces of an archive, hashed and counted. A small one is done with in the caller's thread."""
+
     def __init__(self, chunks: Iterable[bytes], digest: Any, limit: int) -> None:
         self.hash, self.size, self.limit = digest, 0, limit + (1 << 30)
-        self._chunks = chunks
+        self._source = decompress(chunks)
         self._apply: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
         self._hash: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
         self._error: BaseException | None = None
         self._stopped = False
-        self._threads = [threading.Thread(target=self._produce), threading.Thread(target=self._digest)]
+        self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
+    def pieces(self) -> Iterator[bytes]:
+        for piece in self._source:
+            self._count(piece)
+            self.hash.update(piece)
+            yield piece
+            if self.size >= _ALONE:
+                yield from self._from_threads()
+                return
+
+    def _count(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self.size > self.limit:
+            raise ImageError("it unpacks to more than is allowed")
+
+    def _from_threads(self) -> Iterator[bytes]:
+        self._threads += [threading.Thread(target=self._produce), threading.Thread(target=self._digest)]
         for thread in self._threads:
             thread.start()
+        while True:
+            piece = self._apply.get()
+            if piece is None:
+                if self._error is not None:
+                    raise self._error
+                return
+            yield piece
 
     def _put(self, target: queue.Queue[bytes | None], piece: bytes | None) -> None:
         while True:
@@ -83,10 +107,8 @@ class _Pipeline:
 
     def _produce(self) -> None:
         try:
-            for piece in decompress(self._chunks):
-                self.size += len(piece)
-                if self.size > self.limit:
-                    raise ImageError("it unpacks to more than is allowed")
+            for piece in self._source:
+                self._count(piece)
                 self._put(self._hash, piece)
                 self._put(self._apply, piece)
         except _Stopped:
@@ -108,15 +130,6 @@ class _Pipeline:
             if piece is None:
                 return
             self.hash.update(piece)
-
-    def pieces(self) -> Iterator[bytes]:
-        while True:
-            piece = self._apply.get()
-            if piece is None:
-                if self._error is not None:
-                    raise self._error
-                return
-            yield piece
 
     def finish(self) -> None:
         for thread in self._threads:
@@ -141,16 +154,13 @@ def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
             break
         first += more
     if first[:2] == _GZIP:
-        return _gzip(first, source)
-    if first[:4] == _ZSTD or first[1:4] == _ZSTD_SKIP:
-        return _zstd(first, source)
-    return _plain(first, source)
-
-
-def _plain(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from source
+        yield from _gzip(first, source)
+    elif first[:4] == _ZSTD or first[1:4] == _ZSTD_SKIP:
+        yield from _zstd(first, source)
+    else:
+        if first:
+            yield first
+        yield from source
 
 
 def _gzip(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:

@@ -136,6 +136,7 @@ class LayerOptions:
     quota: Quota = Quota()
     root_uid: int = 0  # owner of the root directory of a layer without parent, as on disk
     root_gid: int = 0
+    durable: bool = True  # False: it need not survive a power cut, or the engine syncs the whole file system itself
 
 
 @record(frozen=True, slots=True)

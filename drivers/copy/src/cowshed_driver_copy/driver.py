@@ -70,7 +70,7 @@ class CopyDriver:
             os.chmod(root, 0o755)  # whatever the umask
             os.chown(root, options.root_uid, options.root_gid)
         self._host.step("copy.prepare.filled")
-        self._at.publish(temporary, new)
+        self._at.publish(temporary, new, durable=options.durable)
         self._host.step("copy.prepare.published")
         return {}
 

@@ -65,7 +65,7 @@ class OverlayDriver:
             os.chmod(upper, 0o755)  # whatever the umask
             os.chown(upper, options.root_uid, options.root_gid)
         self._host.step("overlay.prepare.filled")
-        self._at.publish(temporary, new)
+        self._at.publish(temporary, new, durable=options.durable)
         self._host.step("overlay.prepare.published")
         return {}
 

@@ -187,9 +187,10 @@ class Directories:
         """Write back the whole file system that the store lies on."""
         self._host.sync(self._sync)
 
-    def publish(self, temporary: str, layer: Layer) -> None:
-        """Rename a temporary directory to the layer's place and make the rename durable. Raises Damaged."""
-        files.sync_directory(temporary)
+    def publish(self, temporary: str, layer: Layer, *, durable: bool = True) -> None:
+        """Rename a temporary directory to the layer's place, and make the rename durable if asked. Raises Damaged."""
+        if durable:
+            files.sync_directory(temporary)
         try:
             os.rename(temporary, self.layer(layer))
         except OSError as error:
@@ -200,7 +201,8 @@ class Directories:
                 layer=layer.id,
                 remedy="remove it by hand if nothing in it is wanted",
             ) from None
-        files.sync_directory(f"{self.root}/active")
+        if durable:
+            files.sync_directory(f"{self.root}/active")
 
     def commit(self, active: Layer, new: Layer, *, durable: bool, name: str) -> None:
         """Rename the active layer's directory to the committed one's place; steps are called NAME.commit.…"""
