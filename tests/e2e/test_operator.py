@@ -36,6 +36,8 @@ def test_info_counts_and_tells_of_store_and_host(lived):
     text = lived.ok("system", "info")
     assert "Storage Driver: overlay\n" in text
     assert f"Root Dir: {lived.root}\n" in text
+    assert " Drivers of this store: overlay\n" in text
+    assert re.search(r"^Total Memory: [0-9.]+GiB$", text, re.M)
 
 
 def test_version_is_the_same_wherever_it_is_asked_for(engine):

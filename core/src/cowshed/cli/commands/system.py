@@ -110,8 +110,6 @@ def version(engine: Engine, said: Values) -> int:
 
 
 def info(engine: Engine, said: Values) -> int:
-    import json
-
     from cowshed.cli import output
 
     told = _info(engine)
@@ -120,9 +118,11 @@ def info(engine: Engine, said: Values) -> int:
         return 0
     for title, key in _SHOWN:
         value = told[key]
-        if isinstance(value, bool):
-            value = str(value).lower()
-        print(f"{title}: {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+        if isinstance(value, list):
+            value = ", ".join(value) or "none"
+        elif key == "MemTotal":
+            value = f"{value / 2**30:.4g}GiB"
+        print(f"{title}: {value}")
     for warning in told["Warnings"]:
         print(f"WARNING: {warning}")
     return 0
