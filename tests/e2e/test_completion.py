@@ -104,6 +104,7 @@ CASES = [
     ("cowshed kill -s TER", "TERM", "KILL"),
     ("cowshed completion f", "fish", "bash"),
     ("cowshed help ima", "images", "run"),
+    ("cowshed run --driver overlay --driver-option xi", "xino=auto", "index=on"),
     ("cowshed volume rm ", "some-volume", "running-box"),
     ("cowshed inspect some-", "some-volume", "some-file"),
     ("cowshed --driver overlay --driver-option xi", "xino=auto", "index=on"),

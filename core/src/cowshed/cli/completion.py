@@ -106,6 +106,8 @@ def _candidates(before: list[str], word: str) -> Iterable[str] | None:
         seconds = {name.split()[1]: c.help for name, c in find.known().items() if name.startswith(f"{before[at]} ")}
         return _begin(word, (f"{name}\t{text}" for name, text in seconds.items()))
     command, rest = find.command(before[at:])
+    if "--driver" in rest[:-1]:
+        flags["driver"] = rest[rest.index("--driver") + 1]  # `run` takes it, too
     operands, pending = 0, None
     while rest:
         end, pending = _options_end(command.options, rest)
