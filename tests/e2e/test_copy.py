@@ -102,6 +102,7 @@ REFUSED = [
     (("box:/a", "box:/b"), "between two containers"),
     (("nobody:/a", "HERE"), "no such container"),
     (("box:", "HERE"), "CONTAINER:PATH"),
+    (("", "box:/srv"), "empty"),
     (("-", "box:/srv/one"), "no directory"),
     (("-", "box:/missing"), "does not exist"),
     (("-", "box:/srv"), "archive"),

@@ -3,6 +3,9 @@
 import hashlib
 import json
 
+import pytest
+
+from cowshed.errors import ImageError
 from cowshed.image import manifest as manifests
 from cowshed.image.child import child
 from cowshed.image.history import history
@@ -14,11 +17,11 @@ DOCKER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 
 def base(kinds=(DOCKER,), steps=None, **more):
-    layers = tuple(manifests.Descriptor("sha256:" + f"{n}" * 64, n, kind) for n, kind in enumerate(kinds))
+    layers = tuple(manifests.Descriptor(f"sha256:{n:064x}", n, kind) for n, kind in enumerate(kinds))
     config = {
         "architecture": "arm64", "os": "linux", "variant": "v8", "os.features": ["x"], "container": "old",
         "author": "before", "created": "2020-01-01T00:00:00Z", "config": {"Cmd": ["old"]},
-        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + f"{n}" * 64 for n in range(len(kinds))]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{n:064x}" for n in range(len(kinds))]},
         "history": [{"created_by": "one"}] if steps is None else steps, **more,
     }  # fmt: skip
     text = json.dumps(config).encode()
@@ -69,3 +72,8 @@ def test_a_history_that_leaves_layers_out_is_filled_up():
 def test_the_same_things_give_the_same_bytes():
     one, other = (child(base(), {"b": "1", "a": "2"}, (BLOB, DIFF), created=5) for _ in range(2))
     assert (one.config, one.manifest) == (other.config, other.manifest)
+
+
+def test_an_image_of_too_many_layers_is_not_made():
+    with pytest.raises(ImageError, match="513 layers"):
+        child(base(kinds=(DOCKER,) * 512), {}, (BLOB, DIFF), created=0)

@@ -30,12 +30,12 @@ def child(
     comment: str = "",
 ) -> ImageRow:
     """The row of the new image. own: its `config`; layer: descriptor and diff id, None if nothing was changed;
-    created: ns since the epoch."""
+    created: ns since the epoch. ImageError if an image cannot be so."""
     config = {key: value for key, value in json.loads(base.config).items() if key not in _DROPPED}
     said = _rfc3339(created)
     step: dict[str, Any] = {"created": said}
-    told = {"created_by": created_by, "author": author, "comment": comment}
-    step.update({key: value for key, value in told.items() if value})
+    texts = {"created_by": created_by, "author": author, "comment": comment}
+    step.update({key: value for key, value in texts.items() if value})
     if layer is None:
         step["empty_layer"] = True
     config["created"] = said
@@ -49,18 +49,15 @@ def child(
     layers = [manifests.Descriptor(digest, size, _oci(kind)) for digest, kind, size in base.blobs]
     if layer is not None:
         layers.append(layer[0])
-    parsed = manifests.Manifest(
-        manifests.Descriptor("sha256:" + hashlib.sha256(text).hexdigest(), len(text), manifests.OCI_CONFIG),
-        tuple(layers),
-    )
+    told = manifests.Descriptor("sha256:" + hashlib.sha256(text).hexdigest(), len(text), manifests.OCI_CONFIG)
     document = {
         "schemaVersion": 2,
         "mediaType": manifests.OCI_MANIFEST,
-        "config": _descriptor(parsed.config),
+        "config": _descriptor(told),
         "layers": [_descriptor(each) for each in layers],
     }
     data = json.dumps(document, separators=(",", ":")).encode()
-    return describe(data, manifests.OCI_MANIFEST, parsed, text)
+    return describe(data, manifests.OCI_MANIFEST, manifests.parse_manifest(document), text)
 
 
 def _history(base: ImageRow) -> list[dict[str, Any]]:

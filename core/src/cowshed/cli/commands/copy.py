@@ -23,6 +23,8 @@ def copy(engine: Engine, said: Values) -> int:
     from cowshed.container.view import View
 
     first, second = said["operands"]
+    if not first or not second:
+        raise BadUsage("a path is empty", remedy=_REMEDY)
     source, target = _container(first), _container(second)
     if bool(source) == bool(target):
         what = "between two containers" if source else "within this host"
