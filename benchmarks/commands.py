@@ -156,7 +156,16 @@ class Bench:
                 self.record("standing processes (PSS)", engine.name, max(twenty, _pss(zygote)))
             engine.clean()
 
+        def twenty_networked(engine: Engine) -> None:
+            words = [
+                engine.run(self.image("small"), *NAP, name=self.name(), network=engine is not self.ours)
+                for _ in range(20)
+            ]
+            self.record("run -d, 20 at once, podman with its network", engine.name, engine(*words)["ms"])
+            engine.clean()
+
         self.each(3, twenty_at_once, engines)
+        self.each(3, twenty_networked, engines)
         daemons = [pid for name in ("dockerd", "containerd") for pid in _named(name)]
         if daemons:
             self.record("standing processes (PSS)", "docker", sum(map(_pss, daemons)))
@@ -165,14 +174,18 @@ class Bench:
         engines = self.engines("podman")
         self.prepare(("small",), engines)
 
-        def fifty_in_sequence(engine: Engine) -> None:
+        def fifty_in_sequence(engine: Engine, suffix: str = "", network: bool = False) -> None:
             took = 0.0
             for _ in range(50):
-                took += engine(engine.run(self.image("small"), *NAP, name=self.name()))["ms"]
-            self.record("run -d, 50 in sequence", engine.name, took)
+                took += engine(engine.run(self.image("small"), *NAP, name=self.name(), network=network))["ms"]
+            self.record(f"run -d, 50 in sequence{suffix}", engine.name, took)
             engine.clean()
 
+        def fifty_networked(engine: Engine) -> None:
+            fifty_in_sequence(engine, ", podman with its network", engine is not self.ours)
+
         self.each(2, fifty_in_sequence, engines)
+        self.each(2, fifty_networked, engines)
 
     def pulls(self) -> None:
         """Ours with both durabilities, in a store of its own each."""

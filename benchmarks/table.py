@@ -19,6 +19,8 @@ ROWS: list[dict[str, Any]] = [
         ("run -d, 20 at once", "podman", "ms", "ratio", 0.4),
         ("run -d, podman with its network", "podman", "ms", "ratio", 0.35),
         ("start, podman with its network", "podman", "ms", "ratio", 0.35),
+        ("run -d, 50 in sequence, podman with its network", "podman", "ms", "ratio", 0.4),
+        ("run -d, 20 at once, podman with its network", "podman", "ms", "ratio", 0.4),
         ("ps -a", "docker", "ms", "ratio", 0.5),
         ("images", "docker", "ms", "ratio", 0.5),
         ("inspect", "docker", "ms", "ratio", 0.5),
