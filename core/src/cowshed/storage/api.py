@@ -269,7 +269,7 @@ class Capabilities:
     rename_lower_directory: bool = True  # False: EXDEV
     hard_links_survive_copy_up: bool = True
     inodes_stable: bool = True
-    stale_reads_after_copy_up: bool = False  # a file opened before the first write keeps the old bytes
+    stale_reads_after_copy_up: bool = False  # what was opened or mapped before the first write shows old bytes
     char_0_0_visible: bool = True
     nested_subvolumes: bool = False
     shared_page_cache: bool = False
