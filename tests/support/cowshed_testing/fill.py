@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store, Transaction
 
 CONTENT = {"overlay": ("upper", ("upper", "work")), "copy": ("root", ("root",))}  # of committed and active layers
-_BATCH = 500
+_BATCH = 200
 
 
 def _digest(data: bytes) -> str:
@@ -37,8 +37,10 @@ def fill(root: str, run_root: str, *, layers: int = 10_000, containers: int = 1_
     store = open_store(root, run_root)
     try:
         template = _template(store)
-        for first in range(0, layers, depth):
-            _image(store, template, first, min(depth, layers - first))
+        for first in range(0, layers, _BATCH * depth):
+            with store.transaction() as tx:
+                for at in range(first, min(first + _BATCH * depth, layers), depth):
+                    _image(tx, store, template, at, min(depth, layers - at))
         for first in range(0, containers, _BATCH):
             with store.transaction() as tx:
                 for n in range(first, min(first + _BATCH, containers)):
@@ -54,7 +56,7 @@ def _template(store: Store) -> ContainerRow:
     return there[-1]
 
 
-def _image(store: Store, template: ContainerRow, first: int, depth: int) -> None:
+def _image(tx: Transaction, store: Store, template: ContainerRow, first: int, depth: int) -> None:
     driver, boot, content = template.driver, process.boot_id(), CONTENT[template.driver][0]
     diffs = tuple(_digest(f"layer {n}".encode()) for n in range(first, first + depth))
     chains = images.chain_ids(diffs)
@@ -69,19 +71,18 @@ def _image(store: Store, template: ContainerRow, first: int, depth: int) -> None
         _digest(b"config %d" % first), _digest(b"manifest %d" % first), b"{}", "application/x", config, diffs, chains,
         tuple(blobs), "linux/amd64", sum(size for _, _, size in blobs), first, first,
     )  # fmt: skip
-    with store.transaction() as tx:
-        parent = None
-        for n, (chain, diff) in enumerate(zip(chains, diffs, strict=True)):
-            number, id_ = rows.next_number(tx), _digest(f"id {first + n}".encode())[7:39]
-            tree = f"{store.root}/drivers/{driver}/committed/{id_}/{content}"
-            os.makedirs(tree)
-            with open(f"{tree}/file-{first + n}", "w") as file:
-                file.write(f"{n}\n")
-            rows.insert_active(tx, number, id_, driver, parent, boot_id=boot, created=first + n)
-            rows.set_committed(tx, number, driver=driver, chain_id=chain, diff_id=diff, data={}, durable=True)
-            parent = number
-        images.insert(tx, image)
-        images.tag(tx, f"localhost/fill/{first}:latest", image.id)
+    parent = None
+    for n, (chain, diff) in enumerate(zip(chains, diffs, strict=True)):
+        number, id_ = rows.next_number(tx), _digest(f"id {first + n}".encode())[7:39]
+        tree = f"{store.root}/drivers/{driver}/committed/{id_}/{content}"
+        os.makedirs(tree)
+        with open(f"{tree}/file-{first + n}", "w") as file:
+            file.write(f"{n}\n")
+        rows.insert_active(tx, number, id_, driver, parent, boot_id=boot, created=first + n)
+        rows.set_committed(tx, number, driver=driver, chain_id=chain, diff_id=diff, data={}, durable=True)
+        parent = number
+    images.insert(tx, image)
+    images.tag(tx, f"localhost/fill/{first}:latest", image.id)
 
 
 def _container(tx: Transaction, store: Store, template: ContainerRow, n: int) -> None:

@@ -35,7 +35,7 @@ def get(store: Store, number: int) -> JournalRow | None:
 def list_all(store: Store) -> list[JournalRow]:
     """Children before their parents: a layer is always written before those that stand on it."""
     rows = store.query(
-        "select j.number, j.op, j.args, l.driver from journal j join layers l using (number) "
+        "select j.number, j.op, j.args, l.driver from journal j cross join layers l using (number) "  # the few first
         "order by l.created desc, l.number desc"
     )
     return [JournalRow(number, op, loads(args), driver) for number, op, args, driver in rows]

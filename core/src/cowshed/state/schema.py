@@ -158,4 +158,9 @@ STEPS = (
     create trigger volume_deleted after delete on volumes begin
         insert or ignore into loose_volumes values (old.name); end;
     """,
+    """
+    -- Deleting a row looks for those that name it.
+    create index chains_by_image on chains(image);
+    create index volume_users_by_container on volume_users(container);
+    """,
 )
