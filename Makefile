@@ -27,7 +27,7 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 
 # Debian packages of the demo and the tests: a registry, an image's contents, file systems to test on
 DEMO_PACKAGES := docker-registry busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps zsh fish
+TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps skopeo zsh fish
 
 .PHONY: demo
 demo: setup  ## pull an image from a registry, run it on overlay, then on another driver

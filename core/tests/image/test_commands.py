@@ -153,7 +153,7 @@ def test_bars_through_a_terminal(fake, cowshed):
     os.close(master)
     said = text.decode()
     assert b"\x1b[" in text
-    assert "kB/600kB" in said
+    assert "B/600kB" in said
     assert "?25l" not in said  # the cursor is never hidden
     assert said.replace("\r", "").endswith(
         f"Digest: {image.digest}\nStatus: Downloaded newer image for {name}:latest\n{name}:latest\n"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from cowshed.storage.record import record
+from cowshed_runtime.fastjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class Step:
 
 def history(image: ImageRow) -> tuple[Step, ...]:
     """The steps, newest first. Layers that the configuration tells nothing of come as steps without a text."""
-    entries = json.loads(image.config).get("history") or []
+    entries = loads(image.config).get("history") or []
     sizes = [size for _, _, size in image.blobs]
     told: list[Step] = []
     for entry in entries:
