@@ -228,14 +228,17 @@ def test_cve_2025_52565_console_is_the_kernels(box):
     assert "ptmx" in str(box.refused())
 
 
-@pytest.mark.parametrize("target", ["/tmp/outside", "../../../../../../../../tmp/cowshed-cve-41579", "/etc"])
-def test_cve_2026_41579_dev_behind_a_link(box, target):
+@pytest.mark.parametrize("way", ["absolute", "relative", "/etc"])
+def test_cve_2026_41579_dev_behind_a_link(box, way):
     """All of /dev is made beneath the root, wherever the image's link seems to lead."""
-    before = sorted(os.listdir("/tmp")), sorted(os.listdir("/etc")), sorted(os.listdir("/dev"))
+    outside = box.folder / "outside"
+    outside.mkdir()
+    target = {"absolute": str(outside), "relative": "../" * 12 + str(outside)[1:]}.get(way, way)
     box.config["mounts"] = [entry for entry in box.config["mounts"] if not entry["destination"].startswith("/dev")]
     replace_by_link(box.rootfs / "dev", target)
     assert attempt(box, "/bin/true") in ("", "devices", "mask", "mount")
-    assert (sorted(os.listdir("/tmp")), sorted(os.listdir("/etc")), sorted(os.listdir("/dev"))) == before
+    assert os.listdir(outside) == []
+    assert not {"null", "zero", "pts", "ptmx", "fd", "stdin", "core"} & {*os.listdir("/etc")}
 
 
 def test_cve_2022_29162_no_inheritable_capabilities(box):
