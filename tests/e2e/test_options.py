@@ -277,6 +277,17 @@ def test_restart_policies(shop):
     assert "exclude" in shop("run", "--rm", "--restart", "always", shop.image, "true").stderr.decode()
 
 
+def test_restart_keeps_a_container_that_is_removed_at_its_end(shop):
+    shop.ok("run", "-d", "--rm", "--name", "fleeting", shop.image, "sleep", "1000")
+    pid = shop.ok("inspect", "-f", "{{.State.Pid}}", "fleeting")
+    shop.ok("restart", "-t", "0", "fleeting")
+    assert shop.ok("inspect", "-f", "{{.State.Pid}}", "fleeting") not in (pid, "0\n")
+    shop.ok("stop", "-t", "0", "fleeting")
+    deadline = time.monotonic() + 20
+    while shop.names():
+        assert time.monotonic() < deadline
+
+
 def test_listing_filters(shop):
     shop("run", "--name", "failed", "--label", "k=v", shop.image, "sh", "-c", "exit 3")
     shop.ok("create", "--name", "made", "-v", "vol:/vol", shop.image, "true")

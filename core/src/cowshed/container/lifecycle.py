@@ -168,7 +168,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
     layer = layers.load(row.number)
     asked = row.config
     place = engine.make_place(row)
-    for name in ("exit", "stopped"):
+    for name in ("exit", "stopped", "restarting"):
         try:
             os.unlink(f"{place}/{name}")
         except FileNotFoundError:

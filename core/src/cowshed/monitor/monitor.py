@@ -303,6 +303,8 @@ class _Monitor:
             # Only the command that started the container cleans up after it.
             served = served or client.connection is self.starter
         worker = known.get("worker")
+        if os.path.exists(f"{self.place}/restarting"):
+            return  # by the command that has written this
         if worker and (known.get("worker_always") or not served):
             os.execve(worker[0], worker, known["environment"])  # noqa: S606
 

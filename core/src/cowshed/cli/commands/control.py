@@ -54,6 +54,8 @@ def kill(engine: Engine, said: Values) -> int:
 
 def restart(engine: Engine, said: Values) -> int:
     def work(row: ContainerRow) -> None:
+        with open(f"{engine.make_place(row)}/restarting", "w"):
+            pass  # its end is no reason to remove it, nor to start it once more: see Monitor.end
         _stop(engine, row, said)
         engine.store.locks.take("containers", row.number, wait=15, what=f"container {row.name}")
         lifecycle.start(engine, row, attached=False).close()
