@@ -189,6 +189,22 @@ def test_a_sparse_file(root, tmp_path):
     assert os.stat(root / "s").st_blocks * 512 < 1 << 20
 
 
+def test_a_real_tree_as_gnu_tar_unpacks_it(root, tmp_path):
+    archive, source, theirs = tmp_path / "etc.tar", tmp_path / "etc", tmp_path / "theirs"
+    subprocess.run(["cp", "-a", "/etc", source], check=True)
+    os.link(source / "passwd", source / "second name")
+    os.setxattr(source / "passwd", "user.note", b"\0\xff")
+    os.utime(source / "passwd", ns=(1_234_567_890_123_456_789,) * 2)
+    subprocess.run(["tar", "--xattrs", "--format=pax", "-C", source, "-cf", archive, "."], check=True)
+    put(root, archive.read_bytes())
+    theirs.mkdir()
+    command = ["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf", archive, "-C", theirs]
+    subprocess.run(command, check=True)
+    assert snapshot(root) == {n.replace(str(theirs), str(root), 1): value for n, value in snapshot(theirs).items()}
+    assert os.getxattr(root / "passwd", "user.note") == b"\0\xff"
+    assert os.path.samefile(root / "passwd", root / "second name")
+
+
 def test_names_that_are_no_text(root):
     layer = LayerTar().file(os.fsdecode(b"caf\xe9"), "latin").file("tab\there\nline", "odd")
     put(root, layer)

@@ -324,7 +324,7 @@ def test_history(fake, cowshed):
     assert "…" in lines[4]
     assert cowshed.lines("history", "-q", "--no-trunc", image.id[7:19]) == [image.id, *["<missing>"] * 3]
     template = "{{.CreatedBy}}|{{.Size}}|{{.Comment}}"
-    rows = cowshed.lines("history", "--no-trunc", "--format", template, "--human=false", image.id)
+    rows = cowshed.lines("history", "--no-trunc", "--format", template, "-H=false", image.id)
     assert rows[2] == "ENV a=b|0|words"
     assert rows[1].startswith("COPY . .|")
     assert rows[1].split("|")[1].isdigit()

@@ -102,7 +102,9 @@ def parse(
             if option is None:
                 raise BadUsage(f"{what}: unknown option {name}", remedy="--help lists them")
             if option.kind == "flag":
-                _store(values, option, True, what)
+                said = letters.startswith("=")
+                _store(values, option, _truth(name, letters[1:]) if said else True, what)
+                letters = "" if said else letters
                 continue
             if letters:
                 _store(values, option, letters.removeprefix("="), what)
