@@ -35,7 +35,11 @@ PULLS = {
     "big": "pull big (101 MB, gzip)", "big-zstd": "pull big-zstd (91 MB)", "many": "pull many (30,000 files)",
     "layers": "pull layers (12)",
 }  # fmt: skip
-GROUPS = ("short", "parallel", "pulls", "commit", "load", "output", "sequence", "growth", "depth")
+# What can be asked for, in order, and the images that it needs
+GROUPS = {
+    "short": ["small"], "parallel": ["small"], "pulls": list(PULLS), "commit": ["small"], "load": ["big"],
+    "output": ["small"], "sequence": ["small"], "growth": ["small"], "depth": ["deep", "small"],
+}  # fmt: skip
 _PAUSE = 0.25  # seconds after a timed command, in which work that trails it ends
 
 
@@ -310,8 +314,6 @@ class Bench:
 
     def depth(self) -> None:
         deep, small = self.image("deep"), self.image("small")
-        if samples.manifest(self.registry, "deep") is None:
-            Remote(self.registry).push(samples.make("deep"), "bench/deep")
         for image in (deep, small):
             self.none(self.none.pull(image))
 
@@ -332,7 +334,7 @@ class Bench:
             with contextlib.suppress(Failed):
                 engine.clean()
                 if engine is not self.ours:
-                    engine(engine.rmi(*[self.image(name) for name in samples.NAMES]), check=False)
+                    engine(engine.rmi(*map(self.image, ("small", *PULLS))), check=False)
 
 
 # ---------------------------------------------------------------- processes
@@ -400,11 +402,11 @@ def place(work: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def images(address: str, folder: str) -> Iterator[str]:
+def images(address: str, folder: str, names: list[str]) -> Iterator[str]:
     """A registry that has the images: the one at address, or one of our own."""
     with contextlib.ExitStack() as stack:
         remote = Remote(address) if address else stack.enter_context(Registry(folder))
-        for name in samples.NAMES:
+        for name in names:
             if samples.manifest(remote.address, name) is None:
                 print(f"pushing bench/{name} to {remote.address}", file=sys.stderr, flush=True)
                 remote.push(samples.make(name), f"bench/{name}")
@@ -438,7 +440,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME[=COMMAND]",
-        help="podman, docker or ctr (containerd), perhaps with options; default: those in PATH",
+        help="podman, docker or ctr (containerd), perhaps with options, or none; default: those in PATH",
     )
     parser.add_argument(
         "--inside", type=int, default=0, metavar="PID", help="a process whose mount namespace the peers live in"
@@ -463,7 +465,7 @@ def main() -> None:
         os.environ.pop(name, None)
     surroundings = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
     surroundings |= dict(entry.split("=", 1) for entry in said.env)
-    names = said.peer or list(KNOWN)
+    names = [] if said.peer == ["none"] else said.peer or list(KNOWN)
     peers: dict[str, Engine] = {}
     theirs = Runner(said.inside, surroundings)
     for entry in names:
@@ -476,17 +478,18 @@ def main() -> None:
         elif said.peer:
             parser.error(f"there is no {words[0]}")
     work = os.path.abspath(said.work)
-    with place(work), images(said.registry, f"{work}/var/registry") as registry:
+    groups = [group for group in GROUPS if not said.only or group in said.only.split(",")]
+    needed = list(dict.fromkeys(name for group in groups for name in GROUPS[group]))
+    with place(work), images(said.registry, f"{work}/var/registry", needed) as registry:
         ours = Engine("cowshed", [str(COMMAND), "--root", f"{work}/var/store", "--run-root", f"{work}/run"], Runner())
         bench = Bench(ours, peers, registry, work, 0.4 if said.quick else said.rounds)
         described = head(peers, load)
         try:
-            for group in GROUPS:
-                if not said.only or group in said.only.split(","):
-                    try:
-                        getattr(bench, group)()
-                    except (Failed, OSError, subprocess.CalledProcessError) as error:
-                        bench.failures.append(f"{group}: {' '.join(str(error).split())}")
+            for group in groups:
+                try:
+                    getattr(bench, group)()
+                except (Failed, OSError, subprocess.CalledProcessError) as error:
+                    bench.failures.append(f"{group}: {' '.join(str(error).split())}")
         finally:
             bench.close()
         ours.runner.close()

@@ -12,7 +12,6 @@ import tarfile
 
 from cowshed_testing.images import Image, LayerTar, busybox_layer
 
-NAMES = ("small", "layers", "big", "big-zstd", "many")
 DEEP = 500
 _BIG = 268 << 20
 

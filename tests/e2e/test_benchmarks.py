@@ -1,0 +1,60 @@
+"""The benchmark's script runs against today's commands, and its table says what is true."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def table():
+    spec = importlib.util.spec_from_file_location("benchmark_table", TOP / "benchmarks/table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(table, name):
+    (found,) = [row for row in table.ROWS if row["row"] == name]
+    return found
+
+
+def test_a_ratio_is_judged_by_medians(table):
+    it = table.judge(row(table, "create"), {"cowshed": [30.0, 40.0, 900.0], "podman": [80.0, 80.0, 81.0]})
+    assert (it["ours"], it["theirs"], it["ratio"], it["verdict"]) == (40.0, 80.0, 0.5, "met")
+    it = table.judge(row(table, "create"), {"cowshed": [41.0], "podman": [80.0]})
+    assert it["verdict"] == "missed"
+
+
+def test_bounds_of_our_own_need_no_peer(table):
+    assert table.judge(row(table, "pull, peak memory"), {"cowshed": [81.0]})["verdict"] == "missed"
+    assert table.judge(row(table, "pull, peak memory"), {"cowshed": [80.0]})["verdict"] == "met"
+    assert table.judge(row(table, "logs of 200 MB"), {"cowshed": [401.0]})["verdict"] == "met"
+    assert table.judge(row(table, "logs of 200 MB"), {"cowshed": [399.0]})["verdict"] == "missed"
+
+
+def test_what_was_not_measured_is_not_judged(table):
+    assert table.judge(row(table, "start"), {"cowshed": [1.0]})["verdict"] == "no peer"
+    assert table.judge(row(table, "start"), {"podman": [1.0]})["verdict"] == "not measured"
+
+
+def test_the_script_times_every_short_command(tmp_path):
+    words = [sys.executable, str(TOP / "benchmarks/commands.py"), "--only", "short", "--rounds", "0.01"]
+    done = subprocess.run(
+        [*words, "--work", f"{tmp_path}/work", "--out", f"{tmp_path}/out", "--peer", "none"],
+        env={**os.environ, "PYTHONPATH": str(TOP / "tests/support")}, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["failures"] == []
+    measured = {row["row"] for row in result["rows"] if row["ours"]}
+    assert {"run --rm true", "run -d", "start", "exec true", "rm -f of a running one", "create"} <= measured
+    assert {"ps -a", "images", "inspect"} <= measured
+    assert "| run --rm true |" in (tmp_path / "out.md").read_text()
+    assert not (tmp_path / "work").exists()
