@@ -13,9 +13,9 @@ from typing import Self
 from cowshed.errors import NotFound
 from cowshed.layers.host import EngineHost
 from cowshed.layers.layers import Layers
-from cowshed.state import drivers, images, journal
+from cowshed.state import containers, drivers, images, journal
 from cowshed.state import layers as rows
-from cowshed.state.rows import DriverRow, ImageRow
+from cowshed.state.rows import ContainerRow, DriverRow, ImageRow
 from cowshed.state.store import open_store
 from cowshed.storage import api, options
 from cowshed_conformance import steps, tree
@@ -23,9 +23,9 @@ from cowshed_conformance.target import Target
 
 
 class Engine:
-    def __init__(self, target: Target, root: str, *, write: bool = True) -> None:
+    def __init__(self, target: Target, root: str, run: str = "", *, write: bool = True, freeing: bool = False) -> None:
         self.target, self.root = target, root
-        self.store = open_store(root, root + ".run", write=write)
+        self.store = open_store(root, run or root + ".run", write=write, freeing=freeing)
         plugin, name = target.plugin, target.plugin.name
         place = f"{root}/drivers/{name}"
         row = drivers.get(self.store, name)
@@ -72,13 +72,17 @@ class Engine:
         self.layers.publish(made, durability, lambda tx: images.insert(tx, image))
         return image
 
-    def create(self, image: ImageRow) -> api.Layer:
-        """The layer of a new container, written down; nobody works on it afterwards. NotFound, Busy."""
+    def create(self, image: ImageRow, name: str = "") -> api.Layer:
+        """The layer of a new container, written down; nobody works on it afterwards. A container of that name too, if
+        there is one. NotFound, Busy, Conflict."""
         top = self.layers.by_chain_id(image.chain_ids[-1])
         if top is None:
             raise NotFound("the image went meanwhile")
         with self.store.transaction() as tx:
             active = self.layers.reserve(tx, top, "prepare")
+            if name:
+                row = ContainerRow(active.number, active.id, name, image.id, "", self.layers.name, "created", 0, {})
+                containers.insert(tx, row)
         active = self.layers.prepare(active)
         with self.store.transaction() as tx:
             self.layers.finish(tx, active)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from cowshed.errors import Busy, NotFound
+from cowshed.errors import Busy, Conflict, NotFound
 from cowshed.state.rows import ImageRow
 from cowshed.storage import api
 from cowshed.storage.errors import Cancelled, InUse, LayerId
@@ -73,6 +73,31 @@ def test_N01_thirty_two_threads_work_on_layers_of_their_own(store: Store) -> Non
     assert store.read(base, "shared") == b"base"
     store.purge_all()
     assert [x.layer for x in store.scan()] == [base.id]
+
+
+@core
+@budget(60)
+def test_N02_of_many_containers_of_one_name_one_is_made(target: Target, backing: Backing) -> None:
+    root = backing.place()
+    with Engine(target, root) as engine:
+        image = engine.pull("a")
+
+    def make() -> str:
+        with Engine(target, root) as mine:
+            try:
+                return mine.create(image, "web").id
+            except Conflict:
+                return ""
+
+    reader, writer = os.pipe()
+    at_once([lambda: steps.void(os.write(writer, f"{make()}\n".encode()))] * 12)
+    os.close(writer)
+    with open(reader, encoding="ascii") as told:
+        made = [line.strip() for line in told if line.strip()]
+    assert len(made) == 1, f"{len(made)} containers have one name"
+    with Engine(target, root) as engine:
+        assert engine.findings() == []
+        assert [x.layer for x in engine.driver.scan() if x.layer_kind is api.Kind.ACTIVE] == made
 
 
 @core

@@ -15,6 +15,7 @@ from cowshed.storage.errors import InUse
 from cowshed_conformance import crash, hoststate, marks, steps, tree
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.engine import Engine
+from cowshed_conformance.harness import Store
 from cowshed_conformance.marks import budget, core, full, hard
 from cowshed_conformance.steps import file
 from cowshed_conformance.target import Target
@@ -137,6 +138,22 @@ def test_U04_a_layer_is_never_mounted_twice_for_writing(engine: Engine) -> None:
             os.close(clone)
         assert steps.read(root, "theirs") == b"2"
     assert crash.answer(second) == "mounted"
+
+
+@core
+def test_U05_an_activated_layer_lives_as_long_as_its_mount(store: Store) -> None:
+    driver = store.driver
+    if not api.has_activation(driver):
+        marks.skip("capability", "activation is not claimed")
+    layer = store.new(store.layer(file("a", b"1")))
+    with store.mount(layer) as root:  # activated, mounted, deactivated
+        steps.do(root, file("b", b"2"))
+        driver.activate(layer, read_only=True)  # while the deferral is pending
+        driver.deactivate(layer)
+        assert steps.read(root, "b") == b"2"
+    store.driver.remove(layer)
+    store.purge_all()
+    assert not [x for x in store.scan() if x.layer == layer.id], "something of a removed layer is still active"
 
 
 @core

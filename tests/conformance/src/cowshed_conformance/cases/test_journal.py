@@ -9,11 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from cowshed.layers import faults
+from cowshed.layers.mounting import detached
 from cowshed.state import layers as rows
 from cowshed.storage import api
 from cowshed_conformance import crash, steps
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.cases.test_concurrency import at_once
+from cowshed_conformance.cases.test_crash import fill
 from cowshed_conformance.engine import Engine, image_of
 from cowshed_conformance.marks import budget, core, full
 from cowshed_conformance.steps import file
@@ -143,3 +145,60 @@ def test_J05_two_repeat_one_dead_operation_and_one_does_it(target: Target, backi
     assert engine.findings() == []
     assert sorted(engine.look(engine.layers.load(layer.number))) == [".", "a"]
     engine.close()
+
+
+@core
+@budget(60)
+def test_J04_on_a_full_disk_layers_are_listed_and_removed_and_nothing_is_lost(target: Target, backing: Backing) -> None:
+    run = backing.place("run")
+    with backing.own(96 << 20, backing.loop_kind()) as system:
+        root = f"{system.path}/store"
+        with Engine(target, root, run) as engine:
+            image = engine.pull("ab")
+            kept, victim = engine.create(image), engine.create(image)
+            with engine.mount(victim) as path:
+                steps.do(path, file("big", os.urandom(4 << 20)))
+        with fill(system.path):
+            with Engine(target, root, run, write=False) as engine:
+                assert {row.id for row in rows.list_all(engine.store, engine.layers.name)} >= {kept.id, victim.id}
+            with Engine(target, root, run, freeing=True) as engine:
+                engine.remove(engine.layers.load(victim.number))
+                engine.layers.purge(10)
+                assert engine.findings() == []
+                assert sorted(engine.look(engine.layers.load(kept.number))) == [".", "a", "b"]
+        with Engine(target, root, run) as engine:
+            assert engine.findings() == []
+            assert sorted(engine.look(engine.create(image))) == [".", "a", "b"]
+
+
+@core
+@budget(60)
+def test_S07_an_older_database_over_a_newer_back_end_is_told_and_harms_nothing(
+    target: Target, backing: Backing
+) -> None:
+    root = backing.place()
+    with Engine(target, root) as engine:
+        image = engine.pull("a")
+    with open(f"{root}/db.sqlite", "rb") as file_:
+        old = file_.read()
+    with Engine(target, root) as engine:
+        newer = engine.create(image)
+        with engine.mount(newer) as path:
+            steps.do(path, file("precious", b"1"))
+    for name in os.listdir(root):
+        if name.startswith("db.sqlite"):
+            os.unlink(f"{root}/{name}")
+    with open(f"{root}/db.sqlite", "wb") as file_:
+        file_.write(old)
+    with Engine(target, root) as engine:
+        assert engine.findings() == ["orphan"], "a layer that the database does not know is not told"
+        made = engine.create(image)
+        assert sorted(engine.look(made)) == [".", "a"], "a new layer has what an unknown one held"
+        engine.layers.purge(5)
+        fd = detached(engine.layers.plan(newer, read_only=True))
+        names = sorted(os.listdir(f"/proc/self/fd/{fd}"))
+        os.close(fd)
+        assert names == ["a", "precious"], "what the database does not know was changed"
+        engine.remove(made)
+        engine.driver.remove(newer)
+        assert engine.findings() == []

@@ -192,6 +192,23 @@ def test_R07_check_finds_missing_layers_and_R08_unknown_ones(target: Target, bac
     engine.close()
 
 
+@core
+def test_L11_a_layer_stays_while_others_stand_on_it(target: Target, backing: Backing) -> None:
+    with Engine(target, backing.place()) as engine:
+        image, other = engine.pull("ab"), engine.pull("a")
+        container = engine.create(image)
+        wanted = engine.look(container)
+        engine.untag(image)
+        engine.untag(other)
+        engine.layers.purge(5)
+        tree.same(wanted, engine.look(container), "the layers below a container were removed")
+        assert engine.findings() == []
+        engine.remove(container)
+        engine.layers.remove_unreferenced()
+        engine.layers.purge(5)
+        assert list(engine.driver.scan()) == []
+
+
 @full
 def test_R06_the_drivers_own_check_is_clean_where_it_has_one(store: Store) -> None:
     driver = store.driver

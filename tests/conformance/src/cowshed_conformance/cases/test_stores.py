@@ -10,7 +10,7 @@ import pytest
 
 from cowshed.storage import api
 from cowshed.storage.errors import StorageError, WrongStore
-from cowshed_conformance import crash, hoststate, steps
+from cowshed_conformance import crash, hoststate, marks, steps
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.cases.test_discovery import files_below
 from cowshed_conformance.harness import Store, SuiteHost
@@ -83,6 +83,33 @@ def test_S03_a_store_that_has_moved_opens(store: Store, backing: Backing) -> Non
         driver.close()
     finally:
         mount.unmount(elsewhere)
+
+
+@core
+def test_S04_a_store_of_a_newer_format_or_another_driver_is_refused_with_directions(store: Store) -> None:
+    path = f"{store.root}/format"
+    if not os.path.exists(path):
+        marks.skip("plan", "the store has no file that tells its format")
+    layer = store.layer(steps.file("a", b"1"))
+    store.driver.close()
+    with open(path) as file:
+        name, number = file.read().split()
+    before = files_below(store.root)
+    for said in (f"{name} {int(number) + 1}", f"another {number}", name):
+        with open(path, "w") as file:
+            file.write(f"{said}\n")
+        with pytest.raises(WrongStore) as raised:
+            store.open()
+        assert raised.value.remedy, "nothing says what to do about it"
+        with pytest.raises(WrongStore):
+            store.target.plugin.init(store.root, store.target.options, SuiteHost())
+        with pytest.raises(WrongStore):
+            store.target.plugin.destroy(store.root, store.target.options, SuiteHost(), store=store.id)
+    assert files_below(store.root) == before, "a store that was refused was changed"
+    with open(path, "w") as file:
+        file.write(f"{name} {number}\n")
+    store.driver = store.open()
+    assert store.read(layer, "a") == b"1"
 
 
 @core
