@@ -1,5 +1,6 @@
 """The life of a monitor: what it holds, leaves behind, survives, and becomes."""
 
+import json
 import os
 import signal
 import time
@@ -22,6 +23,10 @@ def until(what, seconds: float = 10):
 
 def gone(pid: int) -> bool:
     return not os.path.exists(f"/proc/{pid}")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_while_it_runs_and_afterwards(store):
@@ -254,6 +259,31 @@ def test_a_log_that_finds_no_space_has_a_hole_and_stops_nobody(store):
         assert 0 < sum(sizes) < 65536
     finally:
         os.close(small)
+
+
+def test_a_helper_that_is_killed_leaves_nothing(store, tmp_path):
+    """While it waits for a hook: the container's first process is there, and so are its groups and locks."""
+    hook, pipe, up = tmp_path / "hook", tmp_path / "pipe", tmp_path / "up"
+    hook.write_text(f"#!/bin/sh\n: > {up}\nread line < {pipe}\n")
+    hook.chmod(0o755)
+    os.mkfifo(pipe)
+    box = store.container("sleep", "60")
+    config = json.loads(box.config.read_text())
+    box.config.write_text(json.dumps({**config, "hooks": {"createRuntime": [{"path": str(hook)}]}}))
+    command = box.start()
+    until(up.exists)
+    (first,) = [int(pid) for pid in Path(f"{box.groups()[0]}/cgroup.procs").read_text().split()]
+    monitor = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+    (helper,) = {*children(monitor)} - {first}
+    (hooked,) = children(helper)
+    os.kill(helper, signal.SIGKILL)
+    _, said = command.communicate(timeout=20)
+    assert command.returncode == 125
+    assert b"was killed" in said
+    until(lambda: all(gone(pid) for pid in (first, hooked, monitor)))
+    assert not box.groups()
+    assert not store.held("monitors", box.number)
+    assert not (box.place / "pid").exists()
 
 
 def test_leftovers_of_a_container_are_killed(store):
