@@ -38,7 +38,8 @@ def remove_tree(path: str, *, until: float | None = None) -> bool:
     """
     parent, _, name = path.rstrip("/").rpartition("/")
     try:
-        at = os.open(parent or ("/" if path.startswith("/") else "."), DIRECTORY)
+        # The way to the tree may lead through links, as a store may lie behind one; in the tree none is followed.
+        at = os.open(parent or ("/" if path.startswith("/") else "."), DIRECTORY & ~os.O_NOFOLLOW)
     except FileNotFoundError:
         return True
     try:

@@ -1,0 +1,199 @@
+"""Q: what layers use, and limits on it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from cowshed.storage import api
+from cowshed.storage.errors import StorageError, Unsupported
+from cowshed_conformance import backing as places
+from cowshed_conformance import marks, steps
+from cowshed_conformance.backing import Backing
+from cowshed_conformance.harness import Store, sync, usage
+from cowshed_conformance.marks import core, full
+from cowshed_conformance.steps import file, remove
+from cowshed_conformance.target import Target
+
+MIB = 1 << 20
+
+
+def limited(store: Store, limit: int, parent: api.Layer | None = None) -> api.Layer:
+    """A layer with a limit in bytes; where the driver has no limits it must say so and make nothing."""
+    options = api.LayerOptions(quota=api.Quota(bytes=limit))
+    if store.capabilities.quota is api.QuotaScope.NONE:
+        refused(store, options, parent)
+    return store.prepare(store.plan(parent), options)
+
+
+def refused(store: Store, options: api.LayerOptions, parent: api.Layer | None = None) -> None:
+    planned, before = store.plan(parent), store.living()
+    with pytest.raises(Unsupported) as raised:
+        store.driver.prepare(planned, options)
+    assert raised.value.remedy
+    assert raised.value.layer == planned.id
+    assert store.living() == before, "a refused limit has left a layer"
+    store.purge_all()
+    marks.skip("capability", "quota is denied, and a limit is refused as Unsupported")
+
+
+def fill(root: str, mebibytes: int, name: str = "f") -> int:
+    """Write file by file, each synced; how many MiB were taken."""
+    for n in range(mebibytes):
+        try:
+            steps.do(root, file(f"{name}{n}", os.urandom(MIB)))
+            sync(root)
+        except OSError as error:
+            if error.errno not in (errno.EDQUOT, errno.ENOSPC):
+                raise
+            return n
+    return mebibytes
+
+
+@core
+def test_Q01_writing_over_the_limit_fails_and_what_is_deleted_can_be_written_again(store: Store) -> None:
+    layer = limited(store, 16 * MIB)
+    with store.mount(layer) as root:
+        assert fill(root, 8) == 8, "half of the limit does not fit"
+        taken = 8 + fill(root, 16, "g")
+        assert 12 <= taken <= 16, f"a limit of 16 MiB let {taken} MiB in"
+        for name in os.listdir(root):
+            os.unlink(f"{root}/{name}")
+        sync(root)
+        assert fill(root, 8, "h") == 8, "what was deleted is not free again"
+
+
+@core
+def test_Q03_a_limit_counts_what_is_declared(store: Store) -> None:
+    base = store.layer(*[file(f"b{n}", os.urandom(MIB)) for n in range(24)])
+    layer = limited(store, 8 * MIB, base)
+    with store.mount(layer) as root:
+        taken = fill(root, 4)
+    own = store.capabilities.quota is api.QuotaScope.OWN
+    assert taken == (4 if own else 0), f"a limit of 8 MiB on 24 MiB of parents, counting {store.capabilities.quota}"
+
+
+@core
+def test_Q04_a_limit_is_not_inherited(store: Store) -> None:
+    parent = store.commit(limited(store, 4 * MIB))
+    with store.mount(store.new(parent)) as root:
+        assert fill(root, 8) == 8
+
+
+@core
+def test_Q05_a_limit_is_raised_lowered_and_lifted_on_a_mounted_layer(store: Store) -> None:
+    layer = limited(store, 4 * MIB)
+    driver = store.driver
+    assert api.has_quota(driver)
+    with store.mount(layer) as root:
+        assert fill(root, 16) < 8
+        driver.set_quota(layer, api.Quota(bytes=12 * MIB))
+        assert fill(root, 2, "more") == 2
+        driver.set_quota(layer, api.Quota(bytes=MIB))
+        assert fill(root, 2, "less") == 0, "a limit below what is used lets more in"
+        driver.set_quota(layer, api.Quota())
+        assert fill(root, 16, "free") == 16
+
+
+@core
+def test_Q06_a_limit_on_inodes(store: Store) -> None:
+    options = api.LayerOptions(quota=api.Quota(inodes=64))
+    if not store.capabilities.quota_inodes:
+        refused(store, options)
+    with store.mount(store.prepare(store.plan(), options)) as root:
+        with pytest.raises(OSError) as raised:
+            steps.do(root, *[file(f"f{n}") for n in range(80)])
+        assert raised.value.errno in (errno.EDQUOT, errno.ENOSPC)
+
+
+@core
+def test_Q11_usage_follows_what_is_written_and_deleted(store: Store) -> None:
+    layer = store.new()
+    empty = usage(store, layer)
+    assert 0 <= empty < 256 << 10, f"an empty layer uses {empty} bytes"
+    store.change(layer, file("big", os.urandom(10 * MIB)))
+    grown = usage(store, layer) - empty
+    assert 10 * MIB <= grown <= 10 * MIB + (512 << 10), f"10 MiB more are {grown} bytes"
+    store.change(layer, remove("big"))
+    left = usage(store, layer) - empty
+    assert left < 256 << 10, f"{left} bytes stay when all is deleted"
+
+
+@core
+def test_Q11_sparse_files_and_second_names_count_once(store: Store) -> None:
+    layer = store.new()
+    empty = usage(store, layer)
+    store.change(layer, file("a", os.urandom(2 * MIB)), steps.link("a", "b"), file("s"), steps.truncate("s", 1 << 30))
+    grown = usage(store, layer) - empty
+    assert 2 * MIB <= grown < 3 * MIB, f"one file of 2 MiB with two names and a hole of 1 GiB are {grown} bytes"
+
+
+@core
+def test_Q12_usage_leaves_out_what_is_shared_with_parents(store: Store) -> None:
+    base = store.layer(file("big", os.urandom(4 * MIB)))
+    child = store.new(base)
+    copied = store.capabilities.granularity is api.Granularity.TREE
+    own = usage(store, child)
+    assert own >= 4 * MIB if copied else own < 256 << 10, f"a child of a layer of 4 MiB uses {own} bytes"
+    store.change(child, steps.append("big", b"+"))
+    grown = usage(store, child) - own
+    most = {api.Granularity.FILE: 5 * MIB, api.Granularity.TREE: MIB}.get(store.capabilities.granularity, MIB)
+    least = 4 * MIB if store.capabilities.granularity is api.Granularity.FILE else 0
+    assert least <= grown <= most, f"one byte more in a file of 4 MiB costs {grown} bytes"
+    assert usage(store, base) >= 4 * MIB
+
+
+@core
+def test_Q12_layers_use_no_more_in_sum_than_the_file_system_has_given(target: Target, backing: Backing) -> None:
+    with backing.own(128 * MIB) as system:
+        before = system.used()
+        store = Store(target, f"{system.path}/store")
+        if not store.capabilities.usage_exact and system.kind in ("xfs", "btrfs"):
+            store.driver.close()
+            marks.skip("file-system", f"{system.kind} shares extents, and usage_exact is denied")
+        base = store.layer(file("a", os.urandom(4 * MIB)))
+        layers = [base, *(store.new(base, file("own", os.urandom(n * MIB))) for n in range(1, 4))]
+        total = sum(usage(store, layer) for layer in layers)
+        given = system.used() - before
+        store.driver.close()
+        assert 10 * MIB <= total <= given + (64 << 10), f"the layers say {total} bytes, the file system {given}"
+
+
+@core
+def test_Q13_inodes_are_counted_or_unknown(store: Store) -> None:
+    layer = store.new()
+    before = store.driver.usage(layer).inodes
+    assert before is None or before >= 0
+    store.change(layer, *[file(f"f{n}") for n in range(100)])
+    after = store.driver.usage(layer).inodes
+    assert (before is None) == (after is None)
+    if before is not None and after is not None:
+        assert after - before == 100
+    committed = store.commit(layer)
+    found = store.driver.usage(committed)
+    assert found.own >= 0
+    assert found.inodes is None or found.inodes >= 100
+    with pytest.raises((StorageError, OSError)):
+        store.driver.usage(store.plan())
+
+
+@full
+def test_Q14_the_state_of_quota_on_the_file_system_is_not_touched(target: Target, backing: Backing) -> None:
+    with backing.own() as system:
+
+        def state() -> tuple[str, list[str]]:
+            device = os.stat(system.path).st_dev
+            groups = [f for f in os.listdir("/sys/fs/btrfs") if "-" in f] if os.path.isdir("/sys/fs/btrfs") else []
+            quota = [f for f in groups if os.path.isdir(f"/sys/fs/btrfs/{f}/qgroups")]
+            return f"{device} {places.fs_type(system.path)}", quota if system.kind == "btrfs" else []
+
+        before = state()
+        store = Store(target, f"{system.path}/store")
+        layer = store.layer(file("a", b"1"), parent=store.layer(file("b")))
+        store.driver.remove(layer)
+        store.purge_all()
+        assert state() == before, "a driver without quota changed the file system's"
+        store.discard()
+        assert state() == before
