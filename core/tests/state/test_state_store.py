@@ -64,32 +64,72 @@ def test_a_newer_schema_is_refused_and_left_alone(store):
     assert store.query("pragma user_version") == [(len(STEPS) + 1,)]
 
 
-def older(root):
-    """A store as the first version of the schema left it."""
+def older(root, version=1):
+    """A store as an earlier version of the schema left it: an image of two layers, one of them shared with a second
+    image, a container with a volume, and a layer that nothing stands on."""
     open_store(root, root + ".run").close()
     os.unlink(root + "/db.sqlite")
     db = _sqlite3.connect(root + "/db.sqlite", isolation_level=None)
     db.execute("pragma journal_mode = wal")
-    for statement in STEPS[0].split(";\n"):
-        if statement.strip():
-            db.execute(statement)
-    db.execute("pragma user_version = 1")
+    for step in STEPS[:version]:
+        for statement in step.split(";\n"):
+            if statement.strip():
+                db.execute(statement)
+    db.execute(f"pragma user_version = {version}")
     db.execute("insert into meta values ('store', 'abcdefabcdefabcdef'), ('next', 7)")
+    db.execute("insert into drivers values ('overlay', 's', '{}', '{}')")
+    for number, chain, parent in ((1, "sha256:a", None), (2, "sha256:b", 1), (3, "sha256:gone", None)):
+        db.execute(
+            "insert into layers values (?, ?, 'overlay', 'committed', ?, ?, ?, '{}', 1, '', 0)",
+            (number, f"{number:032x}", parent, chain, chain),
+        )
+    for id_, blobs, chains in (("i1", '[["b1","t",1],["b2","t",2]]', ("sha256:a", "sha256:b")),
+                               ("i2", '[["b1","t",1]]', ("sha256:a",))):  # fmt: skip
+        db.execute(
+            "insert into images values (?, 'd', '{}', 't', '{}', '[]', ?, ?, 'p', 3, 0, 0)", (id_, chains[-1], blobs)
+        )
+        for chain in chains:
+            db.execute("insert into chains values (?, ?)", (id_, chain))
+    db.execute("insert into volumes values ('v', 0, 1, '{}')")
+    db.execute(
+        "insert into containers (number, id, name, image_id, image_ref, driver, state, created, config) "
+        "values (9, 'c', 'one', 'i1', 'r', 'overlay', 'exited', 0, '{}')"
+    )
+    db.execute("insert into volume_users values ('v', 9)")
     db.close()
 
 
 @pytest.mark.parametrize("write", [True, False])
-def test_an_older_store_is_migrated_and_kept_beside(tmp_path, write):
+@pytest.mark.parametrize("version", range(1, len(STEPS)))
+def test_an_older_store_is_migrated_and_kept_beside(tmp_path, write, version):
     root = str(tmp_path / "root")
-    older(root)
+    older(root, version)
     it = open_store(root, str(tmp_path / "run"), write=write)
     assert it.query("pragma user_version") == [(len(STEPS),)]
     assert (it.id, it.value("next")) == ("abcdefabcdefabcdef", 7)
     assert it.query("select count(*) from leases") == [(0,)]
+    assert it.query("pragma foreign_key_check") == []
     it.close()
-    kept = _sqlite3.connect(root + "/before-1.sqlite")
-    assert kept.execute("pragma user_version").fetchone() == (1,)
+    kept = _sqlite3.connect(f"{root}/before-{version}.sqlite")
+    assert kept.execute("pragma user_version").fetchone() == (version,)
     kept.close()
+
+
+@pytest.mark.parametrize("version", [1, 2])  # before the third, nobody kept account
+def test_a_migrated_store_accounts_for_what_is_loose(tmp_path, version):
+    root = str(tmp_path / "root")
+    older(root, version)
+    it = open_store(root, str(tmp_path / "run"))
+    with it.transaction() as tx:
+        assert [n for n in rows.loose(it, "overlay") if rows.is_loose(tx, n)] == [3]
+    assert rows.loose(it, "overlay") == [3]
+    with it.transaction() as tx:
+        containers.delete(tx, 9)
+        images.delete(tx, "i1")
+    assert rows.loose(it, "overlay") == [3, 2]
+    assert it.query("select digest from loose_blobs") == [("b1",), ("b2",)]
+    assert images.unused_blobs(it, ["b1", "b2"]) == ["b2"]
+    it.close()
 
 
 def test_a_migration_waits_for_commands_that_write(tmp_path, monkeypatch):
@@ -111,6 +151,24 @@ def test_a_command_that_relaxed_sees_that_the_schema_changed(store):
     store.query(f"pragma user_version = {len(STEPS) + 1}")
     with pytest.raises(NewerStore), store.transaction():
         pass
+
+
+def test_a_network_file_system_is_refused_by_its_name_a_stand_in(tmp_path, monkeypatch):
+    """No network file system is here: its name stands in for one."""
+    monkeypatch.setattr(making_, "_file_system", lambda path: "nfs4")
+    with pytest.raises(StoreError, match="lies on nfs4") as told:
+        open_store(str(tmp_path / "root"), str(tmp_path / "run"))
+    assert told.value.remedy
+    assert not os.path.exists(tmp_path / "root" / "db.sqlite")
+
+
+def test_a_place_where_locks_do_not_work_is_refused_a_stand_in(tmp_path, monkeypatch):
+    """As on a network file system that nobody listed: what is tried counts more than names."""
+    from cowshed_linux import locks
+
+    monkeypatch.setattr(locks, "byte_is_locked", lambda fd, byte: False)
+    with pytest.raises(StoreError, match="byte locks do not work"):
+        open_store(str(tmp_path / "root"), str(tmp_path / "run"))
 
 
 def test_the_remains_of_a_store_are_no_new_store(store):
