@@ -224,3 +224,23 @@ def read_everything(root):
             store.query(f"select * from {table}")
     finally:
         store.close()
+
+
+def test_a_purge_goes_on_where_its_budget_or_its_life_ended(layers):
+    image = work.pull(layers)
+    active = work.create(layers, image)
+    with layers.mounted(active, read_only=False) as tree:
+        for n in range(3000):
+            os.close(os.open(f"file-{n}", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=tree))
+    work.remove(layers, active)
+    assert layers.purge(0).objects_left > 0
+    root = layers.store.root
+    purging = subprocess.Popen([sys.executable, str(HERE / "work.py"), root, layers.name, "purge"])
+    trash = Path(root, "drivers", layers.name, "trash")
+    while purging.poll() is None and sum(len(files) for _, _, files in os.walk(trash)) > 2500:
+        continue
+    purging.kill()
+    purging.wait()
+    assert layers.purge(60).objects_left == 0
+    assert list(trash.iterdir()) == []
+    assert list(layers.check()) == []

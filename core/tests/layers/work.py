@@ -116,7 +116,11 @@ def churn(layers, rounds):
         layers.purge(1)
 
 
+def purge(layers):
+    layers.purge(60)
+
+
 if __name__ == "__main__":
     it = opened(sys.argv[1], sys.argv[2])
-    {"everything": everything, "recover": recover, "churn": churn, "pull": pull}[sys.argv[3]](it, *sys.argv[4:])
+    globals()[sys.argv[3]](it, *sys.argv[4:])
     it.store.close()

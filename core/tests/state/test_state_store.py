@@ -367,6 +367,27 @@ def test_a_leased_blob_is_not_deleted_and_a_dead_lease_is_void(store):
     other.close()
 
 
+def test_a_lease_is_void_when_its_taker_was_killed(store):
+    code = """
+        import os, sys
+        from cowshed.state.leases import Lease
+        from cowshed.state.store import open_store
+        with Lease(open_store(sys.argv[1], sys.argv[1] + ".run"), ["sha256:wanted"]):
+            print("taken", flush=True)
+            os.read(0, 1)
+    """
+    taker = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), store.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert taker.stdout.readline() == b"taken\n"
+    gone = []
+    assert leases.delete_unused(store, gone.append, ["sha256:wanted"]) == []
+    taker.kill()
+    taker.communicate()
+    assert leases.delete_unused(store, gone.append) == gone == ["sha256:wanted"]
+    assert store.query("select count(*) from leases") == [(0,)]
+
+
 def test_volumes_and_their_users(store):
     with store.transaction() as tx:
         containers.insert(tx, container(1))

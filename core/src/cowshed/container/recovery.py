@@ -3,6 +3,8 @@ not come to yet is removed."""
 
 from __future__ import annotations
 
+import os
+
 from cowshed import log
 from cowshed.errors import CowshedError
 from cowshed.state import journal
@@ -79,6 +81,10 @@ def _adopt(engine: Engine, number: int) -> bool:
         from cowshed_runtime import cgroup
 
         cgroup.remove(row.id)  # its monitor was killed as well
+        try:
+            os.unlink(f"{engine.folder(row)}/config.json")  # a monitor on its way finds nothing that it could start
+        except FileNotFoundError:
+            pass
         return False
     with store.transaction() as tx:
         journal.end(tx, number)
