@@ -245,8 +245,10 @@ def test_start_attached_gives_output_and_status(shop):
 
 def test_exec_options(shop):
     id_ = shop.ok("run", "-d", "-e", "A=1", shop.image, "sleep", "1000").strip()
-    words = ["exec", "-u", "www", "-w", "/tmp", "-e", "B=2", id_, "sh", "-c", "id -u; pwd; echo $A$B"]
-    assert shop.ok(*words).split() == ["33", "/tmp", "12"]
+    words = ["exec", "-u", "www", "-w", "/tmp", "-e", "B=2", id_, "sh", "-c", "id -u; pwd; echo $A$B $HOME"]
+    assert shop.ok(*words).split() == ["33", "/tmp", "12", "/home"]
+    assert shop.ok("exec", "-u", "www", "-e", "HOME=/x", id_, "sh", "-c", "echo $HOME") == "/x\n"
+    assert "no user" in shop("exec", "-u", "ghost", id_, "true").stderr.decode()
     assert shop.ok("exec", "-i", id_, "cat", feed=b"in") == "in"
     assert shop.ok("exec", "-d", id_, "sh", "-c", "echo done > /tmp/done") == ""
     deadline = time.monotonic() + 20
@@ -254,7 +256,10 @@ def test_exec_options(shop):
         assert time.monotonic() < deadline
     assert shop("exec", id_, "sh", "-c", "kill -TERM $$").returncode == 143
     assert shop("exec", id_, "/etc/passwd").returncode == 126
-    assert shop("exec", "absent", "true").returncode in (1, 125)
+    assert shop("exec", "absent", "true").returncode == 125
+    shop.ok("stop", "-t", "0", id_)
+    for words in (["exec", id_, "true"], ["exec", "-u", "www", id_, "true"]):
+        assert "not running" in shop(*words).stderr.decode()
 
 
 def test_restart_policies(shop):

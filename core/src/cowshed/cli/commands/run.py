@@ -7,9 +7,10 @@ import sys
 
 from cowshed.config import selection
 from cowshed.container import lifecycle, state
-from cowshed.errors import BadUsage, CowshedError
+from cowshed.errors import BadUsage, Conflict, CowshedError
 from cowshed.monitor import relay
 from cowshed.state import containers
+from cowshed_runtime.fastjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -264,11 +265,13 @@ def execute(engine: Engine, said: Values) -> int:
         **({"TERM": "xterm"} if said.tty else {}),
         **given,
     }
+    if said.user:
+        home = _become(engine, row, said.user, work)
+        if "HOME" not in given and not _names_home(engine, row):
+            environment["HOME"] = home
     work["env"] = [f"{key}={value}" for key, value in environment.items()]
     if said.workdir:
         work["cwd"] = said.workdir
-    if said.user:
-        work["user"], work["capabilities"] = _user(engine, row, said.user, work)
     if said.privileged:
         from cowshed_linux.capabilities import NUMBERS
 
@@ -281,16 +284,31 @@ def execute(engine: Engine, said: Values) -> int:
     return 0 if status == relay.DETACHED else status
 
 
-def _user(engine: Engine, row: ContainerRow, text: str, work: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _names_home(engine: Engine, row: ContainerRow) -> bool:
+    """Whether the caller or the image gave the container its HOME, which is then every user's."""
+    from cowshed.state import images
+
+    image = images.by_id(engine.reader, row.image_id) if row.image_id else None
+    own = (loads(image.config).get("config") or {}).get("Env") or () if image else ()
+    return any(entry.startswith("HOME=") for entry in (*own, *(row.config.get("env") or ())))
+
+
+def _become(engine: Engine, row: ContainerRow, text: str, work: dict[str, Any]) -> str:
+    """Make an OCI process one of the user, by the container's files; the user's home. Conflict if it does not run."""
     from cowshed.container import users
     from cowshed.monitor import client
 
     found = client.running(engine.place(row))
-    root = os.open(f"/proc/{found[0] if found else 0}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        uid, gid, groups, _ = users.resolve(root, text)
+        root = os.open(f"/proc/{found[0] if found else 0}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Conflict(f"container {row.name} is not running", remedy="cowshed start it") from None
+    try:
+        uid, gid, groups, home = users.resolve(root, text)
     finally:
         os.close(root)
     bounding = work["capabilities"]["bounding"]
     kinds = ("bounding", "effective", "permitted") if uid == 0 else ("bounding",)
-    return {"uid": uid, "gid": gid, "additionalGids": groups}, dict.fromkeys(kinds, bounding)
+    work["user"] = {"uid": uid, "gid": gid, "additionalGids": groups}
+    work["capabilities"] = dict.fromkeys(kinds, bounding)
+    return home
