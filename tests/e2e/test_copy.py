@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import stat
 import subprocess
 import tarfile
 import time
@@ -276,6 +277,22 @@ def test_cve_2026_41567_archives_are_unpacked_in_process(box, here):
     box.ok("cp", "-", "box:/srv", feed=gzip.compress(plain))
     assert listed(box, "/srv/dir") == DIR
     assert box("cp", "box:/srv/poisoned", "-").returncode == 125
+
+
+def test_what_a_container_made_does_not_become_the_callers_own(box, here, tmp_path):
+    """A set-user-id file, a file with capabilities and a device of the container, copied out by root."""
+    (here / "setuid").write_text("")
+    (here / "capable").write_text("")
+    os.chmod(here / "setuid", 0o6755)
+    os.setxattr(here / "capable", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    os.mknod(here / "device", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    box.ok("cp", f"{here}/.", "box:/srv")
+    for words, kept in ((("cp",), False), (("cp", "-a"), True)):
+        out = tmp_path / f"out-{kept}"
+        box.ok(*words, "box:/srv", str(out))
+        assert stat.S_IMODE(os.stat(out / "setuid").st_mode) == (0o6755 if kept else 0o755)
+        assert ("security.capability" in os.listxattr(out / "capable")) is kept
+        assert (out / "device").exists() is kept
 
 
 def test_a_pipe_in_the_way_does_not_hold_it_up(box, tmp_path):

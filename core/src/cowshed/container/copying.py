@@ -137,11 +137,11 @@ def place(source: End, target: End, *, directory: bool) -> tuple[bytes, bytes | 
     return above, name
 
 
-def copy(source: End, target: End, *, follow: bool, owner: tuple[int, int] | None) -> int:
-    """Copy; the bytes of the archive that went from one end to the other."""
+def copy(source: End, target: End, *, follow: bool, owner: tuple[int, int] | None, privileges: bool = True) -> int:
+    """Copy; the bytes of the archive that went from one end to the other. privileges: see `cowshed.layers.putting`."""
     folder, top = place(source, target, directory=is_directory(source, follow=follow))
     counted = Counted(pack(source, target.name, top, follow=follow, owner=owner))
-    put(counted, target.root, folder)
+    put(counted, target.root, folder, privileges=privileges)
     return counted.bytes
 
 

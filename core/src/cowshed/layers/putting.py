@@ -11,7 +11,7 @@ import stat
 
 from cowshed.errors import BadUsage, Conflict, ImageError, NoSpace
 from cowshed.layers.apply import Applier
-from cowshed.layers.tarstream import DIRECTORY, LINK, Entry, Feed, entries
+from cowshed.layers.tarstream import BLOCKDEV, CHAR, DIRECTORY, FILE, LINK, Entry, Feed, entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 _READ_ONLY = "it is read-only, or it lies on a file system in memory that is there only while the container runs"
 
 
-def put(chunks: Iterable[bytes], root: int, folder: bytes) -> None:
+def put(chunks: Iterable[bytes], root: int, folder: bytes, *, privileges: bool = True) -> None:
     """Unpack an archive into a directory of the tree at descriptor root, reached as a process whose root that is would
-    reach it. Raises Conflict (what is there is of another kind, or cannot be written), BadUsage (no sound archive),
-    NoSpace."""
-    putter = _Putter(root, folder.strip(b"/"))
+    reach it.
+
+    Without privileges, devices, set-user-id and set-group-id bits of files, and capabilities are left out: what a
+    container made must not become the caller's own. Raises Conflict (what is there is of another kind, or cannot be
+    written), BadUsage (no sound archive), NoSpace.
+    """
+    putter = _Putter(root, folder.strip(b"/"), privileges)
     old_mask = os.umask(0)
     try:
         feed = Feed(chunks)
@@ -44,8 +48,9 @@ def put(chunks: Iterable[bytes], root: int, folder: bytes) -> None:
 
 
 class _Putter(Applier):
-    def __init__(self, root: int, folder: bytes) -> None:
+    def __init__(self, root: int, folder: bytes, privileges: bool) -> None:
         super().__init__(root, 1 << 62)
+        self._privileges = privileges
         self._before = folder + b"/" if folder else b""
 
     @property
@@ -59,9 +64,17 @@ class _Putter(Applier):
             feed.skip(entry.size)
             return
         link = self._before + entry.link if entry.kind == LINK else entry.link
+        mode, attributes = entry.mode, entry.xattrs
+        if not self._privileges:
+            if entry.kind in (CHAR, BLOCKDEV):
+                feed.skip(entry.size)
+                return
+            if entry.kind == FILE:
+                mode &= 0o1777
+                attributes = {key: value for key, value in attributes.items() if key != "security.capability"}
         there = Entry(
-            self._before + entry.name, entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime, link,
-            entry.device, entry.xattrs, entry.holes, entry.real_size,
+            self._before + entry.name, entry.kind, mode, entry.uid, entry.gid, entry.size, entry.mtime, link,
+            entry.device, attributes, entry.holes, entry.real_size,
         )  # fmt: skip
         super().entry(there, feed)
 

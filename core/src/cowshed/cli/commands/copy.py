@@ -48,9 +48,10 @@ def copy(engine: Engine, said: Values) -> int:
             word = second if source else first
             outside = copying.End(host, os.path.join(os.fsencode(os.getcwd()), os.fsencode(word)), word)
             ends = (inside, outside) if source else (outside, inside)
-            # As docker says of it: what comes in is root's, what goes out is the caller's.
+            # As docker says of it: what comes in is root's, what goes out is the caller's. A set-user-id file that a
+            # container has made is then no longer one: it would be the caller's.
             owner = None if archive else (os.geteuid(), os.getegid()) if source else (0, 0)
-            count = copying.copy(*ends, follow=follow, owner=owner)
+            count = copying.copy(*ends, follow=follow, owner=owner, privileges=archive or not source)
     finally:
         os.close(host)
     if not said.quiet:
