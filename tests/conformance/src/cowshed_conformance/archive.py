@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
 from collections.abc import Iterable
 
+from cowshed.layers import changes as engine
 from cowshed.layers.apply import apply
+from cowshed.layers.archive import stream
 from cowshed.storage import api
 from cowshed_conformance import tree
 from cowshed_conformance.changes import Changes
@@ -98,3 +101,30 @@ def unpack(store: Store, layer: api.Layer, data: bytes, *, limit: int = 1 << 40)
 def tar_of(store: Store, found: Changes, upper: api.Layer) -> bytes:
     with store.mount(upper, read_only=True) as root:
         return of_changes(found, tree.read(root), os.path.join(root, "."))
+
+
+def of_engine(store: Store, lower: api.Layer | None, upper: api.Layer) -> tuple[list[tuple[str, str]], bytes]:
+    """(path, A C or D) of each change as the engine finds it in the way that the driver offers, and its archive."""
+    driver, private = store.driver, ""
+    with contextlib.ExitStack() as open_:
+        below = open_.enter_context(store.tree(lower, read_only=True)) if lower is not None else None
+        if api.has_changes(driver):
+            root = open_.enter_context(store.tree(upper, read_only=True))
+            found = engine.of_candidates(below, root, driver.changes(lower, upper))
+        elif api.has_diff_tree(driver) and lower == upper.parent:
+            diff = driver.diff_tree(upper)
+            private = diff.xattr_prefix
+            root = os.open(diff.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            open_.callback(os.close, root)
+            found = engine.of_diff_tree(below, root, diff.whiteout, private)
+        else:
+            root = open_.enter_context(store.tree(upper, read_only=True))
+            found = engine.of_trees(below, root)
+        data = b"".join(stream(found, root, private=private))
+    return [(os.fsdecode(change.path) or ".", change.kind.value) for change in found.changes], data
+
+
+def members(data: bytes) -> dict[str, tarfile.TarInfo]:
+    """name → header, with `.` for the root and no slash at the end."""
+    with tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape") as opened:
+        return {info.name.strip("/") or ".": info for info in opened}

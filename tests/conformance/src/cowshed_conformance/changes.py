@@ -63,7 +63,7 @@ def of_driver(store: Store, lower: api.Layer | None, upper: api.Layer) -> Change
                 if path in side and path not in other:
                     candidates.update(p for p in side if p.startswith(path + "/"))
         return collapse({p: c for p in candidates if (c := at(p, below, now))})
-    if api.has_diff_tree(driver) and (lower is None or lower == upper.parent):
+    if api.has_diff_tree(driver) and lower == upper.parent:
         return collapse(_of_diff_tree(driver.diff_tree(upper), below, now))
     return naive(below, now)
 
