@@ -59,10 +59,7 @@ def _one(root: str, chance: random.Random, path: str, there: str, folder: str) -
             is_directory = stat.S_ISDIR(os.lstat(f"{root}/{there}").st_mode)
             steps.do(root, steps.remove_all(there) if is_directory else steps.remove(there))
         case 8:
-            if stat.S_ISDIR(os.lstat(f"{root}/{there}").st_mode):
-                if not f"{path}/".startswith(f"{there}/"):
-                    steps.do(root, steps.move_directory(there, path))
-            else:
+            if not f"{path}/".startswith(f"{there}/"):
                 steps.do(root, steps.rename(there, path))
         case 9:
             if not os.path.islink(f"{root}/{there}"):
@@ -70,7 +67,7 @@ def _one(root: str, chance: random.Random, path: str, there: str, folder: str) -
         case 10:
             steps.do(root, steps.chown(there, chance.randrange(3), chance.randrange(3)))
         case 11:
-            if not os.path.islink(f"{root}/{there}"):
+            if stat.S_IFMT(os.lstat(f"{root}/{there}").st_mode) in (stat.S_IFREG, stat.S_IFDIR):
                 steps.do(root, steps.set_xattr(there, "user.x", data[:20]))
         case 12:
             steps.do(root, steps.times(there, chance.randrange(1 << 60)))
