@@ -298,6 +298,13 @@ def test_listing_imports_little(store):
     assert len(out) <= 25, out
 
 
+def test_the_log_that_a_command_has_to_read_stays_short(store):
+    for n in range(400):
+        with store.transaction() as tx:
+            tx.execute("insert or replace into meta values ('test', ?)", n)
+    assert os.stat(f"{store.root}/db.sqlite-wal").st_size < 220 * (4096 + 24)
+
+
 # ---------------------------------------------------------------- rows
 
 

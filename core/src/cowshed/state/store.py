@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BALLAST = 4 << 20  # bytes
 _WRITE_WAIT, _READ_WAIT = 10.0, 2.0  # seconds
+_LOG = 200  # pages of SQLite's log before it is written back: whoever opens a store alone reads it all, 3 µs a page
 
 
 class Store:
@@ -241,6 +242,7 @@ def connect(path: str, *, write: bool) -> Any:
         )
         if write:
             db.execute("pragma synchronous = full")
+            db.execute(f"pragma wal_autocheckpoint = {_LOG}")
             db.execute("pragma foreign_keys = on")
         version_of(db, root)
         return db
