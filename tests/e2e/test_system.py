@@ -104,6 +104,25 @@ def test_check_removes_what_dead_commands_left_and_nothing_else(checked):
     assert checked.names() == ["one"]
 
 
+def test_df_tells_what_would_come_back(checked):
+    def told():
+        lines = checked.ok("system", "df", "--format", "{{.Type}}|{{.TotalCount}}|{{.Active}}|{{.Reclaimable}}")
+        return {line.split("|")[0]: line.split("|")[1:] for line in lines.splitlines()}
+
+    before = told()
+    assert {kind: counts[:2] for kind, counts in before.items()} == {
+        "Images": ["1", "1"], "Archives": ["3", "3"], "Containers": ["1", "0"], "Local Volumes": ["1", "1"],
+    }  # fmt: skip
+    assert before["Images"][2].startswith("0B"), "a container stands on them"
+    assert before["Containers"][2].endswith("(100%)")
+    checked.ok("rm", "-v", "one")
+    after = told()
+    assert [after[kind][1] for kind in ("Images", "Archives")] == ["0", "0"]
+    assert after["Images"][2].endswith("(100%)")
+    assert after["Archives"][2].endswith("(100%)")
+    assert after["Local Volumes"] == ["0", "0", "0B"]
+
+
 def test_prune_asks_and_removes_what_does_not_run(checked):
     checked.ok("run", "-d", "--name", "up", checked.image, "sleep", "1000")
     done = checked("system", "prune", feed=b"n\n")

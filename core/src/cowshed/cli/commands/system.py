@@ -26,6 +26,24 @@ def check(engine: Engine, said: Values) -> int:
     return 1 if findings else 0
 
 
+def df(engine: Engine, said: Values) -> int:
+    from cowshed.cli import output
+    from cowshed.container.usage import usage
+
+    rows = []
+    for used in usage(engine):
+        share = f" ({100 * used.reclaimable // used.size}%)" if used.size else ""
+        rows.append(
+            {
+                "Type": used.kind, "TotalCount": used.total, "Active": used.active, "Size": output.size(used.size),
+                "Reclaimable": output.size(used.reclaimable) + share,
+            }
+        )  # fmt: skip
+    output.listing(rows, ("Type", "TotalCount", "Active", "Size", "Reclaimable"), said.format, what="system df",
+                   headings={"TOTALCOUNT": "TOTAL"})  # fmt: skip
+    return 0
+
+
 def prune(engine: Engine, said: Values) -> int:
     import os
     import sys
