@@ -387,6 +387,28 @@ def test_several_pulls_of_one_image_at_once(fake, tmp_path):
     assert results == [image.id] * 5
 
 
+def test_a_layer_to_stand_on_that_goes_meanwhile(fake, store, monkeypatch):
+    """Another command removes the lower layers between our look and our claim: they are made again."""
+    base = Image([LayerTar().file("low", "1").bytes()])
+    fake.add(base, "base")
+    row = store.pull(f"{fake.address}/a/b:base").image
+    image = Image([LayerTar().file("low", "1").bytes(), LayerTar().file("high", "2").bytes()])
+    fake.add(image)
+    reserve, asked = store.layers.reserve_chain, []
+
+    def meanwhile(parent, count):
+        asked.append(count)
+        if len(asked) == 1:
+            with store.store.transaction() as tx:
+                images.delete(tx, row.id)
+            store.layers.remove_unreferenced()
+        return reserve(parent, count)
+
+    monkeypatch.setattr(store.layers, "reserve_chain", meanwhile)
+    assert store.tree(store.pull(f"{fake.address}/a/b").image) == {"low": b"1", "high": b"2"}
+    assert asked == [1, 2]
+
+
 def test_sha512(fake, store):
     """A manifest may name its blobs by SHA-512."""
     image = Image([LayerTar().file("a", "x").bytes()])

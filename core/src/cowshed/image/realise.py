@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from cowshed.errors import ImageError
+from time import sleep
+
+from cowshed.errors import Busy, ImageError
 from cowshed.layers.faults import step
 from cowshed.state import images
 from cowshed.state.locks import chain_byte
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 3600.0  # seconds to wait for another command that makes the same layer
+_TRIES, _PAUSE = 40, 0.05  # seconds to wait for a removal to be over
 _PURGE_SECONDS = 30.0  # to delete what a failed pull has unpacked
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
@@ -61,8 +64,11 @@ def realise(
     reserved: list[Layer] = []  # those that are still to be made
     taken: list[int] = []
     top: Layer | None = None
+    tries = _TRIES
+    n = 0
     try:
-        for n, (chain, diff) in enumerate(zip(image.chain_ids, image.diff_ids, strict=True)):
+        while n < len(image.chain_ids):
+            chain, diff = image.chain_ids[n], image.diff_ids[n]
             byte = chain_byte(layers.name, chain)
             if not made:
                 there = layers.by_chain_id(chain)
@@ -72,13 +78,23 @@ def realise(
                     there = layers.by_chain_id(chain)
                 if there is not None:
                     top = there
+                    n += 1
                     continue
             elif locks.try_take("chains", byte):
                 taken.append(byte)
+            if not made:
+                try:
+                    reserved = layers.reserve_chain(top, len(image.diff_ids) - n)
+                except Busy:  # the layer to stand on is being removed by another command
+                    if tries == 0:
+                        raise
+                    tries -= 1
+                    sleep(_PAUSE)
+                    n, top = 0, None
+                    _release(layers, taken)
+                    continue
             _, media_type, size = image.blobs[n]
             progress.step(f"layer {n + 1} of {len(image.diff_ids)}: {diff[7:19]}, {_size(size)}")
-            if not made:
-                reserved = layers.reserve_chain(top, len(image.diff_ids) - n)
             active = reserved.pop(0)
             made.append((active, chain, diff))
             active = layers.prepare(Layer(active.id, active.number, active.kind, top), LayerOptions(durable=False))
@@ -96,6 +112,7 @@ def realise(
             step("realise.applied")
             top = layers.seal(active)
             made[-1] = (top, chain, diff)
+            n += 1
         ready(bool(made))
 
         def rows(tx: Transaction) -> None:
@@ -113,8 +130,12 @@ def realise(
                 layers.erase(layer)
             layers.purge(_PURGE_SECONDS)
             layers.abandon(*reversed(reserved), *begun)
-        for byte in taken:
-            locks.release("chains", byte)
+        _release(layers, taken)
+
+
+def _release(layers: Layers, taken: list[int]) -> None:
+    while taken:
+        layers.store.locks.release("chains", taken.pop())
 
 
 class Kept:
