@@ -47,7 +47,7 @@ def test_version_is_the_same_wherever_it_is_asked_for(engine):
     assert json.loads(engine.ok("version", "-f", "json"))["Os"] == "linux"
 
 
-LISTINGS = [("ps", "-a"), ("images",), ("history", "IMAGE"), ("driver", "list"), ("volume", "ls")]
+LISTINGS = [("ps", "-a"), ("images",), ("history", "IMAGE"), ("driver", "list"), ("volume", "ls"), ("system", "df")]
 
 
 @pytest.mark.parametrize("words", LISTINGS, ids=" ".join)

@@ -395,7 +395,7 @@ COMMANDS = (
         0,
         0,
     ),
-    Command("system df", "system:df", "", "what the store takes on its disk", (_FORMAT, _HELP), 0, 0),
+    Command("system df", "system:df", "", "what the store takes on its disk", (_FORMAT_LIST, _HELP), 0, 0),
     Command(
         "system prune",
         "system:prune",
