@@ -136,7 +136,7 @@ def greeting_archive(greeting, greeting_image, tmp_path_factory):
     return folder / "image.tar"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def engine_of():
     """For tests that run another command than the installed one: Engine(folder, driver, command)."""
     return Engine

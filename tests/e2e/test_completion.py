@@ -13,7 +13,7 @@ SHELLS = ["bash", "zsh", "fish"]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, greeting):
+def store(tmp_path_factory, greeting, engine_of):
     """A store with an image, and containers that ran and did not."""
     folder = tmp_path_factory.mktemp("completion")
     from pathlib import Path
@@ -37,7 +37,9 @@ def store(tmp_path_factory, greeting):
         script = subprocess.run([f"{command}/cowshed", "completion", shell], check=True, capture_output=True, text=True)
         (folder / f"cowshed.{shell}").write_text(script.stdout)
     yield env
-    cowshed("rm", "-f", "running-box", "created-box")
+    it = engine_of(folder)
+    it.close()
+    it.assert_clean()
 
 
 def bash(env, line):
