@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,16 +50,27 @@ MUTANTS = {
 }
 
 
-def run(driver, folder, *words):
-    """One run of the suite in a process and a mount namespace of its own; the report."""
+def run(name, folder):
+    """One run of the suite on a fault, in a process and a mount namespace of its own; the report."""
     env = {**os.environ, "PYTHONPATH": str(HERE), "TMPDIR": str(folder)}
+    cases = {*COMMON.split(), *MUTANTS[name][0].split(), *MUTANTS[name][1].split()}
+    words = ("--level", "core") if os.environ.get("COWSHED_MUTANTS") == "all" else ("-k", chosen(sorted(cases)))
     command = [
         "unshare", "--mount", "--propagation", "private", sys.executable, "-m", "pytest", "-q", "--pyargs",
-        "cowshed_conformance", "--driver", driver, "--report-dir", str(folder / "report"), *words,
+        "cowshed_conformance", "--driver", f"broken:{name}", "--report-dir", str(folder / "report"), *words,
     ]  # fmt: skip
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=280)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return json.loads((folder / "report" / "conformance.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reports(request, tmp_path_factory):
+    """name → the report that is to come. Each run waits for the disk more than for the processor: some at once."""
+    names = [item.callspec.params["name"] for item in request.session.items if item.path == request.path]
+    pool = ThreadPoolExecutor(3)
+    yield {name: pool.submit(run, name, tmp_path_factory.mktemp(name)) for name in names}
+    pool.shutdown(cancel_futures=True)
 
 
 def chosen(cases):
@@ -67,12 +79,9 @@ def chosen(cases):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the suite mounts file systems")
 @pytest.mark.parametrize("name", list(MUTANTS))
-def test_a_fault_is_caught_by_its_cases_and_by_no_other(name, tmp_path):
+def test_a_fault_is_caught_by_its_cases_and_by_no_other(name, reports):
     must, may = (set(cases.split()) for cases in MUTANTS[name])
-    if os.environ.get("COWSHED_MUTANTS") == "all":
-        report = run(f"broken:{name}", tmp_path, "--level", "core")
-    else:
-        report = run(f"broken:{name}", tmp_path, "-k", chosen(sorted({*COMMON.split(), *must, *may})))
+    report = reports[name].result()
     failed = {case["case"]: case["reason"] for case in report["cases"] if case["outcome"] in ("failed", "error")}
     ran = {case["case"] for case in report["cases"]}
     assert must <= ran
