@@ -243,7 +243,10 @@ class Layers:
         """Prove the layer unused and let the driver remove it; rows are the caller's. Its byte is held. InUse."""
         unused.prove(self.store, layer, self.driver, wait)
         try:
-            self.driver.remove(layer)
+            if layer.kind is api.Kind.COMMITTED:
+                self.erase(layer)  # a power cut may have taken the driver's commit back, and kept its row
+            else:
+                self.driver.remove(layer)
         finally:
             self.store.locks.release("mounts", layer.number)
         step("layers.remove.end")
