@@ -44,7 +44,7 @@ def apply(chunks: Iterable[bytes], root: int, *, limit: int = 1 << 40) -> int:
     """Apply an uncompressed archive to the tree at descriptor root; the number of entries.
 
     limit is the most bytes that files may have in sum. Raises ImageError (not sound, or an attempt to break out),
-    NoSpace, OSError. Every descriptor is closed again.
+    NoSpace, OSError. Every descriptor is closed again. One thread of a process at a time: the umask is all threads'.
     """
     applier = Applier(root, limit)
     old_mask = os.umask(0)

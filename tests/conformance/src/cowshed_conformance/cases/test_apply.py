@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import random
 import signal
 import stat
 import tarfile
@@ -21,14 +22,14 @@ from cowshed.layers.apply import apply
 from cowshed.layers.unpack import unpack
 from cowshed.storage import api
 from cowshed.storage.errors import Cancelled
-from cowshed_conformance import archive, crash, hoststate, marks, steps, tree
+from cowshed_conformance import archive, crash, hoststate, marks, randoms, steps, tree
 from cowshed_conformance.archive import member, pack
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.harness import Store, sync
 from cowshed_conformance.marks import budget, core, full
 from cowshed_conformance.namespaces import as_plain_user
 from cowshed_conformance.steps import chmod, chown, directory, file, set_xattr, symlink, times
-from cowshed_conformance.target import Target
+from cowshed_conformance.target import Target, resolve
 from cowshed_linux import paths
 
 Member = tuple[tarfile.TarInfo, bytes]
@@ -60,6 +61,60 @@ def applied(store: Store, parent: api.Layer | None, *members: Member) -> api.Lay
 
 def names(store: Store, layer: api.Layer) -> list[str]:
     return sorted(store.look(layer))[1:]
+
+
+# ---------------------------------------------------------------- what a diff says, applied
+
+
+@core
+def test_A01_what_changed_applied_to_the_lower_layer_gives_the_upper_one(store: Store) -> None:
+    below = image(store)
+    upper = store.new(
+        below, steps.remove("a"), steps.remove_all("d"), directory("d", 0o2770), file("d/four", b"7"), chown("d", 3, 4),
+        file("suid", b"8"), chown("suid", 1, 2), chmod("suid", 0o6755), set_xattr("suid", "user.x", b"\0\xff"),
+        steps.link("suid", "second"), symlink("/nowhere", "l"), chown("l", 5, 6), steps.fifo("p"),
+        steps.device("null", 1, 3), file("sparse"), steps.truncate("sparse", 64 << 20),
+        steps.write_at("sparse", 32 << 20, b"9"), file(b"odd \xff\n", b"10"), chmod("b", 0), times("b", 1_234_567_891),
+        times("l", 10**18 + 1), times("d", 10**18 + 2), times(".", 10**18 + 3),
+    )  # fmt: skip
+    wanted = store.look(upper)
+    _, data = archive.of_engine(store, below, upper)
+    layer = store.new(below)
+    archive.unpack(store, layer, data)
+    tree.same(wanted, store.look(layer), "applied to the lower layer")
+    layer = store.commit(layer)
+    tree.same(wanted, store.look(layer), "applied and committed")
+    if store.capabilities.sparse:
+        assert allocated(store, layer, "sparse") < 4 << 20, "the holes of a file were filled"
+
+
+def allocated(store: Store, layer: api.Layer, path: str) -> int:
+    with store.mount(layer, read_only=True) as root:
+        return os.stat(f"{root}/{path}").st_blocks * 512
+
+
+@full
+@budget(90)
+def test_A02_random_layers_are_the_same_in_another_driver(
+    store: Store, target: Target, backing: Backing, chance: random.Random
+) -> None:
+    other = resolve("overlay" if target.plugin.name == "copy" else "copy", {}, seed=target.seed, level=target.level)
+    with Store(other, backing.place()) as elsewhere:
+        for _ in range(8):
+            here: api.Layer | None = None
+            there: api.Layer | None = None
+            for depth in range(3):
+                upper = store.new(here)
+                with store.mount(upper) as root:
+                    randoms.change(root, chance, 30)
+                wanted = store.look(upper)
+                _, data = archive.of_engine(store, here, upper)
+                twin = elsewhere.new(there)
+                archive.unpack(elsewhere, twin, data)
+                tree.same(wanted, elsewhere.look(twin), f"layer {depth} of {target.name} in {other.name}")
+                _, again = archive.of_engine(elsewhere, there, twin)
+                assert digest(again) == digest(data), "the other driver's archive of the same layer has other bytes"
+                here, there = store.commit(upper), elsewhere.commit(twin)
 
 
 # ---------------------------------------------------------------- whiteouts
@@ -472,20 +527,12 @@ def test_A16_layers_that_are_applied_in_parallel_are_as_if_one_after_the_other(s
         archive.unpack(store, layer, data)
         wanted.append(store.look(layer))
     layers = [store.new(below) for _ in archives]
-    failed: list[BaseException] = []
-
-    def one(layer: api.Layer, data: bytes) -> None:
-        try:
-            archive.unpack(store, layer, data)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=one, args=pair) for pair in zip(layers, archives, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
+    pids = [
+        crash.start(lambda layer=layer, data=data: archive.unpack(store, layer, data))  # type: ignore[misc]
+        for layer, data in zip(layers, archives, strict=True)
+    ]
+    for pid in pids:
+        crash.finish(pid)
     for layer, tree_ in zip(layers, wanted, strict=True):
         # Directories that the archive does not name have the time at which something was made in them.
         tree.same(
