@@ -99,6 +99,8 @@ def test_A02_random_layers_are_the_same_in_another_driver(
     store: Store, target: Target, backing: Backing, chance: random.Random
 ) -> None:
     other = resolve("overlay" if target.plugin.name == "copy" else "copy", {}, seed=target.seed, level=target.level)
+    # A name that a copy-up parted from the others of its file, and that is as before otherwise, is no change.
+    ignored = () if store.capabilities.hard_links_survive_copy_up else ("links",)
     with Store(other, backing.place()) as elsewhere:
         for _ in range(8):
             here: api.Layer | None = None
@@ -111,9 +113,11 @@ def test_A02_random_layers_are_the_same_in_another_driver(
                 _, data = archive.of_engine(store, here, upper)
                 twin = elsewhere.new(there)
                 archive.unpack(elsewhere, twin, data)
-                tree.same(wanted, elsewhere.look(twin), f"layer {depth} of {target.name} in {other.name}")
-                _, again = archive.of_engine(elsewhere, there, twin)
-                assert digest(again) == digest(data), "the other driver's archive of the same layer has other bytes"
+                found = elsewhere.look(twin)
+                tree.same(wanted, found, f"layer {depth} of {target.name} in {other.name}", ignore=ignored)
+                if not tree.differences(wanted, found):
+                    _, again = archive.of_engine(elsewhere, there, twin)
+                    assert digest(again) == digest(data), "the other driver's archive of the same layer has other bytes"
                 here, there = store.commit(upper), elsewhere.commit(twin)
 
 
