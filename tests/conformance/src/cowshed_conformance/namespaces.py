@@ -18,11 +18,11 @@ MAP = ((0, OUTER, 65536),)
 Map = tuple[tuple[int, int, int], ...]  # (inside, outside, how many) …
 
 
-def as_plain_user(place: str, work: Callable[[str], object]) -> None:
+def as_plain_user(place: str, work: Callable[[str], object], ids: Map = MAP) -> None:
     """Do something in another process, as root of user and mount namespaces that are nobody outside, in a directory
     that is theirs. The way to it is the working directory: those above it belong to others."""
-    os.chown(place, OUTER, OUTER)
-    with _child(MAP, lambda: work("/proc/self/cwd"), place) as pid:
+    os.chown(place, ids[0][1], ids[0][1])
+    with _child(ids, lambda: work("/proc/self/cwd"), place) as pid:
         crash.finish(pid)
 
 
@@ -89,7 +89,8 @@ def _child(ids: Map, work: Callable[[], object], place: str = "/") -> Iterator[i
 @contextlib.contextmanager
 def mapped(plan: api.MountPlan, userns: int) -> Iterator[str]:
     """A path at which a plan of one step is mounted with the ids of a user namespace: of an overlay its lower
-    directories are mapped, as the kernel does not map the overlay itself."""
+    directories are mapped, as the kernel does not map the overlay itself, and the upper gets the owner that the root
+    has then."""
     step, fds = plan.steps[-1], []
     try:
         if isinstance(step, api.Overlay):
@@ -98,6 +99,9 @@ def mapped(plan: api.MountPlan, userns: int) -> Iterator[str]:
                 assert isinstance(lower, str)
                 fds.append(_mapped(mount.clone(lower), userns))
                 lowers.append(f"/proc/self/fd/{fds[-1]}")
+            if step.upper is not None:
+                root = os.fstat(fds[0])
+                os.chown(step.upper, root.st_uid, root.st_gid)
             own = api.Overlay(tuple(lowers), step.upper, step.work, step.read_only, options=step.options)
             fds.append(detached(api.MountPlan((own,))))
         else:

@@ -1,6 +1,6 @@
 """A store made of directories, for drivers whose layers are directories.
 
-    ROOT/format               one line: the driver and the number of the layout
+    ROOT/format               the driver and the number of the layout; below, the map of ids that owners are told in
     ROOT/store                one line: the store's identity; written last, so that it says "complete"
     ROOT/temp/ID              of a call that is running, or died
     ROOT/active/ID  ROOT/committed/ID   the layers
@@ -58,7 +58,7 @@ def init_store(root: str, kind: str) -> StoreId:
         except FileExistsError:
             pass
         _drop_inherited_acl(f"{root}/{folder}")
-    files.write_atomically(f"{root}/format", f"{kind} {_FORMAT}\n".encode())
+    files.write_atomically(f"{root}/format", f"{kind} {_FORMAT}\n{_id_maps()}\n".encode())
     new = os.urandom(16).hex()
     files.write_atomically(f"{root}/store", f"{new}\n".encode())
     files.sync_directory(os.path.dirname(os.path.abspath(root)))
@@ -81,21 +81,26 @@ def check_store(root: str, kind: str, store: StoreId | None) -> StoreId:
     Raises FileNotFoundError if store is None and there is none, WrongStore for everything else that does not fit.
     """
     try:
-        found = _line(f"{root}/store")
+        found, _ = _lines(f"{root}/store")
     except (FileNotFoundError, NotADirectoryError):
         if store is None:
             raise FileNotFoundError(errno.ENOENT, f"there is no store at {root}") from None
         raise WrongStore(f"there is no {kind} store at {root}", remedy="is its file system mounted?") from None
     try:
-        said = _line(f"{root}/format").split()
+        first, ids = _lines(f"{root}/format")
     except FileNotFoundError:
         raise WrongStore(f"{root} does not say which driver it belongs to: {root}/format is missing") from None
+    said = first.split()
     if said[:1] != [kind]:
         raise WrongStore(
             f"{root} belongs to driver {said[0] if said else '?'}, not {kind}", remedy="choose another root"
         )
     if len(said) != 2 or not said[1].isdigit() or int(said[1]) > _FORMAT:
         raise WrongStore(f"{root} has format {' '.join(said[1:])}, newer than {_FORMAT}", remedy="use a newer Cowshed")
+    if ids and ids != (mine := _id_maps()):  # owners would be others, and what a driver keeps in user.* unseen
+        raise WrongStore(
+            f"{root} was made where ids are mapped as {ids}, not {mine}", remedy="use it as the user who made it"
+        )
     if store is not None and found != store:
         raise WrongStore(f"{root} holds store {found}, not {store}", remedy="is the right file system mounted?")
     return found  # type: ignore[return-value]
@@ -119,13 +124,29 @@ def destroy_store(root: str, kind: str, store: StoreId) -> None:
     destroy_store(root, kind, store)
 
 
-def _line(path: str) -> str:
-    """The first line, fit to be shown: the file may be damaged."""
+def _lines(path: str) -> tuple[str, str]:
+    """The first two lines, fit to be shown: the file may be damaged. One that is not there is empty."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, 256).partition(b"\n")[0].decode("ascii", "backslashreplace").strip()
+        first, _, rest = os.read(fd, 1 << 15).decode("ascii", "backslashreplace").partition("\n")
     finally:
         os.close(fd)
+    return first[:256].strip(), rest.partition("\n")[0].strip()
+
+
+def _id_maps() -> str:
+    """Ids of users and of groups in this user namespace and outside it: "inside:outside:count,… inside:…"."""
+    maps = []
+    for name in ("uid_map", "gid_map"):
+        fd = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = b""
+            while part := os.read(fd, 1 << 14):  # the kernel gives at most a page at once
+                text += part
+        finally:
+            os.close(fd)
+        maps.append(",".join(":".join(line.split()) for line in text.decode("ascii").splitlines()))
+    return " ".join(maps)
 
 
 class Directories:

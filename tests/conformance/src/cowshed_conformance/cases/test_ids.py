@@ -1,22 +1,25 @@
-"""I: mapped ids. B: plain users."""
+"""I: mapped ids."""
 
 from __future__ import annotations
 
 import errno
 import os
+import random
 import stat
-from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from cowshed.layers import changes as engine
+from cowshed.layers.archive import stream
 from cowshed.storage import api
-from cowshed_conformance import crash, marks, steps, tree
-from cowshed_conformance.backing import Backing
-from cowshed_conformance.harness import Store, SuiteHost
+from cowshed_conformance import archive, crash, marks, steps, tree
+from cowshed_conformance.cases.test_content import CAPABILITY
+from cowshed_conformance.harness import Store
 from cowshed_conformance.marks import core, full
-from cowshed_conformance.namespaces import OUTER, Map, as_plain_user, mapped, takes_maps, user_namespace
+from cowshed_conformance.namespaces import OUTER, Map, mapped, takes_maps, user_namespace
 from cowshed_conformance.steps import chmod, chown, directory, file, remove
-from cowshed_conformance.target import Target
+from cowshed_linux import process
 
 NOBODY = 65534
 
@@ -127,104 +130,133 @@ def test_I06_maps_of_several_ranges_with_holes_and_of_one_id(store: Store, ids: 
         assert owners(root, *(f"u{uid}" for uid in wanted)) == [(uid, uid) for uid in wanted.values()]
 
 
-# ---------------------------------------------------------------- plain users
+@core
+def test_I03_what_a_mapped_layer_changed_is_told_in_the_ids_of_its_container(store: Store) -> None:
+    gate(store)
+    below = image(store)
+    layer = store.new(below)
+    with (
+        user_namespace() as userns,
+        mapped(store.mounts(layer), userns) as root,
+        mapped(store.mounts(below, read_only=True), userns) as lower,
+    ):
+
+        def container() -> None:
+            process.setns(userns, process.CLONE_NEWUSER)
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            steps.do(root, steps.append("b", b"+"), file("d/new"), remove("a"), file("mine"), chown("mine", 33, 34))
+            fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in (lower, root)]
+            found = engine.of_trees(*fds)
+            said = {os.fsdecode(change.path): change.kind.value for change in found.changes if change.path}
+            assert said == {"a": "D", "b": "C", "d": "C", "d/new": "A", "mine": "A"}
+            owned = archive.members(b"".join(stream(found, fds[1])))
+            ids = {name: (owned[name].uid, owned[name].gid) for name in ("b", "d", "d/new", "mine")}
+            assert ids == {"b": (1000, 1001), "d": (7, 8), "d/new": (0, 0), "mine": (33, 34)}
+
+        crash.in_child(container)
 
 
-def plain(backing: Backing, work: Callable[[str], object]) -> None:
-    """work, with the root of a store that belongs to a plain user."""
-    place = backing.place()
-    os.mkdir(place)
-    as_plain_user(place, lambda there: work(f"{there}/store"))
-
-
-def whole_life(target: Target, root: str) -> None:
-    """What containers do, from the store's making to its destruction."""
-    store = Store(target, root)
-    assert store.capabilities.rootless, "the store itself, opened as a plain user, says that it is not for them"
-    base = store.layer(
-        file("a", b"1"), file("b", b"2"), directory("d"), file("d/below", b"3"), chown("b", 1000, 1000),
-        steps.set_xattr("a", "user.x", b"1"), chmod("a", 0o4755), steps.symlink("a", "l"), steps.fifo("p"),
+@core
+def test_I04_directories_above_a_change_keep_their_mapped_owners(store: Store) -> None:
+    gate(store)
+    below = store.layer(
+        directory("d"), directory("d/e"), directory("d/e/f", 0o777), file("d/e/f/old", mode=0o666),
+        chown("d/e/f", 11, 12), chown("d/e", 9, 10), chown("d", 7, 8),
     )  # fmt: skip
-    before = store.look(base)
-    middle = store.layer(remove("a"), steps.remove_all("d"), directory("d"), file("d/new", b"4"), parent=base)
-    assert sorted(store.look(middle)) == [".", "b", "d", "d/new", "l", "p"]
-    top = store.new(middle, directory("a"), steps.append("b", b"+"), steps.rename("l", "m"))
-    found = store.look(top)
-    assert sorted(found) == [".", "a", "b", "d", "d/new", "m", "p"]
-    assert (found["a"].kind, found["b"].uid, found["b"].size) == ("dir", 1000, 2)
-    assert not [name for node in found.values() for name, _ in node.xattrs], "the driver's own attributes show"
-    store.driver.remove(top)
-    store.driver.remove(middle)
+    layer = store.new(below)
+    before = store.look(below)
+    with user_namespace() as userns, mapped(store.mounts(layer), userns) as root:
+
+        def container() -> None:
+            os.setresgid(OUTER, OUTER, OUTER)
+            os.setresuid(OUTER, OUTER, OUTER)
+            steps.do(root, steps.append("d/e/f/old", b"+"), steps.directories("d/e/f/g/h"), file("d/e/f/g/h/new"))
+
+        crash.in_child(container)
+        above = [(OUTER + uid, OUTER + uid + 1) for uid in (7, 9, 11)]
+        assert owners(root, "d", "d/e", "d/e/f") == above
+        assert owners(root, ".", "d/e/f/old", "d/e/f/g", "d/e/f/g/h", "d/e/f/g/h/new") == [(OUTER, OUTER)] * 5
+    tree.same(before, store.look(below), "a layer with mapped ids changed its parent")
+
+
+def shift(store: Store, layer: api.Layer, wanted: tree.Tree) -> None:
+    """What an engine does for ids where mounts cannot map them: give all files of a layer other owners, and back what
+    the kernel takes away then. Repeatable, as it goes by what is wanted and not by what is there."""
+    with store.mount(layer) as root:
+        for path, node in wanted.items():
+            at = f"{root}/{path}"
+            os.lchown(at, node.uid, node.gid)
+            if node.kind != "link":
+                os.chmod(at, node.mode)
+            for name, value in node.xattrs:
+                os.setxattr(at, name, value, follow_symlinks=False)
+            os.utime(at, ns=(node.mtime, node.mtime), follow_symlinks=False)
+
+
+def owned_by_others(store: Store) -> tuple[api.Layer, tree.Tree, tree.Tree]:
+    """A layer with everything that chown takes away; it as it is, and as it should be with other ids."""
+    below = store.layer(
+        file("program", b"1", 0o755), chmod("program", 0o6755), file("able", b"2", 0o755),
+        steps.set_xattr("able", "security.capability", CAPABILITY), steps.set_xattr("able", "user.x", b"3"),
+        file("one", b"4"), steps.link("one", "two"), chown("one", 1000, 1001), directory("d", 0o1777),
+        steps.symlink("one", "l"), steps.fifo("d/p"), *(steps.times(name, 10**18) for name in ("able", "one", "d")),
+    )  # fmt: skip
+    before = store.look(below)
+    moved = {path: replace(node, uid=node.uid + OUTER, gid=node.gid + OUTER) for path, node in before.items()}
+    return below, before, moved
+
+
+def same_but_links(store: Store, wanted: tree.Tree, layer: api.Layer) -> None:
+    parts = () if store.capabilities.hard_links_survive_copy_up else ("links",)
+    tree.same(wanted, store.look(layer), "owners that were changed file by file", ignore=parts)
+
+
+@core
+def test_I08_new_owners_for_every_file_cost_nothing_else(store: Store) -> None:
+    below, before, moved = owned_by_others(store)
+    layer = store.new(below)
+    shift(store, layer, moved)
+    same_but_links(store, moved, layer)
+    tree.same(before, store.look(below), "new owners show in the parent")
+
+
+@full
+def test_I09_new_owners_whose_giving_was_killed_are_right_after_a_repeat(store: Store, chance: random.Random) -> None:
+    below, before, moved = owned_by_others(store)
+    for _ in range(6):
+        layer = store.new(below)
+        point = chance.choice(("os.chown", "os.chmod", "os.utime")), chance.randint(1, len(moved) - 1)
+        assert crash.kill_at(store, lambda there, layer=layer: shift(there, layer, moved), point)  # type: ignore[misc]
+        shift(store, layer, moved)
+        same_but_links(store, moved, layer)
+    tree.same(before, store.look(below), "new owners show in the parent")
+
+
+@core
+def test_I10_a_mapped_layer_is_committed_checked_and_removed_as_any_other(store: Store) -> None:
+    gate(store)
+    below = image(store)
+    layer, other = store.new(below), store.new(below)
+    with user_namespace() as userns:
+        for active in (layer, other):
+            with mapped(store.mounts(active), userns) as root:
+
+                def container(root: str = root) -> None:
+                    os.setresgid(OUTER, OUTER, OUTER)
+                    os.setresuid(OUTER, OUTER, OUTER)
+                    steps.do(root, directory("closed"), file("closed/f", b"1"), chmod("closed", 0), remove("a"))
+
+                crash.in_child(container)
+    committed = store.commit(layer)
+    store.driver.remove(other)
+    child = store.new(committed, file("closed/more"))
+    assert "a" not in store.look(child)
+    assert store.read(child, "closed/f") == b"1"
+    if api.has_self_check(store.driver):
+        assert list(store.driver.check([below, committed, child], deep=True)) == []
+    for gone in (child, committed):
+        store.driver.remove(gone)
     store.purge_all()
-    tree.same(before, store.look(base), "a plain user's layers changed their parent")
-    store.reopen()
-    assert store.living() == {(base.id, base.kind)}
-    store.driver.close()
-    target.plugin.destroy(root, target.options, store.host, store=store.id)
-    assert not os.path.lexists(root)
-
-
-@core
-def test_B01_the_probe_of_a_plain_user_says_what_a_store_then_does(target: Target, backing: Backing) -> None:
-    def work(root: str) -> None:
-        report = target.plugin.probe(root, target.options, SuiteHost())
-        said = report.capabilities is not None and report.capabilities.rootless
-        assert said == claimed, f"for a plain user the probe says {report}, for root rootless={claimed}"
-        assert said or any(reason.remedy for reason in report.reasons)
-
-    report = target.plugin.probe(backing.place(), target.options, SuiteHost())
-    claimed = report.capabilities is not None and report.capabilities.rootless
-    plain(backing, work)
-
-
-@core
-def test_B02_a_plain_user_has_whole_lives_of_layers_exactly_if_that_is_claimed(
-    target: Target, backing: Backing, store: Store
-) -> None:
-    if store.capabilities.rootless:
-        plain(backing, lambda root: whole_life(target, root))
-        return
-
-    def refused(root: str) -> None:
-        with pytest.raises(Exception):  # noqa: B017 - whatever it is that does not work
-            whole_life(target, root)
-
-    plain(backing, refused)
-
-
-@core
-def test_B03_files_of_other_ids_and_closed_directories_are_purged(
-    target: Target, backing: Backing, store: Store
-) -> None:
-    if not store.capabilities.rootless:
-        marks.skip("capability", "rootless is denied")
-
-    def work(root: str) -> None:
-        with Store(target, root) as mine:
-            layer = mine.new(
-                None, directory("d"), file("d/f"), chown("d/f", 5, 5), chown("d", 6, 6), chmod("d", 0), file("g"),
-                chown("g", 65_535, 65_535),
-            )  # fmt: skip
-            mine.driver.remove(layer)
-            mine.purge_all()
-            assert mine.scan() == []
-
-    plain(backing, work)
-
-
-@core
-def test_B04_devices_and_trusted_attributes_are_refused_to_a_plain_user(
-    target: Target, backing: Backing, store: Store
-) -> None:
-    if not store.capabilities.rootless:
-        marks.skip("capability", "rootless is denied")
-
-    def work(root: str) -> None:
-        with Store(target, root) as mine:
-            top = mine.new(mine.layer(file("a", b"1")))
-            for attempt in (steps.device("null", 1, 3), steps.set_xattr("a", "trusted.x", b"1")):
-                with pytest.raises(PermissionError):
-                    mine.change(top, attempt)
-            assert sorted(mine.look(top)) == [".", "a"]
-
-    plain(backing, work)
+    assert store.living() == {(x.id, x.kind) for x in below.chain()}
+    assert sorted(store.look(below)) == [".", "a", "b", "d", "top"]
