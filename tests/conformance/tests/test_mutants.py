@@ -19,7 +19,7 @@ COMMON = (
 )
 # fault → (cases that must fail, cases that may fail as well because they look at the same thing)
 MUTANTS = {
-    "plugin_IgnoresQuota": ("H01", "L01 Q01 Q02 Q03 Q05 Q06"),
+    "plugin_IgnoresQuota": ("H01 Q01 Q08", "L01 Q03 Q05 Q06 Q07"),  # Q01 catching it is Q02
     "plugin_LeaksIntoParent": ("L02", "H01 L07 X01 C01 C02 C12 N01 B02 I01 I02 Q12"),
     "plugin_ReportsTooFewChanges": ("H01", "D02 D03 D04 D07 D22"),
     "plugin_NotIdempotent": ("L07 X01", "X06 X10"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 
 import pytest
@@ -10,12 +12,14 @@ import pytest
 from cowshed.storage import api
 from cowshed.storage.errors import StorageError, Unsupported
 from cowshed_conformance import backing as places
-from cowshed_conformance import marks, steps
+from cowshed_conformance import crash, marks, steps
 from cowshed_conformance.backing import Backing
-from cowshed_conformance.harness import Store, sync, usage
+from cowshed_conformance.harness import Store, new_id, sync, usage
 from cowshed_conformance.marks import core, full
-from cowshed_conformance.steps import file, remove
+from cowshed_conformance.namespaces import OUTER, user_namespace
+from cowshed_conformance.steps import chown, directory, file, remove
 from cowshed_conformance.target import Target
+from cowshed_linux import process
 
 MIB = 1 << 20
 
@@ -106,6 +110,75 @@ def test_Q06_a_limit_on_inodes(store: Store) -> None:
         with pytest.raises(OSError) as raised:
             steps.do(root, *[file(f"f{n}") for n in range(80)])
         assert raised.value.errno in (errno.EDQUOT, errno.ENOSPC)
+
+
+@full
+def test_Q07_holes_are_free_and_files_that_are_open_count_after_their_deletion(store: Store) -> None:
+    layer = limited(store, 8 * MIB)
+    with store.mount(layer) as root:
+        steps.do(root, file("sparse"), steps.truncate("sparse", 1 << 30))
+        assert fill(root, 2) == 2, "a hole counts"
+        fd = os.open(f"{root}/open", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            for _ in range(4):
+                os.write(fd, os.urandom(MIB))
+            os.fsync(fd)
+            os.unlink(f"{root}/open")
+            assert fill(root, 4, "more") < 4, "a deleted file that is still open does not count"
+        finally:
+            os.close(fd)
+        sync(root)
+        assert fill(root, 2, "after") == 2, "a deleted file counts when nobody has it open any more"
+
+
+@full
+def test_Q08_root_of_a_container_does_not_get_out_of_its_limit(store: Store) -> None:
+    layer = limited(store, 8 * MIB)
+    with store.mount(layer) as root, user_namespace() as userns:
+        steps.do(root, directory("d"), chown("d", OUTER, OUTER), chown(".", OUTER, OUTER))
+
+        def container() -> None:
+            process.setns(userns, process.CLONE_NEWUSER)
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            steps.do(root, directory("d/e"), steps.rename("d/e", "e"))
+            for name in ("d", "e"):
+                fd = os.open(f"{root}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                # FS_IOC_FSSETXATTR with project 0 and nothing inherited: it may be refused, but never help
+                with contextlib.suppress(OSError):
+                    fcntl.ioctl(fd, 0x401C5820, bytes(28))
+                os.close(fd)
+            taken = sum(fill(f"{root}/{name}", 8) for name in ("d", "e"))
+            assert taken <= 8, f"a container with a limit of 8 MiB has written {taken}"
+
+        crash.in_child(container)
+
+
+@full
+def test_Q09_a_limit_goes_with_its_layer(store: Store) -> None:
+    layer = limited(store, 4 * MIB)
+    with store.mount(layer) as root:
+        assert fill(root, 2) == 2
+    store.driver.remove(layer)
+    store.purge_all()
+    assert store.scan(api.ObjectKind.AUXILIARY) == [], "what limited a layer that is gone is still there"
+    again = store.prepare(api.Layer(new_id(), layer.number, api.Kind.ACTIVE, None))
+    with store.mount(again) as root:
+        assert fill(root, 8) == 8, "a layer has the limit of another that had its number"
+
+
+@full
+def test_Q10_two_stores_and_what_was_removed_have_limits_of_their_own(target: Target, store: Store) -> None:
+    first = limited(store, 8 * MIB)
+    with Store(target, f"{store.root}.other") as other:
+        second = limited(other, 8 * MIB)
+        assert first.number == second.number
+        with store.mount(first) as one, other.mount(second) as two:
+            assert (fill(one, 6), fill(two, 6)) == (6, 6), "two stores count on one limit"
+        store.driver.remove(first)
+        with store.mount(limited(store, 8 * MIB)) as root:
+            assert fill(root, 6) == 6, "what was removed and not yet deleted counts on the next layer's limit"
+        other.discard()
 
 
 @core
