@@ -275,7 +275,7 @@ class Capabilities:
     shared_page_cache: bool = False
     idmapped_mounts: bool = False
     selinux: bool = False
-    rootless: bool = False
+    rootless: bool = False  # also in a user namespace; a store made under one map of ids is WrongStore under another
     acl: bool = True
     sparse: bool = True
     lost_xattrs: tuple[str, ...] = ()

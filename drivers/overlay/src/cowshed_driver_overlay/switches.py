@@ -71,6 +71,6 @@ def capabilities(options: api.Options, *, user_attributes: bool, durable: bool =
         shared_page_cache=True,
         idmapped_mounts=True,
         selinux=True,
-        rootless=True,
+        rootless=plain and options["index"] == "off",
         lost_xattrs=(prefix(user_attributes=user_attributes),),
     )
