@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +24,8 @@ from cowshed_conformance.namespaces import OUTER, as_plain_user
 from cowshed_conformance.steps import chmod, chown, directory, file, remove
 from cowshed_conformance.target import Target
 from cowshed_linux import mount, process
+
+COMMON = "/mnt"  # for what needs a path of which all directories may be entered; seen by one process only
 
 
 def plain(backing: Backing, work: Callable[[str], object]) -> None:
@@ -178,31 +179,40 @@ def test_B06_what_a_plain_user_has_is_listed_outside_their_namespace(
     """The database says it, without the driver: nobody needs to enter the namespace to see what there is."""
     if not store.capabilities.rootless:
         marks.skip("capability", "rootless is denied")
-    place, common = backing.place(), tempfile.gettempdir()
+    if not os.path.isdir(COMMON):
+        marks.skip("file-system", f"there is no {COMMON}")
+    place, roots = backing.place(), backing.place()
     os.mkdir(place)
 
-    def make(there: str) -> None:
-        mount.mount(there, common, None, mount.BIND)  # a database needs a path on which all may be entered
-        with Engine(target, f"{common}/root") as engine:
+    def fill(root: str) -> None:
+        with Engine(target, root) as engine:
             engine.create(engine.pull("ab"), "mine")
 
-    def look() -> None:
-        process.unshare(process.CLONE_NEWNS)
-        mount.mount(place, common, None, mount.BIND)
-        os.setgroups([])
-        os.setresgid(OUTER, OUTER, OUTER)
-        os.setresuid(OUTER, OUTER, OUTER)
-        os.environ.clear()
-        os.environ["HOME"] = common
+    def make(there: str) -> None:
+        mount.mount(there, COMMON, None, mount.BIND)
+        fill(f"{COMMON}/root")
+
+    def ps(root: str) -> None:
         said = io.StringIO()
-        where = ["--root", f"{common}/root", "--run-root", f"{common}/root.run"]
         with contextlib.redirect_stdout(said):
-            assert run([*where, "ps", "--all"]) == 0
+            assert run(["--root", root, "--run-root", f"{root}.run", "ps", "--all"]) == 0
         assert "mine" in said.getvalue()
-        reader = open_store(f"{common}/root", f"{common}/root.run", write=False)
+        reader = open_store(root, f"{root}.run", write=False)
         found = [row.kind for row in layers.list_all(reader, target.plugin.name)]
         assert sorted(found) == ["active", "committed", "committed"]
         reader.close()
 
+    def look() -> None:
+        process.unshare(process.CLONE_NEWNS)
+        mount.mount(place, COMMON, None, mount.BIND)
+        ps(roots)
+        os.setgroups([])
+        os.setresgid(OUTER, OUTER, OUTER)
+        os.setresuid(OUTER, OUTER, OUTER)
+        os.environ.clear()
+        os.environ["HOME"] = COMMON
+        ps(f"{COMMON}/root")
+
+    fill(roots)  # as root first, which also imports what a plain user may not be able to read
     as_plain_user(place, make)
     crash.in_child(look)
