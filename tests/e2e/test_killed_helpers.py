@@ -126,10 +126,11 @@ def test_a_killed_zygote_harms_no_container_and_is_replaced(up):
 
 def test_a_zygote_of_another_version_is_not_used(up, tmp_path):
     """Another version is one whose sources have other times: here, one source more."""
-    (tmp_path / "source.py").write_text("")
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources/more.py").write_text("")
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
-        f"from cowshed.monitor import client; client._SOURCES.append({str(tmp_path / 'source.py')!r})\n"
+        f"from cowshed.monitor import client; client._FOLDERS.append({str(tmp_path / 'sources')!r})\n"
         "from cowshed.cli.main import main; main()"
     )
     words = up.words("run", "--rm", up.image, "cat", "three")[1:]

@@ -18,12 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PIPE, _SET_PIPE_SIZE = 1 << 20, 1031
-_HERE = os.path.dirname(os.path.abspath(__file__))
-_RUNTIME = os.path.dirname(os.path.abspath(fastjson.__file__ or ""))
-_SOURCES = [
-    *[f"{_HERE}/{name}.py" for name in ("monitor", "starting", "zygote", "wire")],
-    *[f"{_RUNTIME}/{name}.py" for name in ("launcher", "rootfs", "cgroup", "seccomp")],
-]
+# Where all that a zygote imports lies, but for the errors
+_FOLDERS = [os.path.dirname(os.path.abspath(module.__file__ or "")) for module in (wire, fastjson, locks)]
 
 
 class Session:
@@ -204,10 +200,7 @@ def call(run: str) -> Any:
 
     It forks a monitor at once, which waits for the request: called early, the fork costs the command nothing.
     """
-    version = 0
-    for path in _SOURCES:  # another version has another socket; the older one drains
-        version = (version * 31 + os.stat(path).st_mtime_ns) & 0xFFFFFFFF
-    path = f"{run}/zygote-{version:08x}"
+    path = f"{run}/zygote-{_version():08x}"  # another version has another socket; the older one drains
     connection = _connect(path)
     if connection is not None:
         return connection
@@ -224,6 +217,18 @@ def call(run: str) -> Any:
         return connection
     finally:
         os.close(lock)
+
+
+def _version() -> int:
+    """Another number after any change of the code that a zygote holds in memory."""
+    total = 0
+    for folder in _FOLDERS:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    status = entry.stat()
+                    total += status.st_mtime_ns + status.st_size
+    return total & 0xFFFFFFFF
 
 
 def _connect(path: str) -> Any:
