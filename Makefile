@@ -27,7 +27,7 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 
 # Debian packages of the demo and the tests: a registry, an image's contents, file systems to test on
 DEMO_PACKAGES := docker-registry busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps skopeo zsh fish
+TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps skopeo zsh fish runc crun
 
 .PHONY: demo
 demo: setup  ## pull an image from a registry, run it on overlay, then on another driver
@@ -43,6 +43,11 @@ test: setup  ## all tests, the conformance suite on every driver, then the list 
 conformance: setup  ## the suite alone: make conformance DRIVER=overlay [OPTIONS="--backing xfs"]
 	@tools/apt $(TEST_PACKAGES)
 	$(BIN)/pytest --pyargs cowshed_conformance --driver $(or $(DRIVER),overlay) $(OPTIONS)
+
+.PHONY: coverage
+coverage: setup  ## the packages' own tests under coverage, and which lines they leave out
+	@tools/apt $(TEST_PACKAGES)
+	tools/coverage
 
 .PHONY: check
 check: setup  ## all static checks: format, lint, types, architecture, dependencies

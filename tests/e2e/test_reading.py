@@ -120,8 +120,11 @@ def test_after_a_move(asked, tmp_path):
 @pytest.mark.parametrize("driver", ["overlay"])
 def test_as_another_user(asked):
     """Somebody else's store is refused in one line, and nothing of it is changed."""
+    become = ["setpriv", "--reuid", "65534", "--clear-groups"]
+    if subprocess.run([*become, "test", "-x", asked.words()[0]]).returncode:
+        pytest.skip(f"another user cannot enter the place of this checkout: {asked.words()[0]}")
     done = subprocess.run(
-        ["setpriv", "--reuid", "65534", "--clear-groups", *asked.words("ps", "-a")],
+        [*become, *asked.words("ps", "-a")],
         capture_output=True, env={**asked.env, "HOME": "/nonexistent"},
     )  # fmt: skip
     assert done.returncode == 125, done

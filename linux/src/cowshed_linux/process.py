@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from cowshed_linux import libc
-from cowshed_linux.libc import C, check, ffi, string, syscall
+from cowshed_linux.libc import NULL, C, check, ffi, string, syscall
 
 CLONE_FS = 0x200
 CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x80, 0x20000, 0x2000000, 0x4000000
@@ -153,3 +153,11 @@ def new_session_keyring() -> None:
     except OSError as error:
         if error.errno not in (1, 38, 122):  # EPERM, ENOSYS: forbidden or not there; EDQUOT: the user has too many
             raise
+
+
+def default_reserved_signals() -> None:
+    """Give the two signals that the C library keeps to itself their default action: whoever is started by
+    posix_spawn(3) has them ignored, and its sigaction(2) does not take their numbers."""
+    nothing = ffi.new("char[32]")  # struct sigaction of the kernel: SIG_DFL, no flags, no mask
+    for number in (32, 33):
+        syscall("rt_sigaction", libc.RT_SIGACTION, number, nothing, NULL, 8)

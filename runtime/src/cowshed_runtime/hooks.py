@@ -75,6 +75,7 @@ def _become(hook: dict[str, Any], stdin: int) -> None:
         os.setsid()
         for number in _DEFAULTED:
             _signal.signal(number, _signal.SIG_DFL)
+        process.default_reserved_signals()
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
         environment = dict(entry.split("=", 1) for entry in hook.get("env") or ())
         os.execve(hook["path"], hook.get("args") or [hook["path"]], environment)  # noqa: S606

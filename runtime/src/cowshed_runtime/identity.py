@@ -61,6 +61,7 @@ def become(
     _limits(work.get("rlimits") or ())
     for number in _SIGNALS:  # Python ignores some, and what is ignored stays so through execve(2)
         _signal.signal(number, _signal.SIG_DFL)
+    process.default_reserved_signals()
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     process.new_session_keyring()
     persona = (work.get("personality") or {}).get("domain")
