@@ -8,6 +8,7 @@ import sys
 from cowshed.cli import output
 from cowshed.container import lifecycle, listing, state
 from cowshed.errors import Conflict, NotFound
+from cowshed.filters import grouped
 from cowshed.state import containers, volumes
 
 TYPE_CHECKING = False
@@ -26,7 +27,7 @@ def agreed(what: str) -> bool:
 
 
 def fitting(engine: Engine, filters: list[str]) -> listing.Test:
-    return listing.fitting(engine, listing.grouped(filters, listing.PRUNE_FILTERS), moment=output.moment)
+    return listing.fitting(engine, grouped(filters, listing.PRUNE_FILTERS), moment=output.moment)
 
 
 def remove_containers(engine: Engine, fits: listing.Test) -> tuple[list[str], int]:

@@ -6,7 +6,7 @@ from cowshed.errors import BadUsage, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from cowshed.container.state import Now
     from cowshed.engine import Engine
@@ -17,17 +17,6 @@ if TYPE_CHECKING:
 FILTERS = ("ancestor", "before", "exited", "id", "label", "name", "network", "since", "status", "volume")
 PRUNE_FILTERS = ("label", "label!", "until")
 _STATES = ("creating", "created", "running", "exited", "removing", "paused", "restarting", "dead")
-
-
-def grouped(filters: Sequence[str], known: Sequence[str]) -> dict[str, list[str]]:
-    """Filters by name. BadUsage for one that is unknown or has no value."""
-    said: dict[str, list[str]] = {}
-    for text in filters:
-        name, equals, value = text.partition("=")
-        if name not in known or not equals:
-            raise BadUsage(f"--filter {text} is not known", remedy=f"write NAME=VALUE with {', '.join(known)}")
-        said.setdefault(name, []).append(value)
-    return said
 
 
 def fitting(engine: Engine, said: dict[str, list[str]], *, moment: Callable[[str], int] | None) -> Test:

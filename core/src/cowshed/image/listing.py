@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cowshed.errors import BadUsage
+from cowshed.filters import grouped
 from cowshed.image.reference import familiar
 from cowshed.state import images
 
@@ -46,17 +47,6 @@ def prunable(filters: Sequence[str], *, moment: Callable[[str], int]) -> Callabl
     """Whether `image prune` with these filters may take an image. BadUsage."""
     fits = _all(grouped(filters, PRUNE_FILTERS), None, moment)
     return lambda image: fits(image, [])
-
-
-def grouped(filters: Sequence[str], known: Sequence[str]) -> dict[str, list[str]]:
-    """Filters by name. BadUsage for one that is unknown or has no value."""
-    said: dict[str, list[str]] = {}
-    for text in filters:
-        name, equals, value = text.partition("=")
-        if name not in known or not equals:
-            raise BadUsage(f"--filter {text!r} is not known", remedy=f"write NAME=VALUE with {', '.join(known)}")
-        said.setdefault(name, []).append(value)
-    return said
 
 
 def _all(said: dict[str, list[str]], find: Callable[[str], ImageRow] | None, moment: Callable[[str], int]) -> Test:

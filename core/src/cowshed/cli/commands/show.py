@@ -34,8 +34,9 @@ def ps(engine: Engine, said: Values) -> int:
     fits, every = None, bool(said.all)
     if said.filter:
         from cowshed.container import listing
+        from cowshed.filters import grouped
 
-        filters = listing.grouped(said.filter, listing.FILTERS)
+        filters = grouped(said.filter, listing.FILTERS)
         fits = listing.fitting(engine, filters, moment=None)
         every = every or "status" in filters or "exited" in filters
     newest = 1 if said.latest else said.last or 0

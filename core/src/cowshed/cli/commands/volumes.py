@@ -7,9 +7,10 @@ import sys
 import time
 
 from cowshed.cli import output, pruning
-from cowshed.container import lifecycle, listing
+from cowshed.container import lifecycle
 from cowshed.container.mounts import check_volume_name
 from cowshed.errors import BadUsage, Conflict, CowshedError, NotFound
+from cowshed.filters import grouped
 from cowshed.state import volumes
 from cowshed.state.rows import VolumeRow
 
@@ -58,7 +59,7 @@ def _label(value: str, *, wanted: bool = True) -> Callable[[VolumeRow], bool]:
 
 
 def list_(engine: Engine, said: Values) -> int:
-    filters = listing.grouped(said.filter or (), ("dangling", "label", "name"))
+    filters = grouped(said.filter or (), ("dangling", "label", "name"))
     tests = [_dangling(engine, value) for value in filters.get("dangling", ())[-1:]]
     tests += [_label(value) for value in filters.get("label", ())]
     if "name" in filters:
@@ -132,7 +133,7 @@ def _complain(error: CowshedError) -> int:
 
 
 def prune(engine: Engine, said: Values) -> int:
-    filters = listing.grouped(said.filter or (), ("label", "label!"))
+    filters = grouped(said.filter or (), ("label", "label!"))
     tests = [_label(value, wanted=name == "label") for name, values in filters.items() for value in values]
     if not said.all:
         tests.append(lambda row: row.anonymous)
