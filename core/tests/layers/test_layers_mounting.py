@@ -178,13 +178,12 @@ def test_s2_a_layer_of_an_earlier_boot_that_was_not_synced_is_made_again(layers)
     assert len(rows.list_all(layers.store, layers.name)) == 3
 
 
-def test_harden_makes_the_rows_durable(layers):
+@pytest.mark.parametrize("durability", ["none", "commit"])
+def test_rows_say_whether_a_layer_was_published_durably(layers, durability):
     image = work.image_row(work.DIFFS[:1])
     sealed = layers.seal(layers.begin(None))
-    layers.publish([(sealed, image.chain_ids[0], image.diff_ids[0])], "none", lambda tx: None)
-    assert not rows.get(layers.store, sealed.number).durable
-    layers.harden([sealed])
-    assert rows.get(layers.store, sealed.number).durable
+    layers.publish([(sealed, image.chain_ids[0], image.diff_ids[0])], durability, lambda tx: None)
+    assert rows.get(layers.store, sealed.number).durable is (durability == "commit")
 
 
 def test_images_share_layers_and_the_last_one_takes_them_away(layers):

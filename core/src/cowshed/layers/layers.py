@@ -141,14 +141,6 @@ class Layers:
         for layer, _, _ in layers:
             self.store.locks.release("layers", layer.number)
 
-    def harden(self, layers: Iterable[api.Layer]) -> None:
-        """Make committed layers survive a power cut: one sync, then their rows say so."""
-        self._open_to_sync()
-        self._sync()
-        with self.store.transaction() as tx:
-            for layer in layers:
-                rows.set_durable(tx, layer.number)
-
     def abandon(self, *layers: api.Layer) -> None:
         """Undo layers that were begun and are not published, the highest first. Their bytes are held, and released."""
         for layer in layers:

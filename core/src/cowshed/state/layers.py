@@ -86,10 +86,6 @@ def set_data(tx: Transaction, number: int, data: Mapping[str, Any]) -> None:
     tx.execute("update layers set data = ? where number = ?", dumps(dict(data)), number)
 
 
-def set_durable(tx: Transaction, number: int) -> None:
-    tx.execute("update layers set durable = 1 where number = ?", number)
-
-
 def delete(tx: Transaction, number: int) -> None:
     """Forget a layer and what was begun with it. StoreError if another layer stands on it."""
     tx.execute("delete from journal where number = ?", number)

@@ -66,11 +66,3 @@ def find(store: Store | Transaction, name: str) -> VolumeRow:
 
 def users(store: Store, name: str) -> list[int]:
     return [r[0] for r in store.query("select container from volume_users where volume = ?", name)]
-
-
-def of_container(store: Store, number: int) -> list[VolumeRow]:
-    rows = store.query(
-        "select name, created, anonymous, labels from volumes join volume_users on volume = name where container = ?",
-        number,
-    )
-    return [VolumeRow(name, created, bool(anonymous), loads(labels)) for name, created, anonymous, labels in rows]
