@@ -5,9 +5,9 @@ SHELL := /bin/bash
 
 VENV    := .venv
 BIN     := $(VENV)/bin
-MEMBERS := linux runtime core drivers/overlay drivers/copy tests/conformance
+MEMBERS := linux runtime core drivers/overlay drivers/btrfs drivers/devicemapper drivers/zfs drivers/aufs drivers/copy tests/conformance
 SOURCES := $(addsuffix /src,$(MEMBERS))
-NO_EMIT := $(addprefix --no-emit-package ,cowshed-linux cowshed-runtime cowshed cowshed-driver-overlay cowshed-driver-copy cowshed-conformance)
+NO_EMIT := $(addprefix --no-emit-package ,cowshed-linux cowshed-runtime cowshed cowshed-driver-overlay cowshed-driver-btrfs cowshed-driver-devicemapper cowshed-driver-zfs cowshed-driver-aufs cowshed-driver-copy cowshed-conformance)
 
 .PHONY: help
 help:  ## this list

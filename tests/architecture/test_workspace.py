@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parents[2]
-MEMBERS = ["linux", "runtime", "core", "drivers/overlay", "drivers/copy", "tests/conformance"]
+MEMBERS = [
+    "linux",
+    "runtime",
+    "core",
+    "drivers/overlay",
+    "drivers/btrfs",
+    "drivers/devicemapper",
+    "drivers/zfs",
+    "drivers/aufs",
+    "drivers/copy",
+    "tests/conformance",
+]
 LOCK = (TOP / "requirements/dev.txt").read_text()
 
 

@@ -11,10 +11,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
 from cowshed.storage.kit.trees import remove_tree
 from cowshed_conformance import marks
 from cowshed_linux import mount, process
+
+if TYPE_CHECKING:
+    from cowshed_conformance.target import Target
 
 MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0"),
@@ -46,6 +50,8 @@ def tool(*argv: str) -> str:
 
 class FileSystem:
     """A file system of its own: kind, mount point, and the image it lies in (none for tmpfs)."""
+
+    options: ClassVar[dict[str, str | int | bool | None]] = {}  # what a driver must be told of it
 
     def __init__(self, kind: str, folder: str, size: int) -> None:
         enter_private_namespace()
@@ -96,8 +102,8 @@ def file_system(kind: str, folder: str, size: int = 0) -> Iterator[FileSystem]:
 class Backing:
     """Gives each case a place of its own, and takes it away again."""
 
-    def __init__(self, kind: str, path: str, scratch: str) -> None:
-        self.kind, self.path, self.scratch = kind, path, scratch
+    def __init__(self, kind: str, path: str, scratch: str, target: Target) -> None:
+        self.kind, self.path, self.scratch, self.target = kind, path, scratch, target
         self._count = 0
 
     def place(self, name: str = "") -> str:
@@ -116,7 +122,11 @@ class Backing:
     def own(self, size: int = 0, kind: str = "") -> Iterator[FileSystem]:
         self._count += 1
         with file_system(kind or self.own_kind(), f"{self.scratch}/own{self._count}", size) as made:
-            yield made
+            self.target.places[made.path] = made.options
+            try:
+                yield made
+            finally:
+                del self.target.places[made.path]
 
     @contextlib.contextmanager
     def after_power_cut(self, system: FileSystem) -> Iterator[str]:

@@ -31,12 +31,12 @@ class Engine:
         row = drivers.get(self.store, name)
         if row is None:
             self.store.locks.exclude(f"driver.{name}", wait=30)
-            identity = plugin.init(place, target.options, EngineHost())
-            row = DriverRow(name, identity, options.fixed(plugin, target.options), {})
+            identity = plugin.init(place, target.at(place), EngineHost())
+            row = DriverRow(name, identity, options.fixed(plugin, target.at(place)), {})
             with self.store.transaction() as tx:
                 drivers.insert(tx, row)
             self.store.locks.let_go(f"driver.{name}")
-        driver = plugin.open(place, target.options, EngineHost(), store=api.StoreId(row.store))
+        driver = plugin.open(place, target.at(place), EngineHost(), store=api.StoreId(row.store))
         self.layers = Layers(self.store, name, driver)
 
     @property

@@ -53,7 +53,7 @@ def backing(request: pytest.FixtureRequest, target: Target) -> Iterator[Backing]
         hoststate.ours.append(folder)
         if kind == "dir":
             os.mkdir(f"{folder}/at")
-            made = Backing(kind, f"{folder}/at", folder)
+            made = Backing(kind, f"{folder}/at", folder, target)
             _facts(target, made)
             try:
                 yield made
@@ -61,7 +61,8 @@ def backing(request: pytest.FixtureRequest, target: Target) -> Iterator[Backing]
                 made.clear()
             return
         with places.file_system(kind, f"{folder}/fs", 1 << 30) as system:
-            made = Backing(kind, system.path, folder)
+            made = Backing(kind, system.path, folder, target)
+            target.places[system.path] = system.options
             _facts(target, made)
             yield made
 
@@ -73,7 +74,7 @@ def _facts(target: Target, made: Backing) -> None:
     if facts:
         return
     system = os.uname()
-    report = plugin.probe(made.path, target.options, SuiteHost())
+    report = plugin.probe(made.path, target.at(made.path), SuiteHost())
     facts.update(
         driver=plugin.name,
         api=".".join(str(n) for n in plugin.api),

@@ -76,13 +76,14 @@ class Store:
     def __init__(self, target: Target, root: str, host: SuiteHost | None = None) -> None:
         self.target, self.root, self.host = target, root, host or SuiteHost()
         self.number = 0
-        self.id = target.plugin.init(root, target.options, self.host)
+        self.id = target.plugin.init(root, target.at(root), self.host)
         self.driver = self.open()
 
     # ------------------------------------------------------------ the store
 
     def open(self, host: api.Host | None = None, root: str = "") -> api.Driver:
-        return self.target.plugin.open(root or self.root, self.target.options, host or self.host, store=self.id)
+        root = root or self.root
+        return self.target.plugin.open(root, self.target.at(root), host or self.host, store=self.id)
 
     def reopen(self) -> None:
         self.driver.close()
@@ -98,7 +99,7 @@ class Store:
         with contextlib.suppress(StorageError, OSError):
             self.driver.close()
         with contextlib.suppress(StorageError, OSError):
-            self.target.plugin.destroy(self.root, self.target.options, self.host, store=self.id)
+            self.target.plugin.destroy(self.root, self.target.at(self.root), self.host, store=self.id)
         remove_tree(self.root)
 
     @property

@@ -28,6 +28,12 @@ class Target:
     seed: int
     level: str = "full"
     facts: dict[str, object] = field(default_factory=dict)
+    places: dict[str, Mapping[str, str | int | bool | None]] = field(default_factory=dict)  # by path of a backing
+
+    def at(self, root: str) -> Options:
+        """The options of a store there: those of the run, and what the backing below it brings (the name of a pool)."""
+        above = [path for path in self.places if root == path or root.startswith(f"{path}/")]
+        return {**self.options, **(self.places[max(above, key=len)] if above else {})}
 
 
 def resolve(name: str, given: Mapping[str, str], *, seed: int, level: str) -> Target:

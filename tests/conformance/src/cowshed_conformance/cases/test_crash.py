@@ -141,29 +141,29 @@ def test_X01_killed_at_every_point_of_init_and_destroy(target: Target, backing: 
         store = Store(target, root)
 
         def init(other: Store) -> object:
-            return target.plugin.init(root, target.options, other.host)
+            return target.plugin.init(root, target.at(root), other.host)
 
         def destroy(other: Store) -> None:
-            target.plugin.destroy(root, target.options, other.host, store=store.id)
+            target.plugin.destroy(root, target.at(root), other.host, store=store.id)
 
         store.driver.close()
         destroy(store)
         made = crash.points(store, init, closed=True)
-        store.id = target.plugin.init(root, target.options, SuiteHost())
+        store.id = target.plugin.init(root, target.at(root), SuiteHost())
         gone = crash.points(store, destroy, closed=True)
         for name, work, points in (("init", init, made), ("destroy", destroy, gone)):
             for point in points:
                 if name == "destroy":
-                    store.id = target.plugin.init(root, target.options, SuiteHost())
+                    store.id = target.plugin.init(root, target.at(root), SuiteHost())
                 assert crash.kill_at(store, work, point, closed=True), f"{name}() came by {point} once and not again"
                 if name == "destroy":
                     destroy(store)
-                store.id = target.plugin.init(root, target.options, SuiteHost())
-                driver = target.plugin.open(root, target.options, SuiteHost(), store=store.id)
+                store.id = target.plugin.init(root, target.at(root), SuiteHost())
+                driver = target.plugin.open(root, target.at(root), SuiteHost(), store=store.id)
                 assert list(driver.scan()) == [], f"killed at {point} of {name}(): the next store is not empty"
                 driver.close()
                 destroy(store)
-        store.id = target.plugin.init(root, target.options, SuiteHost())
+        store.id = target.plugin.init(root, target.at(root), SuiteHost())
 
 
 # ---------------------------------------------------------------- random kills
@@ -499,9 +499,9 @@ def opened_look(store: Store, layer: api.Layer) -> tree.Tree:
 @budget(60)
 def test_X11_damaged_metadata_is_refused_in_one_line_or_harmless(target: Target, backing: Backing) -> None:
     with backing.own() as system:
-        empty = target.plugin.init(f"{system.path}/empty", target.options, SuiteHost())
+        empty = target.plugin.init(f"{system.path}/empty", target.at(f"{system.path}/empty"), SuiteHost())
         names = [n for n in os.listdir(f"{system.path}/empty") if os.path.isfile(f"{system.path}/empty/{n}")]
-        target.plugin.destroy(f"{system.path}/empty", target.options, SuiteHost(), store=empty)
+        target.plugin.destroy(f"{system.path}/empty", target.at(f"{system.path}/empty"), SuiteHost(), store=empty)
         if not names:
             marks.skip("plan", "the store keeps no file beside its layers")
         store = Store(target, f"{system.path}/store")

@@ -66,7 +66,7 @@ def test_P06_probing_leaves_nothing_behind(target: Target, backing: Backing) -> 
         file.write("mine")
     before, files = hoststate.HostState.now(), files_below(place)
     for where in (place, f"{place}/not/yet/there"):
-        report = target.plugin.probe(where, target.options, SuiteHost())
+        report = target.plugin.probe(where, target.at(where), SuiteHost())
         assert isinstance(report, api.ProbeReport)
     assert files_below(place) == files, "probe() changed the directory that it looked at"
     assert hoststate.HostState.now() == before, "probe() left something on the host"
@@ -77,7 +77,7 @@ def test_P07_an_unsuitable_place_is_told_with_reason_and_refused(target: Target,
     with backing.own(kind="tmpfs") as system:
         system.remount(read_only=True)
         place = f"{system.path}/store"
-        report = target.plugin.probe(place, target.options, SuiteHost())
+        report = target.plugin.probe(place, target.at(place), SuiteHost())
         assert report.verdict is api.Verdict.UNUSABLE, "a read-only file system was called usable"
         assert report.capabilities is None
         reasons = [r for r in report.reasons if r.verdict is api.Verdict.UNUSABLE]
@@ -85,7 +85,7 @@ def test_P07_an_unsuitable_place_is_told_with_reason_and_refused(target: Target,
         assert all(r.code and r.text for r in reasons)
         assert any(r.remedy for r in reasons), "nothing says what to do about it"
         with pytest.raises((StorageError, OSError)):
-            target.plugin.init(place, target.options, SuiteHost())
+            target.plugin.init(place, target.at(place), SuiteHost())
 
 
 @core
@@ -94,11 +94,11 @@ def test_P08_probing_again_and_at_once_gives_the_same_answer(target: Target, bac
     os.mkdir(place)
 
     def answer() -> str:
-        report = target.plugin.probe(place, target.options, SuiteHost())
+        report = target.plugin.probe(place, target.at(place), SuiteHost())
         return repr((report.verdict, report.capabilities, dict(report.facts), report.reasons))
 
     first = answer()
-    for reason in target.plugin.probe(place, target.options, SuiteHost()).reasons:
+    for reason in target.plugin.probe(place, target.at(place), SuiteHost()).reasons:
         assert "\n" not in reason.text
     assert answer() == first
 
@@ -169,7 +169,7 @@ def test_P12_probe_without_any_tool_in_path_does_not_raise(target: Target, backi
     path = os.environ["PATH"]
     os.environ["PATH"] = "/nonexistent"
     try:
-        report = target.plugin.probe(place, target.options, SuiteHost())
+        report = target.plugin.probe(place, target.at(place), SuiteHost())
     finally:
         os.environ["PATH"] = path
     if report.verdict is api.Verdict.UNUSABLE:
@@ -189,7 +189,7 @@ def test_P13_open_keeps_what_is_there_and_refuses_what_is_not_its_own(store: Sto
     os.mkdir(empty)
     for root in tried(empty):
         with pytest.raises(WrongStore) as raised:
-            plugin.open(root, store.target.options, store.host, store=store.id)
+            plugin.open(root, store.target.at(root), store.host, store=store.id)
         assert "\n" not in str(raised.value)
     assert os.listdir(empty) == [], "open() made something"
     foreign = backing.place()
@@ -197,7 +197,7 @@ def test_P13_open_keeps_what_is_there_and_refuses_what_is_not_its_own(store: Sto
     with open(f"{foreign}/letter", "w") as file:
         file.write("dear")
     with pytest.raises(WrongStore):
-        plugin.init(foreign, store.target.options, store.host)
+        plugin.init(foreign, store.target.at(foreign), store.host)
     assert os.listdir(foreign) == ["letter"], "init() in a foreign directory changed it"
     with open(f"{store.root}/stray", "w") as file:
         file.write("kept")

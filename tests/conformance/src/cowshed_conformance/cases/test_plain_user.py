@@ -58,19 +58,20 @@ def whole_life(target: Target, root: str) -> None:
     store.reopen()
     assert store.living() == {(base.id, base.kind)}
     store.driver.close()
-    target.plugin.destroy(root, target.options, store.host, store=store.id)
+    target.plugin.destroy(root, target.at(root), store.host, store=store.id)
     assert not os.path.lexists(root)
 
 
 @core
 def test_B01_the_probe_of_a_plain_user_says_what_a_store_then_does(target: Target, backing: Backing) -> None:
     def work(root: str) -> None:
-        report = target.plugin.probe(root, target.options, SuiteHost())
+        report = target.plugin.probe(root, target.at(root), SuiteHost())
         said = report.capabilities is not None and report.capabilities.rootless
         assert said == claimed, f"for a plain user the probe says {report}, for root rootless={claimed}"
         assert said or any(reason.remedy for reason in report.reasons)
 
-    report = target.plugin.probe(backing.place(), target.options, SuiteHost())
+    place = backing.place()
+    report = target.plugin.probe(place, target.at(place), SuiteHost())
     claimed = report.capabilities is not None and report.capabilities.rootless
     plain(backing, work)
 
@@ -151,10 +152,10 @@ def test_B05_a_store_is_refused_to_those_whose_ids_are_mapped_otherwise(
     def refused(there: str) -> None:
         for attempt in (target.plugin.open, target.plugin.destroy):
             with pytest.raises(WrongStore) as raised:
-                attempt(there, target.options, SuiteHost(), store=identity)
+                attempt(there, target.at(there), SuiteHost(), store=identity)
             assert raised.value.remedy
         with pytest.raises(WrongStore):
-            target.plugin.init(there, target.options, SuiteHost())
+            target.plugin.init(there, target.at(there), SuiteHost())
 
     refused(root)
     # Its owner is the same user, and only those beside them are others.
@@ -163,7 +164,7 @@ def test_B05_a_store_is_refused_to_those_whose_ids_are_mapped_otherwise(
     assert files_below(root) == before, "a store that was refused was changed"
 
     def own(there: str) -> None:
-        driver = target.plugin.open(f"{there}/store", target.options, SuiteHost(), store=identity)
+        driver = target.plugin.open(f"{there}/store", target.at(f"{there}/store"), SuiteHost(), store=identity)
         try:
             assert [found.layer for found in driver.scan()] == [layer]
         finally:

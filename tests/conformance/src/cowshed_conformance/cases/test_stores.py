@@ -23,16 +23,16 @@ from cowshed_linux import mount
 def test_S01_init_is_repeatable_and_open_makes_nothing(target: Target, backing: Backing) -> None:
     root = backing.place()
     with pytest.raises(WrongStore):
-        target.plugin.open(root, target.options, SuiteHost(), store=api.StoreId("0" * 32))
+        target.plugin.open(root, target.at(root), SuiteHost(), store=api.StoreId("0" * 32))
     assert not os.path.lexists(root), "open() made a store"
-    first = target.plugin.init(root, target.options, SuiteHost())
-    assert target.plugin.init(root, target.options, SuiteHost()) == first
+    first = target.plugin.init(root, target.at(root), SuiteHost())
+    assert target.plugin.init(root, target.at(root), SuiteHost()) == first
     before = files_below(root)
-    target.plugin.open(root, target.options, SuiteHost(), store=first).close()
+    target.plugin.open(root, target.at(root), SuiteHost(), store=first).close()
     assert files_below(root) == before, "open() changed the store"
     with pytest.raises(WrongStore):
-        target.plugin.open(root, target.options, SuiteHost(), store=api.StoreId("0" * len(first)))
-    target.plugin.destroy(root, target.options, SuiteHost(), store=first)
+        target.plugin.open(root, target.at(root), SuiteHost(), store=api.StoreId("0" * len(first)))
+    target.plugin.destroy(root, target.at(root), SuiteHost(), store=first)
 
 
 @core
@@ -50,7 +50,7 @@ def test_S02_an_unmounted_or_swapped_file_system_is_an_error(target: Target, bac
             with pytest.raises(WrongStore):
                 store.open()
             assert os.listdir(other) == [], "open() on the mount point of another file system wrote to it"
-            stranger = target.plugin.init(root, target.options, SuiteHost())
+            stranger = target.plugin.init(root, target.at(root), SuiteHost())
             assert stranger != store.id, "two stores have one identity"
             with pytest.raises(WrongStore):
                 store.open()
@@ -103,9 +103,9 @@ def test_S04_a_store_of_a_newer_format_or_another_driver_is_refused_with_directi
             store.open()
         assert raised.value.remedy, "nothing says what to do about it"
         with pytest.raises(WrongStore):
-            store.target.plugin.init(store.root, store.target.options, SuiteHost())
+            store.target.plugin.init(store.root, store.target.at(store.root), SuiteHost())
         with pytest.raises(WrongStore):
-            store.target.plugin.destroy(store.root, store.target.options, SuiteHost(), store=store.id)
+            store.target.plugin.destroy(store.root, store.target.at(store.root), SuiteHost(), store=store.id)
     assert files_below(store.root) == before, "a store that was refused was changed"
     with open(path, "w") as file:
         file.write(was)
@@ -120,14 +120,14 @@ def test_S05_destroy_takes_its_own_away_and_nothing_else(target: Target, backing
     kept = other.layer(steps.file("a", b"kept"))
     one.new(one.layer(steps.file("a", b"1"), steps.directory("d"), steps.file("d/f")))
     one.driver.close()
-    target.plugin.destroy(one.root, target.options, SuiteHost(), store=one.id)
-    target.plugin.destroy(one.root, target.options, SuiteHost(), store=one.id)
+    target.plugin.destroy(one.root, target.at(one.root), SuiteHost(), store=one.id)
+    target.plugin.destroy(one.root, target.at(one.root), SuiteHost(), store=one.id)
     assert not os.path.exists(one.root) or os.listdir(one.root) == []
     with pytest.raises(WrongStore):
         one.open()
     assert other.read(kept, "a") == b"kept"
     with pytest.raises(WrongStore):
-        target.plugin.destroy(other.root, target.options, SuiteHost(), store=one.id)
+        target.plugin.destroy(other.root, target.at(other.root), SuiteHost(), store=one.id)
     assert other.read(kept, "a") == b"kept"
     other.discard()
     assert hoststate.HostState.now() == before, "destroy() left something on the host"

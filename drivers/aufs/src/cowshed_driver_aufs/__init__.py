@@ -1,0 +1,1 @@
+"""Cowshed storage driver on the aufs union file system."""

@@ -1,0 +1,1 @@
+"""Cowshed storage driver on btrfs subvolumes and snapshots."""

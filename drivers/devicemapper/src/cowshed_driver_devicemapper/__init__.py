@@ -1,0 +1,1 @@
+"""Cowshed storage driver on device-mapper thin pools."""

@@ -1,0 +1,1 @@
+"""Cowshed storage driver on ZFS datasets and clones."""
