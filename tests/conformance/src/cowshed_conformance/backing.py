@@ -25,6 +25,7 @@ MAKE = {
     "xfs": ("mkfs.xfs", "-q", "-f"),
     "btrfs": ("mkfs.btrfs", "-q", "-f"),
 }
+KINDS = ("dir", "ext4", "xfs", "btrfs")  # in the order in which a driver's probe is asked; see `Backing`
 LEAST = {"ext4": 24 << 20, "xfs": 300 << 20, "btrfs": 128 << 20, "tmpfs": 1 << 20}
 _entered = False
 

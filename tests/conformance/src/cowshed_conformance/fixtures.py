@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import random
@@ -13,8 +14,9 @@ from types import FrameType
 
 import pytest
 
+from cowshed.storage import api
 from cowshed_conformance import backing as places
-from cowshed_conformance import hoststate
+from cowshed_conformance import hoststate, marks
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.harness import Store, SuiteHost
 from cowshed_conformance.report import Report
@@ -48,23 +50,43 @@ def backing(request: pytest.FixtureRequest, target: Target) -> Iterator[Backing]
     if before is None:
         places.enter_private_namespace()
         before = hoststate.HostState.now()
-    kind = request.config.getoption("--backing") or getattr(request.module, "BACKING", "dir")
+    named = request.config.getoption("--backing") or getattr(request.module, "BACKING", "")
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         hoststate.ours.append(folder)
-        if kind == "dir":
-            os.mkdir(f"{folder}/at")
-            made = Backing(kind, f"{folder}/at", folder, target)
-            _facts(target, made)
-            try:
-                yield made
-            finally:
-                made.clear()
-            return
-        with places.file_system(kind, f"{folder}/fs", 1 << 30) as system:
-            made = Backing(kind, system.path, folder, target)
-            target.places[system.path] = system.options
+        with contextlib.ExitStack() as until:
+            made = _named(named, folder, target, until) if named else _first_usable(folder, target, until)
             _facts(target, made)
             yield made
+
+
+def _named(kind: str, folder: str, target: Target, until: contextlib.ExitStack) -> Backing:
+    if kind == "dir":
+        os.mkdir(f"{folder}/at")
+        made = Backing(kind, f"{folder}/at", folder, target)
+        until.callback(made.clear)
+        return made
+    system = until.enter_context(places.file_system(kind, f"{folder}/{kind}", 1 << 30))
+    target.places[system.path] = system.options
+    return Backing(kind, system.path, folder, target)
+
+
+def _first_usable(folder: str, target: Target, until: contextlib.ExitStack) -> Backing:
+    """The first kind of backing that the driver's own probe does not call unusable: some need a file system, or a
+    pool, of their own."""
+    why = ""
+    for kind in places.KINDS:
+        with contextlib.ExitStack() as tried:
+            try:
+                made = _named(kind, folder, target, tried)
+            except pytest.skip.Exception as missing:
+                why = str(missing)
+                continue
+            report = target.plugin.probe(made.path, target.at(made.path), SuiteHost())
+            if report.verdict is not api.Verdict.UNUSABLE:
+                until.enter_context(tried.pop_all())
+                return made
+            why = next((f"{kind}: {r.text}" for r in report.reasons if r.verdict is report.verdict), kind)
+    return marks.skip("file-system", f"no kind of backing suits the driver; the last, {why}")
 
 
 def _facts(target: Target, made: Backing) -> None:

@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backing",
         default=None,
         choices=("dir", "tmpfs", "ext4", "xfs", "btrfs"),
-        help="what the stores lie on: pytest's temporary directory (default), or a file system made for the run",
+        help="what the stores lie on; default: the first that suits the driver, beginning with the temporary directory",
     )
     group.addoption("--level", default="full", choices=LEVELS, help="which cases: core, full (default), hard")
     group.addoption("--conformance-seed", metavar="N", type=int, default=None, help="repeat a run's random choices")
