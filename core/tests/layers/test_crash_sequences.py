@@ -1,5 +1,6 @@
 """The crash sequences S1 to S15 of the engine's half of storage, each by its number. Elsewhere: S7 with real commands
-in tests/e2e/test_full_disk.py, S9 and S13 in tests/e2e/test_killed_helpers.py."""
+in tests/e2e/test_full_disk.py; S8 among the suite's cases of activation (U05), which test_activation.py beside the
+suite runs on a driver that has it; S9 and S13 in tests/e2e/test_killed_helpers.py."""
 
 import importlib.util
 import json
@@ -110,11 +111,6 @@ def test_s6_a_number_is_given_away_while_its_last_owner_is_not_purged_and_they_d
     with layers.mounted(second, read_only=True) as tree:
         assert sorted(os.listdir(f"/proc/self/fd/{tree}")) == ["aa", "bb", "cc"]
     work.remove(layers, second)
-
-
-def test_s8_cannot_run_here_as_no_driver_of_this_workspace_activates(layers):
-    """Its sequence is between activate and deactivate; a driver that claims activation brings a test of it."""
-    assert not layers.driver.capabilities.activation
 
 
 def test_s11_a_store_that_is_not_mounted_or_another_is_no_empty_store(layers, tmp_path):

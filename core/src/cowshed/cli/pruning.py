@@ -51,7 +51,7 @@ def remove_containers(engine: Engine, fits: listing.Test) -> tuple[list[str], in
 def own_size(engine: Engine, driver: str, number: int) -> int:
     """The bytes that a container has written into its root."""
     layers = engine.layers(driver)
-    return layers.driver.usage(layers.load(number)).own
+    return layers.usage(layers.load(number)).own
 
 
 def remove_volumes(engine: Engine, fits: Callable[[VolumeRow], bool]) -> tuple[list[str], int]:

@@ -153,8 +153,6 @@ def config_of(engine: Engine, row: ContainerRow) -> dict[str, Any]:
 
 def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int = 0, op: str = "") -> Session:
     """Start a container whose `containers` byte is held. On an error a container that `run` made is undone."""
-    from cowshed.layers.mounting import detached
-
     selection.require_native(engine.settings)
     if op != "run":
         current = containers.get(engine.store, row.number)
@@ -181,7 +179,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
         **_worker(engine, row),
     }  # fmt: skip
     try:
-        root = detached(layers.plan(layer, read_only=False))
+        root = layers.mount(layer, read_only=False)
         try:
             step("start.mounted")
             session = client.start(

@@ -12,6 +12,8 @@ from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cowshed.engine import Engine
     from cowshed.state.rows import JournalRow
 
@@ -27,6 +29,10 @@ def recover(engine: Engine) -> None:
     )
     if any(left[0]):
         _finish_removals(engine)
+    if os.path.isdir(f"{store.run}/active"):
+        from cowshed.layers import activation
+
+        activation.recover(store, engine.layers)
 
 
 def _finish_removals(engine: Engine) -> None:
@@ -35,13 +41,16 @@ def _finish_removals(engine: Engine) -> None:
     from cowshed.state import layers
 
     store = engine.store
-    try:
-        lifecycle.remove_loose_volumes(engine)
-        BlobStore(store.root).collect(store, wait=0)
-        for driver in layers.loose_drivers(store):
-            engine.layers(driver).remove_unreferenced(wait=0)
-    except (CowshedError, StorageError, OSError) as error:  # as below; another command may be at it just now
-        log.info(f"what removals left cannot be taken away now: {error}")
+    work: list[Callable[[], object]] = [
+        lambda: lifecycle.remove_loose_volumes(engine),
+        lambda: BlobStore(store.root).collect(store, wait=0),
+        *[lambda name=name: engine.layers(name).remove_unreferenced(wait=0) for name in layers.loose_drivers(store)],
+    ]  # fmt: skip
+    for each in work:
+        try:
+            each()
+        except (CowshedError, StorageError, OSError) as error:  # as below; another command may be at it just now
+            log.info(f"what removals left cannot be taken away now: {error}")
 
 
 def _recover(engine: Engine, entry: JournalRow) -> None:

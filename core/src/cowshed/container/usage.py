@@ -40,7 +40,7 @@ def usage(engine: Engine) -> tuple[Used, ...]:
         held = engine.layers(name)
         for row in layers.list_all(store, name):
             try:
-                size = held.driver.usage(held.load(row.number)).own
+                size = held.usage(held.load(row.number)).own
             except (StorageError, OSError):
                 continue  # removed meanwhile, or missing, which `system check` tells
             (layer_sizes if row.kind == "committed" else container_sizes)[row.number] = size

@@ -12,7 +12,6 @@ import stat
 
 from cowshed.container import lifecycle
 from cowshed.container.access import Held, aside
-from cowshed.layers.mounting import detached
 from cowshed_linux import mount
 from cowshed_linux.paths import open_in_root
 
@@ -63,7 +62,7 @@ class View:
         layer = layers.load(row.number)
         engine.store.locks.take("mounts", row.number, wait=1.0, what=f"container {row.name}")
         self._mounted = row.number
-        root = detached(layers.plan(layer, read_only=False))
+        root = layers.mount(layer, read_only=False)
         self._fds.append(root)
         mounts = lifecycle.config_of(engine, row)["mounts"]
         # Any directory does: only this thread's namespace, which nobody else enters, has the mount there.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 
 from cowshed.layers import archive, changes
-from cowshed.layers.mounting import detached
 from cowshed.storage import api
 from cowshed.storage.errors import InUse
 
@@ -105,9 +104,8 @@ class LayerDifference:
         """The root of the layer's own tree."""
         if self._live is None:
             return self._mounted(self._layer)
-        plan = self._layers.plan(self._layer, read_only=True)
-        if not plan.exclusive:
-            self._fds.append(detached(plan))
+        if not self._layers.plan(self._layer, read_only=True).exclusive:
+            self._fds.append(self._layers.mount(self._layer, read_only=True))
         else:
             fd = self._live()
             if fd < 0:

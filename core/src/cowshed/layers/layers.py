@@ -231,9 +231,10 @@ class Layers:
         """Write down that a layer, and the container that it belongs to, is about to be removed."""
         journal_rows.begin(tx, number, "remove", {"volumes": with_volumes})
 
-    def remove(self, layer: api.Layer, wait: float | None = None) -> None:
-        """Prove the layer unused and let the driver remove it; rows are the caller's. Its byte is held. InUse."""
-        unused.prove(self.store, layer, self.driver, wait)
+    def remove(self, layer: api.Layer, wait: float | None = None, shown: unused.Shown | None = None) -> None:
+        """Prove the layer unused (shown: `unused.prove`) and let the driver remove it; rows are the caller's. Its byte
+        is held. InUse."""
+        unused.prove(self.store, layer, self.driver, wait, shown)
         try:
             if layer.kind is api.Kind.COMMITTED:
                 self.erase(layer)  # a power cut may have taken the driver's commit back, and kept its row
@@ -267,8 +268,30 @@ class Layers:
         """`with layers.mounted(layer, read_only=True) as fd:` a detached mount, its `mounts` byte held meanwhile."""
         return Mounted(self, layer, read_only)
 
-    def plan(self, layer: api.Layer, *, read_only: bool, volatile: bool = False) -> api.MountPlan:
-        return self.driver.mounts(layer, api.MountRequest(read_only=read_only, volatile=volatile))
+    def mount(self, layer: api.Layer, *, read_only: bool) -> int:
+        """A detached mount of a layer, of which the caller knows that it may be mounted: whoever mounts one does it
+        here. What the driver had to activate for it is held by nothing but the mount afterwards."""
+        driver = self.driver
+        if not api.has_activation(driver):
+            return detached(self.plan(layer, read_only=read_only))
+        from cowshed.layers import activation
+
+        return activation.mount(
+            self.store, driver, layer, lambda: self.plan(layer, read_only=read_only), read_only=read_only
+        )
+
+    def plan(self, layer: api.Layer, *, read_only: bool) -> api.MountPlan:
+        return self.driver.mounts(layer, api.MountRequest(read_only=read_only))
+
+    def usage(self, layer: api.Layer) -> api.Usage:
+        """What the layer takes, as its driver measures it. StorageError, OSError."""
+        driver = self.driver
+        if not api.has_activation(driver):
+            return driver.usage(layer)
+        from cowshed.layers.activation import Reserved
+
+        with Reserved(self.store, driver, layer):  # the driver may have to mount it
+            return driver.usage(layer)
 
     # ------------------------------------------------------------ after a crash
 
@@ -294,11 +317,10 @@ class Mounted:
 
     def __enter__(self) -> int:
         layers, layer = self._layers, self._layer
-        plan = layers.plan(layer, read_only=self._read_only)
         if not layers.store.locks.try_take("mounts", layer.number, shared=layer.kind is api.Kind.COMMITTED):
             raise InUse(f"layer {layer.id[:12]} is mounted by another command", layer=layer.id)
         try:
-            self._fd = detached(plan)
+            self._fd = layers.mount(layer, read_only=self._read_only)
         except BaseException:
             layers.store.locks.release("mounts", layer.number)
             raise

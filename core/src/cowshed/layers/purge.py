@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
     from cowshed.storage import api
 
+_BATCH = 256  # layers that are claimed at once
+
 
 def purge(layers: Layers, budget: float) -> api.PurgeResult | None:
     """Let the driver delete trash and what dead calls left, for about budget seconds; None if another process is at
@@ -65,47 +67,65 @@ def sweep(layers: Layers, wait: float | None = None) -> int:
         found = [n for n in rows.loose(layers.store, layers.name) if n not in tried]
         if not found:
             return gone
-        for number in found:  # removing one may free the one below
-            tried.add(number)
-            gone += _remove(layers, number, wait)
+        tried.update(found)
+        for n in range(0, len(found), _BATCH):  # removing some may free those below
+            gone += _remove(layers, found[n : n + _BATCH], wait)
 
 
-def _remove(layers: Layers, number: int, wait: float | None) -> bool:
+def _remove(layers: Layers, numbers: list[int], wait: float | None) -> int:
+    """Remove those of these layers that nobody works on: one look at all mount tables serves them together."""
     store = layers.store
-    if store.locks.mine("layers", number) or not store.locks.try_take("layers", number):
-        return False
+    claimed: list[tuple[str, int]] = []
     try:
-        row = rows.get(store, number)
-        if row is None:
-            return False
-        byte = chain_byte(layers.name, row.chain_id) if row.chain_id else None
-        if byte is not None and (store.locks.mine("chains", byte) or not store.locks.try_take("chains", byte)):
-            return False  # a pull is about to build on it
-        try:
-            return _remove_locked(layers, number, wait, durable=row.durable)
-        finally:
-            if byte is not None:
-                store.locks.release("chains", byte)
-    finally:
-        store.locks.release("layers", number)
-
-
-def _remove_locked(layers: Layers, number: int, wait: float | None, *, durable: bool) -> bool:
-    store = layers.store
-    layer = layers.load(number)
-    with store.transaction() as tx:
-        if not rows.is_loose(tx, number):
-            return False
-        journal.begin(tx, number, "remove")
-    step("sweep.intended")
-    try:
-        layers.remove(layer, wait)
-        if not durable:
-            layers.erase(layer)  # after a power cut it may be active again
-    except InUse:
+        mine = [number for number in numbers if _claim(layers, number, claimed)]
         with store.transaction() as tx:
-            journal.end(tx, number)
+            mine = [number for number in mine if rows.is_loose(tx, number)]
+            for number in mine:
+                journal.begin(tx, number, "remove")
+        step("sweep.intended")
+        return _remove_claimed(layers, mine, wait) if mine else 0
+    finally:
+        for name, byte in reversed(claimed):
+            store.locks.release(name, byte)
+
+
+def _claim(layers: Layers, number: int, claimed: list[tuple[str, int]]) -> bool:
+    locks = layers.store.locks
+
+    def take(name: str, byte: int) -> bool:
+        if locks.mine(name, byte) or not locks.try_take(name, byte):
+            return False
+        claimed.append((name, byte))
+        return True
+
+    if not take("layers", number):
         return False
-    with store.transaction() as tx:
-        rows.delete(tx, number)
-    return True
+    row = rows.get(layers.store, number)
+    # Whoever holds the byte of its chain id is a pull that is about to build on it.
+    return row is not None and (not row.chain_id or take("chains", chain_byte(layers.name, row.chain_id)))
+
+
+def _remove_claimed(layers: Layers, numbers: list[int], wait: float | None) -> int:
+    from cowshed.layers.unused import Shown
+
+    shown = Shown()
+    gone: list[int] = []
+    left = list(numbers)  # written down as about to go, and not tried yet, or in use
+    try:
+        for number in numbers:
+            try:
+                layers.remove(layers.load(number), wait, shown)
+            except InUse:
+                continue
+            except BaseException:
+                left.remove(number)  # it may be half removed: whoever comes next repeats it
+                raise
+            left.remove(number)
+            gone.append(number)
+    finally:
+        with layers.store.transaction() as tx:
+            for number in gone:
+                rows.delete(tx, number)
+            for number in left:
+                journal.end(tx, number)
+    return len(gone)

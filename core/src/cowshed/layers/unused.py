@@ -5,15 +5,17 @@ hold, cheapest first:
 
     the layer's `mounts` byte is free   monitors hold it for life, whoever mounts for a moment holds it meanwhile
     the container's cgroup is empty     finds the processes of a container whose monitor was killed
-    a trial mount succeeds              overlay only: with index=on the kernel refuses an upper directory that is in
-                                        use, also by a detached mount that no namespace shows
+    the kernel lets it be used          of overlay: with index=on it refuses an upper directory that is in use; of a
+                                        device that the driver activates: it refuses to open it for one alone (O_EXCL,
+                                        open(2)). Both see a detached mount, which no namespace shows
     no mount namespace shows the layer  what was mounted by hand. This reads a table for each namespace, so it is left
-                                        out where the trial has answered; after a refusal it names the holder
+                                        out where the kernel has answered; after a refusal it names the holder
 """
 
 from __future__ import annotations
 
 import os
+import stat
 
 from cowshed.errors import Busy
 from cowshed.layers.mounting import detached
@@ -28,10 +30,14 @@ _EBUSY = 16
 PATIENCE = 0.5  # seconds in which the mounts of a container that has just ended go away
 
 
-def prove(store: Store, layer: api.Layer, driver: api.Driver, wait: float | None = None) -> None:
+def prove(
+    store: Store, layer: api.Layer, driver: api.Driver, wait: float | None = None, shown: Shown | None = None
+) -> None:
     """Take the layer's `mounts` byte, which the caller releases, and prove that nobody has it mounted.
 
-    Raises InUse, naming the holder, if it is still in use after `wait` seconds.
+    shown: what the mount namespaces have shown since the caller holds the layer's byte; else they are looked at here.
+    What a killed process left active of the layer is deactivated. Raises InUse, naming the holder, if it is still in
+    use after `wait` seconds.
     """
     wait = PATIENCE if wait is None else wait
     try:
@@ -40,11 +46,16 @@ def prove(store: Store, layer: api.Layer, driver: api.Driver, wait: float | None
         text = f"layer {layer.id[:12]} is mounted by a running command or container"
         raise InUse(text, layer=layer.id) from None
     try:
+        if api.has_activation(driver):
+            from cowshed.layers.activation import deactivate_left
+
+            deactivate_left(store, driver, layer)
         until = 0.0
         while True:
-            holder = _holder(store, layer, driver)
+            holder = _holder(store, layer, driver, shown)
             if not holder:
                 return
+            shown = None  # it may have gone since
             from time import monotonic, sleep
 
             until = until or monotonic() + wait
@@ -60,7 +71,7 @@ def prove(store: Store, layer: api.Layer, driver: api.Driver, wait: float | None
         raise
 
 
-def _holder(store: Store, layer: api.Layer, driver: api.Driver) -> str:
+def _holder(store: Store, layer: api.Layer, driver: api.Driver, shown: Shown | None) -> str:
     rows = store.query("select id from containers where number = ?", layer.number)
     if rows:
         from cowshed_runtime import cgroup
@@ -68,24 +79,37 @@ def _holder(store: Store, layer: api.Layer, driver: api.Driver) -> str:
         pids = cgroup.processes(rows[0][0])
         if pids:
             return f"process {pids[0]} of container {rows[0][0][:12]}"
-    free = _trial(driver, layer) if layer.kind is api.Kind.ACTIVE else None
+    marks = [layer.id.encode()]
+    free = None
+    if api.has_activation(driver):
+        device = _device(driver, layer)
+        if not device:
+            return ""  # there is nothing that could be mounted
+        free = _opens_alone(device)
+        marks.append(_numbers(device))
+    elif layer.kind is api.Kind.ACTIVE:
+        free = _trial(driver, layer)
     if free:
         return ""
-    pid = shown_to(layer.id)
+    pid = (shown or Shown()).by(marks)
     if pid:
         return f"process {pid}, whose namespace has it mounted"
     return "" if free is None else "a detached mount that some process holds open"
 
 
+def _plan(driver: api.Driver, layer: api.Layer) -> api.MountPlan | None:
+    try:
+        return driver.mounts(layer, api.MountRequest(read_only=layer.kind is api.Kind.COMMITTED))
+    except NotFound:
+        return None  # half removed already
+
+
 def _trial(driver: api.Driver, layer: api.Layer) -> bool | None:
     """Whether the kernel lets the layer's upper directory be used. None if it cannot be asked: it is not an overlay,
     the file system has no file handles, or the layer is half removed already."""
-    try:
-        plan = driver.mounts(layer, api.MountRequest(read_only=False))
-    except NotFound:
-        return None
-    last = plan.steps[-1]
-    if not isinstance(last, api.Overlay) or last.upper is None or ("userxattr", None) in last.options:
+    plan = _plan(driver, layer)
+    last = plan.steps[-1] if plan is not None else None
+    if plan is None or not isinstance(last, api.Overlay) or last.upper is None or ("userxattr", None) in last.options:
         return None
     lowers = last.lowers[:1]  # it is the upper directory that is tried; the top lower one is what index=on remembers
     needed = [last.upper, last.work or "", *[lower for lower in lowers if isinstance(lower, str)]]
@@ -100,29 +124,65 @@ def _trial(driver: api.Driver, layer: api.Layer) -> bool | None:
     return True
 
 
-def shown_to(layer: str) -> int:
-    """The pid of a process whose mount table names the layer; 0 if there is none. Each namespace is read once."""
-    mark = layer.encode()
-    seen: set[str] = set()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            namespace = os.readlink(f"/proc/{entry}/ns/mnt")
-            if namespace in seen:
+def _device(driver: api.Driver, layer: api.Layer) -> str:
+    """The block device that a layer is mounted from, "" if it has none just now."""
+    plan = _plan(driver, layer)
+    for each in plan.steps if plan is not None else ():
+        if isinstance(each, api.FileSystem) and each.source.startswith("/"):
+            try:
+                if stat.S_ISBLK(os.stat(each.source).st_mode):
+                    return each.source
+            except FileNotFoundError:
                 continue
-            fd = os.open(f"/proc/{entry}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue  # gone meanwhile, or a kernel thread
-        try:
-            rest = b""
-            while block := os.read(fd, 1 << 16):
-                if mark in rest + block:
-                    return int(entry)
-                rest = block[-len(mark) :]
-            seen.add(namespace)
-        except OSError:
-            continue  # a zombie has no mount table
-        finally:
-            os.close(fd)
-    return 0
+    return ""
+
+
+def _opens_alone(device: str) -> bool | None:
+    """Whether the kernel lets a device be opened by one alone, which it does not while it is mounted."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return False if error.errno == _EBUSY else None
+    return True
+
+
+def _numbers(device: str) -> bytes:
+    """A device as the third field of a mount table (proc_pid_mountinfo(5)) names it."""
+    number = os.stat(device).st_rdev
+    return b" %d:%d " % (os.major(number), os.minor(number))
+
+
+class Shown:
+    """The mount tables of all namespaces at one moment, each read once. Every proof that needs them may use the same,
+    if it was read after the layers were claimed."""
+
+    def __init__(self) -> None:
+        self._tables: list[tuple[int, bytes]] = []
+        seen: set[str] = set()
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
+                continue
+            try:
+                namespace = os.readlink(f"/proc/{entry}/ns/mnt")
+                if namespace in seen:
+                    continue
+                fd = os.open(f"/proc/{entry}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue  # gone meanwhile, or a kernel thread
+            try:
+                blocks = []
+                while block := os.read(fd, 1 << 16):
+                    blocks.append(block)
+                self._tables.append((int(entry), b"".join(blocks)))
+                seen.add(namespace)
+            except OSError:
+                continue  # a zombie has no mount table
+            finally:
+                os.close(fd)
+
+    def by(self, marks: list[bytes]) -> int:
+        """The pid of a process whose table has one of these marks; 0 if there is none."""
+        for pid, table in self._tables:
+            if any(mark in table for mark in marks):
+                return pid
+        return 0

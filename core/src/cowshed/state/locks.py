@@ -5,14 +5,15 @@
     containers   byte N  start, stop, removal of container N
     layers       byte N  from before a layer's journal row until after it
     mounts       byte N  whoever has the layer mounted: a monitor for life, others for a moment
+    activations  byte N  while what the layer is mounted from is set up, for layers that need that
     monitors     byte N  a monitor for life
     chains       byte    a hash of driver and chain id: a layer is not realised twice at once
     leases       byte    the taker of a lease for its life
     blobs        file    shared to take a lease, exclusive to delete blobs
     gc           file    exclusive to purge; a second one goes away
 
-Order: store < driver < containers < layers < mounts < transaction. A container and its active layer have the same
-number N. The files are never unlinked: two holders could be the result.
+Order: store < driver < containers < layers < mounts < activations < transaction. A container and its active layer have
+the same number N. The files are never unlinked: two holders could be the result.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FILES = ("store", "containers", "layers", "mounts", "monitors", "chains", "leases", "blobs", "gc")
+FILES = ("store", "containers", "layers", "mounts", "activations", "monitors", "chains", "leases", "blobs", "gc")
 _PATIENCE = 0.005
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Self
 
 from cowshed.errors import NotFound
+from cowshed.layers import activation
 from cowshed.layers.host import EngineHost
 from cowshed.layers.layers import Layers
 from cowshed.state import containers, drivers, images, journal
@@ -129,6 +130,7 @@ class Engine:
                     with self.store.transaction() as tx:
                         rows.delete(tx, entry.number)
             self.store.locks.release("layers", entry.number)
+        activation.recover(self.store, lambda _: self.layers)
         return found
 
     def everything(self) -> None:

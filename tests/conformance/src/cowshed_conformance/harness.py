@@ -152,16 +152,28 @@ class Store:
         return self.driver.mounts(layer, api.MountRequest(read_only))
 
     @contextlib.contextmanager
-    def tree(self, layer: api.Layer, *, read_only: bool = False, driver: api.Driver | None = None) -> Iterator[int]:
-        """The descriptor of a detached mount. read_only is only asked of the driver, never enforced here."""
+    def activated(
+        self, layer: api.Layer, *, read_only: bool = False, driver: api.Driver | None = None
+    ) -> Iterator[api.MountPlan]:
+        """The plan of a layer that is activated meanwhile, if the driver needs that: mount it before the block ends."""
         driver = driver or self.driver
         if api.has_activation(driver):
             driver.activate(layer, read_only=read_only)
         try:
-            fd = detached(driver.mounts(layer, api.MountRequest(read_only)))
+            yield driver.mounts(layer, api.MountRequest(read_only))
         finally:
             if api.has_activation(driver):
                 driver.deactivate(layer)
+
+    def detached(self, layer: api.Layer, *, read_only: bool = False, driver: api.Driver | None = None) -> int:
+        """The descriptor of a detached mount. read_only is only asked of the driver, never enforced here."""
+        with self.activated(layer, read_only=read_only, driver=driver) as plan:
+            return detached(plan)
+
+    @contextlib.contextmanager
+    def tree(self, layer: api.Layer, *, read_only: bool = False, driver: api.Driver | None = None) -> Iterator[int]:
+        """The same, until the block ends."""
+        fd = self.detached(layer, read_only=read_only, driver=driver)
         try:
             yield fd
         finally:

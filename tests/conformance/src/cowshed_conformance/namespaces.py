@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from cowshed.layers.mounting import detached
 from cowshed.storage import api
 from cowshed_conformance import crash, marks
+from cowshed_conformance.harness import Store
 from cowshed_linux import mount, process
 
 OUTER = 100_000  # what id 0 of the namespace is outside
@@ -87,29 +88,35 @@ def _child(ids: Map, work: Callable[[], object], place: str = "/") -> Iterator[i
 
 
 @contextlib.contextmanager
-def mapped(plan: api.MountPlan, userns: int) -> Iterator[str]:
-    """A path at which a plan of one step is mounted with the ids of a user namespace: of an overlay its lower
-    directories are mapped, as the kernel does not map the overlay itself, and the upper gets the owner that the root
-    has then."""
-    step, fds = plan.steps[-1], []
+def mapped(store: Store, layer: api.Layer, userns: int, *, read_only: bool = False) -> Iterator[str]:
+    """A path at which a layer, whose plan has one step, is mounted with the ids of a user namespace: of an overlay its
+    lower directories are mapped, as the kernel does not map the overlay itself, and the upper gets the owner that the
+    root has then."""
+    fds: list[int] = []
     try:
-        if isinstance(step, api.Overlay):
-            lowers = []
-            for lower in step.lowers:
-                assert isinstance(lower, str)
-                fds.append(_mapped(mount.clone(lower), userns))
-                lowers.append(f"/proc/self/fd/{fds[-1]}")
-            if step.upper is not None:
-                root = os.fstat(fds[0])
-                os.chown(step.upper, root.st_uid, root.st_gid)
-            own = api.Overlay(tuple(lowers), step.upper, step.work, step.read_only, options=step.options)
-            fds.append(detached(api.MountPlan((own,))))
-        else:
-            fds.append(_mapped(detached(plan), userns))
+        with store.activated(layer, read_only=read_only) as plan:
+            _map(plan, userns, fds)
         yield f"/proc/self/fd/{fds[-1]}"
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _map(plan: api.MountPlan, userns: int, fds: list[int]) -> None:
+    step = plan.steps[-1]
+    if isinstance(step, api.Overlay):
+        lowers = []
+        for lower in step.lowers:
+            assert isinstance(lower, str)
+            fds.append(_mapped(mount.clone(lower), userns))
+            lowers.append(f"/proc/self/fd/{fds[-1]}")
+        if step.upper is not None:
+            root = os.fstat(fds[0])
+            os.chown(step.upper, root.st_uid, root.st_gid)
+        own = api.Overlay(tuple(lowers), step.upper, step.work, step.read_only, options=step.options)
+        fds.append(detached(api.MountPlan((own,))))
+    else:
+        fds.append(_mapped(detached(plan), userns))
 
 
 def _mapped(fd: int, userns: int) -> int:
@@ -121,10 +128,10 @@ def _mapped(fd: int, userns: int) -> int:
     return fd
 
 
-def takes_maps(plan: api.MountPlan, userns: int) -> bool:
-    """Whether the kernel mounts a plan with mapped ids."""
+def takes_maps(store: Store, layer: api.Layer, userns: int) -> bool:
+    """Whether the kernel mounts a layer with mapped ids."""
     try:
-        with mapped(plan, userns):
+        with mapped(store, layer, userns):
             return True
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):

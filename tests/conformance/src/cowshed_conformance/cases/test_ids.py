@@ -47,7 +47,7 @@ def test_I07_mounts_take_maps_of_ids_exactly_if_that_is_claimed(store: Store, de
     base = store.layer(file("a", b"1"))
     layer = store.new(base) if depth == 2 else base
     with user_namespace() as userns:
-        works = takes_maps(store.mounts(layer), userns)
+        works = takes_maps(store, layer, userns)
     how = f"the mount of a layer at depth {depth} with mapped ids"
     marks.claim("idmapped_mounts", store.capabilities.idmapped_mounts, works, how)
 
@@ -59,7 +59,7 @@ def test_I07_a_map_makes_no_new_files(store: Store) -> None:
     with store.mount(layer):
         pass  # what the first mount of all writes is no matter of maps
     before = store.driver.usage(layer)
-    with user_namespace() as userns, mapped(store.mounts(layer), userns) as root:
+    with user_namespace() as userns, mapped(store, layer, userns) as root:
         assert owners(root, "a", "b", "d") == [(OUTER, OUTER), (OUTER + 1000, OUTER + 1001), (OUTER + 7, OUTER + 8)]
         after = store.driver.usage(layer)
     assert (after.own, after.inodes) == (before.own, before.inodes), "mapping ids has copied something"
@@ -71,7 +71,7 @@ def test_I01_a_mapped_layer_shows_mapped_owners_and_its_parent_stays(store: Stor
     below = image(store)
     layer = store.new(below)
     before = store.look(below)
-    with user_namespace() as userns, mapped(store.mounts(layer), userns) as root:
+    with user_namespace() as userns, mapped(store, layer, userns) as root:
 
         def container() -> None:
             os.setresgid(OUTER, OUTER, OUTER)
@@ -93,8 +93,8 @@ def test_I02_two_layers_of_one_image_with_two_maps_at_once(store: Store) -> None
     with (
         user_namespace(((0, 200_000, 65536),)) as one,
         user_namespace(((0, 300_000, 65536),)) as two,
-        mapped(store.mounts(layers[0]), one) as first,
-        mapped(store.mounts(layers[1]), two) as second,
+        mapped(store, layers[0], one) as first,
+        mapped(store, layers[1], two) as second,
     ):
         assert owners(first, "a", "b") == [(200_000, 200_000), (201_000, 201_001)]
         assert owners(second, "a", "b") == [(300_000, 300_000), (301_000, 301_001)]
@@ -107,7 +107,7 @@ def test_I02_two_layers_of_one_image_with_two_maps_at_once(store: Store) -> None
 def test_I05_ids_outside_the_map_are_nobody_and_never_root(store: Store) -> None:
     gate(store)
     below = store.layer(file("far"), chown("far", 70_000, 70_000), parent=image(store))
-    with user_namespace() as userns, mapped(store.mounts(store.new(below)), userns) as root:
+    with user_namespace() as userns, mapped(store, store.new(below), userns) as root:
         try:
             found = owners(root, "far")
         except OSError as error:
@@ -128,7 +128,7 @@ def test_I06_maps_of_several_ranges_with_holes_and_of_one_id(store: Store, ids: 
     gate(store)
     made = [step for uid in wanted for step in (file(f"u{uid}"), chown(f"u{uid}", uid, uid))]
     layer = store.layer(*made)
-    with user_namespace(ids) as userns, mapped(store.mounts(layer), userns) as root:
+    with user_namespace(ids) as userns, mapped(store, layer, userns) as root:
         assert owners(root, *(f"u{uid}" for uid in wanted)) == [(uid, uid) for uid in wanted.values()]
 
 
@@ -139,8 +139,8 @@ def test_I03_what_a_mapped_layer_changed_is_told_in_the_ids_of_its_container(sto
     layer = store.new(below)
     with (
         user_namespace() as userns,
-        mapped(store.mounts(layer), userns) as root,
-        mapped(store.mounts(below, read_only=True), userns) as lower,
+        mapped(store, layer, userns) as root,
+        mapped(store, below, userns, read_only=True) as lower,
     ):
 
         def container() -> None:
@@ -168,7 +168,7 @@ def test_I04_directories_above_a_change_keep_their_mapped_owners(store: Store) -
     )  # fmt: skip
     layer = store.new(below)
     before = store.look(below)
-    with user_namespace() as userns, mapped(store.mounts(layer), userns) as root:
+    with user_namespace() as userns, mapped(store, layer, userns) as root:
 
         def container() -> None:
             os.setresgid(OUTER, OUTER, OUTER)
@@ -242,7 +242,7 @@ def test_I10_a_mapped_layer_is_committed_checked_and_removed_as_any_other(store:
     layer, other = store.new(below), store.new(below)
     with user_namespace() as userns:
         for active in (layer, other):
-            with mapped(store.mounts(active), userns) as root:
+            with mapped(store, active, userns) as root:
 
                 def container(root: str = root) -> None:
                     os.setresgid(OUTER, OUTER, OUTER)

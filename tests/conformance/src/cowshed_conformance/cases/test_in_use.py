@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from cowshed.layers.mounting import detached
 from cowshed.storage import api
 from cowshed.storage.errors import InUse
 from cowshed_conformance import crash, hoststate, marks, steps, tree
 from cowshed_conformance.backing import Backing
+from cowshed_conformance.cases.test_journal import killed
 from cowshed_conformance.engine import Engine
 from cowshed_conformance.harness import Store
 from cowshed_conformance.marks import budget, core, full, hard
@@ -33,7 +33,7 @@ def engine(target: Target, backing: Backing) -> Iterator[Engine]:
 def held(engine: Engine, layer: api.Layer, how: str) -> Iterator[int]:
     """The pid of a process that has the layer mounted: in its `namespace`, `detached`, or by a `file` that is open."""
     reader, writer = os.pipe()
-    fd = detached(engine.layers.plan(layer, read_only=False))
+    fd = engine.layers.mount(layer, read_only=False)
 
     def hold() -> None:
         os.close(reader)
@@ -62,7 +62,10 @@ def held(engine: Engine, layer: api.Layer, how: str) -> Iterator[int]:
 
 
 def shows_detached_mounts(engine: Engine, layer: api.Layer) -> bool:
-    """Whether the kernel tells of a mount that no namespace shows: of overlay alone, by its upper directory."""
+    """Whether the kernel tells of a mount that no namespace shows: of overlay by its upper directory, of what is
+    activated by its device."""
+    if engine.driver.capabilities.activation:
+        return True
     last = engine.layers.plan(layer, read_only=False).steps[-1]
     return isinstance(last, api.Overlay) and last.upper is not None
 
@@ -154,6 +157,68 @@ def test_U05_an_activated_layer_lives_as_long_as_its_mount(store: Store) -> None
     store.driver.remove(layer)
     store.purge_all()
     assert not [x for x in store.scan() if x.layer == layer.id], "something of a removed layer is still active"
+
+
+def active(engine: Engine, layer: api.Layer) -> list[str]:
+    """What there is of a layer beside itself: its device, while it is active."""
+    return [x.name for x in engine.driver.scan() if x.kind is api.ObjectKind.AUXILIARY and x.layer == layer.id]
+
+
+def needs_activation(engine: Engine) -> None:
+    if not engine.driver.capabilities.activation:
+        marks.skip("capability", "activation is not claimed")
+
+
+@core
+@budget(60)
+@pytest.mark.parametrize("read_only", [True, False])
+def test_U05_what_a_killed_process_left_active_is_deactivated_by_the_next(
+    engine: Engine, target: Target, *, read_only: bool
+) -> None:
+    needs_activation(engine)
+    layer = engine.create(engine.pull("ab"))
+    mounted = layer.parent if read_only else layer
+    assert mounted is not None
+    before = active(engine, mounted)
+
+    def mount_it(mine: Engine) -> None:
+        os.close(mine.layers.mount(mounted, read_only=read_only))
+
+    for step in ("activate.noted", "activate.done", "deactivate.begin", "deactivate.done"):
+        for repaired in (True, False):
+            assert killed(target, engine.root, mount_it, f"kill@{step}"), f"{step} was never reached"
+            if repaired:
+                engine.recover()
+                assert active(engine, mounted) == before, f"killed at {step}: the layer is still active"
+            with engine.mount(mounted, read_only=read_only) as root:
+                assert steps.read(root, "a")
+            assert active(engine, mounted) == before, f"killed at {step}: the layer stays active after a mount"
+    assert killed(target, engine.root, mount_it, "kill@activate.done")
+    engine.remove(layer)
+    engine.layers.purge(5)
+    engine.recover()
+    assert [x for x in engine.driver.scan() if x.layer == layer.id] == [], "what was left active kept the layer"
+
+
+@core
+@budget(60)
+def test_U05_many_processes_activate_one_layer_at_once(engine: Engine, target: Target) -> None:
+    needs_activation(engine)
+    layer = engine.layers.by_chain_id(engine.pull("ab").chain_ids[-1])
+    assert layer is not None
+    before = active(engine, layer)
+
+    def work() -> None:
+        mine = Engine(target, engine.root)
+        for _ in range(15):
+            with mine.mount(layer, read_only=True) as root:
+                assert steps.read(root, "b") == b"b" * 10_000
+        mine.close()
+
+    children = [crash.start(work) for _ in range(3)]
+    for child in children:
+        crash.finish(child)
+    assert active(engine, layer) == before, "the layer stays active after its last mount"
 
 
 @core

@@ -48,7 +48,10 @@ def test_M01_plans_are_constant_and_the_same_in_every_process(store: Store) -> N
     assert crash.answer(other) == plans, "another process is given other plans"
     with store.mount(active) as root:
         steps.do(root, file("new"))
-        assert [repr(store.mounts(layer, read_only=ro)) for layer, ro in asked] == plans, "mounting changes the plan"
+        now = [repr(store.mounts(layer, read_only=ro)) for layer, ro in asked]
+        # What is activated is mounted from a device that there is only meanwhile, and whose name the kernel chooses.
+        assert now == plans or store.capabilities.activation, "mounting changes the plan"
+    assert [repr(store.mounts(layer, read_only=ro)) for layer, ro in asked] == plans, "mounting has changed the plan"
     assert hoststate.mounts() == mounts, "mounts() has mounted something"
 
 
@@ -58,7 +61,7 @@ def test_M02_a_layer_is_mounted_unmounted_and_mounted_again(store: Store, backin
     target = backing.place()
     os.mkdir(target)
     for n in range(3):
-        fd = detached(store.mounts(active))
+        fd = store.detached(active)
         mount.attach(fd, target)
         os.close(fd)
         try:
@@ -73,10 +76,10 @@ def test_M02_a_layer_is_mounted_unmounted_and_mounted_again(store: Store, backin
 @core
 def test_M03_two_mounts_of_one_layer_see_the_same_writes(store: Store) -> None:
     active = store.new(image(store))
-    plan = store.mounts(active)
-    first = detached(plan)
+    exclusive = store.mounts(active).exclusive
+    first = store.detached(active)
     try:
-        second = mount.clone("", at=first) if plan.exclusive else detached(plan)
+        second = mount.clone("", at=first) if exclusive else store.detached(active)
         try:
             one, two = f"/proc/self/fd/{first}", f"/proc/self/fd/{second}"
             steps.do(one, steps.append("a", b"+"), file("new", b"4"), steps.remove("b"))
@@ -116,7 +119,7 @@ def test_M04_a_mount_shows_in_its_own_namespace_only(store: Store, backing: Back
         process.unshare(process.CLONE_NEWNS)
         mount.mount(None, "/", None, mount.REC | mount.SLAVE)
         mount.mount(None, "/", None, mount.REC | propagation)
-        fd = detached(store.mounts(active))
+        fd = store.detached(active)
         mount.attach(fd, target)
         os.close(fd)
         steps.do(target, file("new", b"1"))
@@ -137,7 +140,7 @@ def test_M05_a_layer_that_someone_else_unmounts_lazily_stays_whole(store: Store,
     active = store.new(image(store))
     target = backing.place()
     os.mkdir(target)
-    fd = detached(store.mounts(active))
+    fd = store.detached(active)
     mount.attach(fd, target)
     os.close(fd)
     kept = os.open(f"{target}/kept", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -157,7 +160,7 @@ def test_M06_mounts_of_a_process_that_was_killed_hinder_nothing(store: Store) ->
     reader, writer = os.pipe()
 
     def container() -> None:
-        fd = detached(store.mounts(active))
+        fd = store.detached(active)
         steps.do(f"/proc/self/fd/{fd}", file("new", b"1"))
         os.write(writer, b"1")
         signal.pause()
@@ -291,7 +294,7 @@ def test_M12_an_unmount_that_is_busy_says_so_and_works_once_it_is_free(store: St
     active = store.new(image(store))
     target = backing.place()
     os.mkdir(target)
-    fd = detached(store.mounts(active))
+    fd = store.detached(active)
     mount.attach(fd, target)
     os.close(fd)
     kept = os.open(f"{target}/a", os.O_RDONLY | os.O_CLOEXEC)

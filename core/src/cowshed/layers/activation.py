@@ -1,0 +1,128 @@
+"""Layers that have to be set up before they can be mounted: activated, mounted, and at once deactivated.
+
+From then on the mount alone holds the device, and the kernel takes it away with the last mount, whoever dies. Only a
+process that is killed between the two calls leaves one behind. So meanwhile a file in the run directory says that it is
+at it: neither outlives a reboot, and a database that had to be synced would cost more than the mount. One whose byte of
+`activations` is free belongs to a dead process, and the layer is deactivated again by the next command that writes, and
+before it is committed or removed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed import log
+from cowshed.errors import CowshedError
+from cowshed.layers.faults import step
+from cowshed.layers.mounting import detached
+from cowshed.state import layers as rows
+from cowshed.storage import api
+from cowshed.storage.errors import StorageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from cowshed.layers.layers import Layers
+    from cowshed.state.store import Store
+
+_PATIENCE = 60.0  # seconds for other processes that set the same layer up
+
+
+class Reserved:
+    """`with Reserved(store, driver, layer):` nobody else activates or deactivates the layer; at the end it is not
+    active, but for what a mount holds. Busy, StorageError."""
+
+    def __init__(self, store: Store, driver: api.ActivationDriver, layer: api.Layer) -> None:
+        self._store, self._driver, self._layer = store, driver, layer
+
+    def __enter__(self) -> None:
+        store, layer = self._store, self._layer
+        store.locks.take("activations", layer.number, wait=_PATIENCE, what=f"layer {layer.id[:12]}")
+        try:
+            _note(store, layer.number)
+            step("activate.noted")
+        except BaseException:
+            store.locks.release("activations", layer.number)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            step("deactivate.begin")
+            self._driver.deactivate(self._layer)
+            step("deactivate.done")
+            _forget(self._store, self._layer.number)
+        finally:
+            self._store.locks.release("activations", self._layer.number)
+
+
+def mount(
+    store: Store, driver: api.ActivationDriver, layer: api.Layer, plan: Callable[[], api.MountPlan], *, read_only: bool
+) -> int:
+    """Activate a layer, execute its plan, deactivate it: the descriptor of the detached mount."""
+    fd = -1
+    try:
+        with Reserved(store, driver, layer):
+            driver.activate(layer, read_only=read_only)
+            step("activate.done")
+            fd = detached(plan())
+    except BaseException:
+        if fd >= 0:
+            os.close(fd)
+        raise
+    return fd
+
+
+def recover(store: Store, layers: Callable[[str], Layers]) -> None:
+    """Deactivate the layers over which a process was killed while it set them up; layers(name) opens a driver's. One
+    that cannot be deactivated is left to the next command."""
+    try:
+        noted = [int(name) for name in os.listdir(_folder(store))]
+    except FileNotFoundError:
+        return
+    for number in sorted(noted):
+        row = rows.get(store, number)
+        if row is None:
+            _forget(store, number)  # it was deactivated before it was removed
+            continue
+        try:
+            held = layers(row.driver)
+            deactivate_left(store, held.driver, held.load(number))
+        except (CowshedError, StorageError, OSError) as error:
+            log.info(f"layer {row.id[:12]}, which a dead command left active, cannot be deactivated now: {error}")
+
+
+def deactivate_left(store: Store, driver: api.Driver, layer: api.Layer) -> None:
+    """Deactivate a layer over which a process was killed while it set it up. One that a living one is at is left."""
+    if not api.has_activation(driver) or not os.path.exists(f"{_folder(store)}/{layer.number}"):
+        return
+    if store.locks.try_take("activations", layer.number):
+        try:
+            driver.deactivate(layer)
+            _forget(store, layer.number)
+        finally:
+            store.locks.release("activations", layer.number)
+
+
+def _folder(store: Store) -> str:
+    return f"{store.run}/active"
+
+
+def _note(store: Store, number: int) -> None:
+    path, flags = f"{_folder(store)}/{number}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        os.makedirs(_folder(store), mode=0o700, exist_ok=True)
+        fd = os.open(path, flags, 0o600)
+    os.close(fd)
+
+
+def _forget(store: Store, number: int) -> None:
+    try:
+        os.unlink(f"{_folder(store)}/{number}")
+    except FileNotFoundError:
+        return
