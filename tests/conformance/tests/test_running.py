@@ -108,6 +108,26 @@ def test_a_run_is_repeated_by_its_seed(tmp_path):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_H08_the_order_of_the_cases_changes_no_result(tmp_path):
+    """In the order of the files, and in two others; the last case, which looks at what was left, stays the last."""
+    results = []
+    for number, words in enumerate([(), ("--shuffle", "1"), ("--shuffle", "2")]):
+        (tmp_path / str(number)).mkdir()
+        done = pytest_(
+            tmp_path / str(number), "-vv", "--pyargs", "cowshed_conformance", "--driver", "overlay",
+            "-k", "test_P0 or test_L0 or test_M0 or test_R13_ or test_H05_", "--report-dir", "out", *words,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        lines = [line for line in done.stdout.splitlines() if "::test_" in line and "%]" in line]
+        order = [line.split("::")[1].split()[0] for line in lines]
+        assert order[-1].startswith("test_H05_")
+        report = json.loads((tmp_path / str(number) / "out/conformance.json").read_text())
+        results.append((order, {case["test"]: (case["outcome"], case["code"]) for case in report["cases"]}))
+    assert results[0][1] == results[1][1] == results[2][1]
+    assert results[0][0] != results[1][0] != results[2][0]
+    assert sorted(results[0][0]) == sorted(results[1][0])
+
+
 def build(source, folder):
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],

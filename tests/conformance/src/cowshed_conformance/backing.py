@@ -77,6 +77,14 @@ class FileSystem:
         """At once, not lazily: EBUSY tells who left something open."""
         mount.unmount(self.path)
 
+    def swap(self, other: FileSystem) -> None:
+        """Let each lie where the other was, as when two disks are exchanged. Nothing may have them open."""
+        self.unmount()
+        other.unmount()
+        self.image, other.image = other.image, self.image
+        self.mount()
+        other.mount()
+
     def remount(self, *, read_only: bool) -> None:
         tool("mount", "-o", "remount," + ("ro" if read_only else "rw"), self.path)
 

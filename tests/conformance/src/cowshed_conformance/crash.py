@@ -73,16 +73,16 @@ def go_on(pid: int) -> None:
     _expect(pid, 0)
 
 
-def fail_at(store: Store, work: Work, point: Point, error: Exception) -> str:
-    """Let a child do the work with an error at a point. What came of it: "" for success, or the error that left the
-    driver, which is an OSError or a StorageError."""
+def fail_at(store: Store, work: Work, point: Point, error: Exception, *, times: int = 1) -> str:
+    """Let a child do the work with an error at a point, and so many times in sum. What came of it: "" for success, or
+    the error that left the driver, which is an OSError or a StorageError."""
 
     def fail() -> None:
         raise error
 
     def attempt() -> str:
         try:
-            _work(store, work, _at(point, fail))
+            _work(store, work, _at(point, fail, times))
         except (OSError, StorageError) as caught:
             return f"{type(caught).__name__}: {caught}"
         return ""
@@ -133,7 +133,7 @@ def finish(pid: int) -> None:
     _expect(pid, 0)
 
 
-def _at(point: Point, then: Callable[[], None]) -> Callable[[str], None]:
+def _at(point: Point, then: Callable[[], None], times: int = 1) -> Callable[[str], None]:
     wanted, nth = point
     count = 0
 
@@ -141,7 +141,7 @@ def _at(point: Point, then: Callable[[], None]) -> Callable[[str], None]:
         nonlocal count
         if wanted in ("", name):
             count += 1
-            if count == nth:
+            if nth <= count < nth + times:
                 then()
 
     return reached

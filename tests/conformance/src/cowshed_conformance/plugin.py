@@ -32,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--level", default="full", choices=LEVELS, help="which cases: core, full (default), hard")
     group.addoption("--conformance-seed", metavar="N", type=int, default=None, help="repeat a run's random choices")
+    group.addoption(
+        "--shuffle", metavar="N", type=int, default=None, help="run the cases in the order that this number gives"
+    )
+    group.addoption(
+        "--set-clock", action="store_true", help="this machine is for the run alone: case X15 may set its clock back"
+    )
     group.addoption("--report-dir", metavar="DIR", default=None, help="write conformance.json and conformance.md there")
 
 
@@ -66,6 +72,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
+    order = config.getoption("--shuffle")
+    if order is not None:
+        import random
+
+        random.Random(order).shuffle(items)
     items.sort(key=lambda item: item.get_closest_marker("conformance_last") is not None)
 
 

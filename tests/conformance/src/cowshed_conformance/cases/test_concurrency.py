@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
@@ -9,14 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from cowshed.errors import Busy, Conflict, NotFound
+from cowshed.layers.host import EngineHost
 from cowshed.state.rows import ImageRow
 from cowshed.storage import api
-from cowshed.storage.errors import Cancelled, InUse, LayerId
-from cowshed_conformance import crash, hoststate, steps, tree
+from cowshed.storage.errors import Cancelled, InUse, LayerId, ToolFailed
+from cowshed_conformance import changes, crash, hoststate, marks, steps, tree
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.engine import Engine
 from cowshed_conformance.harness import Store, SuiteHost
@@ -255,6 +259,151 @@ def cancelling(after: int) -> SuiteHost:
 
     host = SuiteHost(reached)
     return host
+
+
+def written_meanwhile(store: Store, layer: api.Layer, take: Callable[[], api.Layer]) -> None:
+    """Take a copy of a layer while a thread writes to it, and hold the copy against what had been synced before: each
+    of two files is cut somewhere, never before that, and the second never goes ahead of the first."""
+    size, done = 32, 0
+    stop = threading.Event()
+    with store.mount(layer) as root:
+        steps.do(root, file("one"), file("two"))
+
+        def write() -> None:
+            nonlocal done
+            fds = [os.open(f"{root}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC) for name in ("one", "two")]
+            try:
+                while not stop.is_set():
+                    for fd in fds:
+                        os.write(fd, f"{done:{size - 1}}\n".encode())
+                        os.fsync(fd)
+                    done += 1
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            while done < 20 and thread.is_alive():
+                stop.wait(0.01)
+            before = done
+            taken = take()
+            after = done
+        finally:
+            stop.set()
+            thread.join()
+    one, two = store.read(taken, "one"), store.read(taken, "two")
+    stream = "".join(f"{n:{size - 1}}\n" for n in range(after + 2)).encode()
+    for name, found in (("one", one), ("two", two)):
+        assert stream.startswith(found), f"{name} has what was never written there in that order"
+        assert before * size <= len(found), f"{name} lacks what had been synced before"
+    assert len(two) <= len(one) <= len(two) + size, "what was written later is there, and what was synced before is not"
+    assert done > before, "nothing was written meanwhile"
+
+
+def refused(engine: Engine, work: Callable[[Engine], object]) -> str:
+    """What another command is told that wants to do something with a layer in use: in a process of its own."""
+    with Engine(engine.target, engine.root) as other:
+        try:
+            work(other)
+        except InUse as error:
+            return f"{error.layer} {error} {error.holders}"
+    return ""
+
+
+@full
+@budget(60)
+def test_N08_a_layer_that_is_written_to_is_copied_as_declared_or_not_at_all(
+    store: Store, target: Target, backing: Backing
+) -> None:
+    driver = store.driver
+    if not api.has_live_snapshot(driver):
+        with Engine(target, backing.place()) as engine:
+            layer = engine.create(engine.pull("ab"))
+            with engine.mount(layer) as root:
+                steps.do(root, file("mine", b"1"))
+                assert crash.answer(lambda: refused(engine, lambda other: other.commit(layer)))
+                steps.do(root, steps.append("mine", b"2"))
+            assert engine.findings() == []
+            with engine.mount(engine.commit(layer), read_only=True) as root:
+                assert steps.read(root, "mine") == b"12"
+        return
+    base = store.layer(file("below", b"1"), directory("d"))
+    active = store.new(base, file("mine", b"2"))
+    planned = store.plan(base)
+    new = api.Layer(planned.id, planned.number, api.Kind.COMMITTED, base)
+
+    def take() -> api.Layer:
+        data = driver.snapshot(active, new, api.Durability.COMMIT)
+        assert dict(driver.snapshot(active, new, api.Durability.COMMIT)) == dict(data), "a repeat returns another thing"
+        return api.Layer(new.id, new.number, new.kind, new.parent, data)
+
+    written_meanwhile(store, active, take)
+    assert store.living() == {(base.id, base.kind), (active.id, active.kind), (new.id, new.kind)}
+    assert store.read(new, "mine") == b"2"
+    assert store.read(new, "below") == b"1"
+    with store.mount(new) as root, pytest.raises(OSError) as raised:
+        steps.do(root, file("more"))
+    assert raised.value.errno == errno.EROFS
+    assert changes.of_driver(store, base, new).keys() >= {"one", "two", "mine"}
+    store.driver.remove(active)
+    assert store.read(store.new(new), "mine") == b"2", "a snapshot does not outlive what it was taken of"
+
+
+class Slow(SuiteHost):
+    """A host whose tools do not answer."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        ok: Collection[int] = (0,),
+        mounts: Sequence[tuple[api.MountPlan, str]] = (),
+    ) -> api.CompletedRun:
+        self.names.append("host.run")
+        assert 0 < timeout <= 600, f"{argv[0]} may take {timeout} s: no limit at all"
+        stopped = ("sh", "-c", "kill -STOP $$")  # as a tool that waits for a device that does not answer
+        return EngineHost.run(self, stopped, timeout=0.2, ok=ok, mounts=mounts)
+
+
+@core
+@budget(60)
+def test_N11_a_tool_that_does_not_answer_is_given_up_and_the_call_can_be_repeated(light: Store) -> None:
+    base = light.layer(file("a", b"1"))
+    wanted, tried = light.look(base), 0
+    for what in ("prepare", "commit", "remove"):
+        host = Slow()
+        active = light.plan(base) if what == "prepare" else light.new(base, file("b", b"2"))
+        new = light.committed(active)
+        try:
+            driver = light.open(host)
+        except ToolFailed:
+            tried += 1
+            continue
+        calls: dict[str, Callable[[api.Driver], object]] = {
+            "prepare": lambda driver, active=active: driver.prepare(active, api.LayerOptions()),  # type: ignore[misc]
+            "commit": lambda driver, active=active, new=new: driver.commit(active, new, api.Durability.NONE),  # type: ignore[misc]
+            "remove": lambda driver, active=active: driver.remove(active),  # type: ignore[misc]
+        }
+        told = ""
+        try:
+            calls[what](driver)
+        except ToolFailed as error:
+            told = str(error)
+            tried += 1
+        assert "\n" not in told
+        assert told or "host.run" not in host.names, f"{what}() hid that a tool did not answer"
+        driver.close()
+        calls[what](light.driver)  # the tool answers again
+        tree.same(wanted, light.look(base), f"the parent, after a tool did not answer in {what}()")
+        for layer in (active, new):
+            light.driver.remove(layer)
+        light.purge_all()
+        assert [x.layer for x in light.scan()] == [base.id]
+    if not tried:
+        marks.skip("plan", "the driver runs no tool")
 
 
 @full

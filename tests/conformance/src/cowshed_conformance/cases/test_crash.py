@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from cowshed.storage import api
-from cowshed.storage.errors import LayerId, NoSpace, StorageError, ToolFailed
-from cowshed_conformance import crash, marks, steps, tree
+from cowshed.storage.errors import LayerId, NoSpace, StorageError, ToolFailed, WrongStore
+from cowshed_conformance import changes, crash, marks, steps, tree
 from cowshed_conformance.backing import Backing, FileSystem
 from cowshed_conformance.harness import Store, SuiteHost, mine
 from cowshed_conformance.marks import budget, core, full, hard
@@ -443,6 +443,110 @@ def test_X08_a_failing_tool_is_a_typed_error_and_the_call_can_be_repeated(light:
             take_away(light, call)
     if not tried:
         marks.skip("plan", "the driver runs no tool")
+
+
+def purging(store: Store, base: api.Layer) -> Call:
+    layer = store.new(base, *CHANGES)
+    store.driver.remove(layer)
+    return Call(crash.purge(), set(), set(), [layer])
+
+
+@core
+@budget(90)
+@pytest.mark.parametrize("times", [2, 1000])
+@pytest.mark.parametrize("what", ["remove", "purge"])
+def test_X09_what_is_busy_is_tried_again_or_left_for_later(light: Store, what: str, times: int) -> None:
+    """Busy for two tries, and for as long as the call lasts: it succeeds, or says so and can be repeated."""
+    begin, base = {"remove": removing, "purge": purging}[what], light.layer(*CONTENT)
+    wanted = light.look(base)
+    model = begin(light, base)
+    found = crash.points(light, model.work)
+    take_away(light, model)
+    if not found:
+        marks.skip("plan", f"{what}() makes no call that could be busy")
+    for point in found:
+        call = begin(light, base)
+        crash.fail_at(light, call.work, point, OSError(errno.EBUSY, "a fault of the suite"), times=times)
+        light.reopen()
+        assert light.living() - {(base.id, base.kind)} in (call.old, call.new), f"busy at {point}: another state"
+        tree.same(wanted, light.look(base), f"busy at {point}: the parent")
+        take_away(light, call)
+        assert light.leftovers() == [], f"busy at {point}: purge() later left something"
+        assert light.living() == {(base.id, base.kind)}
+
+
+# ---------------------------------------------------------------- the clock, and what lies below
+
+
+@core
+def test_X15_a_clock_that_was_set_back_leads_to_no_wrong_diff_and_no_removal(
+    store: Store, request: pytest.FixtureRequest
+) -> None:
+    base = store.layer(*CONTENT)
+    active = store.new(base, file("before", b"1"))
+    with set_back(86_400, really=request.config.getoption("--set-clock")):
+        store.reopen()
+        yesterday = time.time_ns()
+        store.change(active, steps.append("d/a", b"+"), steps.times("d/a", yesterday))
+        store.change(active, file("b", b"new"), steps.times("b", yesterday), file("after", b"2"))
+        store.change(active, steps.times("after", yesterday), steps.times("before", yesterday))
+        fresh = store.new(base, file("x", b"3"))
+        store.purge_all()
+        assert store.living() == {(x.id, x.kind) for x in (base, active, fresh)}, "purge() took what is new for old"
+        # "b" has two names; a copy-up parts them where that is declared
+        found = changes.of_driver(store, base, active)
+        assert {"d/a": "C", "b": "C", "after": "A", "before": "A"}.items() <= found.items(), found
+        layer = store.commit(active)
+    store.reopen()
+    assert store.living() == {(x.id, x.kind) for x in (base, layer, fresh)}
+    top = store.new(layer)
+    assert store.read(top, "d/a") == b"1" * 5000 + b"+"
+    assert store.read(top, "b") == b"new"
+    assert changes.of_driver(store, layer, top) == {}
+
+
+@contextlib.contextmanager
+def set_back(seconds: int, *, really: bool) -> Iterator[None]:
+    """The clock of the whole machine, if it may be set; else what this process is told of the time."""
+    if really:
+        began = time.monotonic()
+        now = time.time()
+        time.clock_settime(time.CLOCK_REALTIME, now - seconds)
+        try:
+            yield
+        finally:
+            time.clock_settime(time.CLOCK_REALTIME, now + time.monotonic() - began)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        told, told_ns = time.time, time.time_ns
+        patch.setattr(time, "time", lambda: told() - seconds)
+        patch.setattr(time, "time_ns", lambda: told_ns() - seconds * 10**9)
+        yield
+
+
+@core
+@budget(60)
+def test_X16_a_back_end_that_was_swapped_for_another_is_refused(target: Target, backing: Backing) -> None:
+    with backing.own(kind=backing.loop_kind()) as one, backing.own(kind=backing.loop_kind()) as two:
+        store, other = Store(target, f"{one.path}/store"), Store(target, f"{two.path}/store")
+        assert store.id != other.id
+        layer, theirs = store.layer(*CONTENT), other.layer(file("theirs", b"1"))
+        wanted = store.look(layer)
+        store.driver.close()
+        other.driver.close()
+        one.swap(two)
+        for it in (store, other):
+            with pytest.raises(WrongStore) as raised:
+                it.open()
+            assert raised.value.remedy, "nothing says what to do about it"
+            with pytest.raises(WrongStore):
+                it.target.plugin.destroy(it.root, target.at(it.root), SuiteHost(), store=it.id)
+        one.swap(two)
+        store.driver, other.driver = store.open(), other.open()
+        tree.same(wanted, store.look(layer), "when each is back in its place")
+        assert other.read(theirs, "theirs") == b"1"
+        store.driver.close()
+        other.driver.close()
 
 
 # ---------------------------------------------------------------- leftovers and damage

@@ -22,6 +22,7 @@ from cowshed_conformance.steps import chmod, chown, directory, file, remove
 from cowshed_linux import process
 
 NOBODY = 65534
+_ALL = (1 << 32) - 1  # ids that there are: the last number means none
 
 
 def image(store: Store) -> api.Layer:
@@ -122,9 +123,13 @@ def test_I05_ids_outside_the_map_are_nobody_and_never_root(store: Store) -> None
         (((0, 100_000, 10), (1000, 200_000, 5)), {3: 100_003, 1002: 200_002, 500: NOBODY}),
         (((0, 100_000, 1),), {0: 100_000, 1: NOBODY}),
         (((0, 100_000, 1), (2, 100_002, 1), (4, 100_004, 1)), {0: 100_000, 1: NOBODY, 2: 100_002, 4: 100_004}),
+        (((0, 0, _ALL),), {0: 0, 7: 7, _ALL - 1: _ALL - 1}),
+        (((0, 1, _ALL - 1),), {0: 1, 65_536: 65_537, _ALL - 2: _ALL - 1}),
     ],
 )
-def test_I06_maps_of_several_ranges_with_holes_and_of_one_id(store: Store, ids: Map, wanted: dict[int, int]) -> None:
+def test_I06_maps_of_several_ranges_with_holes_of_one_id_and_of_all(
+    store: Store, ids: Map, wanted: dict[int, int]
+) -> None:
     gate(store)
     made = [step for uid in wanted for step in (file(f"u{uid}"), chown(f"u{uid}", uid, uid))]
     layer = store.layer(*made)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
 import pytest
 
 from cowshed.storage import api
-from cowshed.storage.errors import LayerId, NotFound, StorageError, TooDeep, Unsupported, WrongStore
+from cowshed.storage.errors import InUse, LayerId, NotFound, StorageError, TooDeep, Unsupported, WrongStore
 from cowshed_conformance import crash, marks, steps, tree
 from cowshed_conformance.backing import Backing
+from cowshed_conformance.cases.test_concurrency import refused
+from cowshed_conformance.engine import Engine
 from cowshed_conformance.harness import Store, new_id
 from cowshed_conformance.marks import budget, core, full
 from cowshed_conformance.steps import chmod, chown, directory, file, remove, set_xattr, times
@@ -280,6 +283,56 @@ def test_L18_close_twice_is_harmless(store: Store) -> None:
     store.driver.close()
     store.driver = store.open()
     assert store.read(layer, "a") == b"1"
+
+
+@core
+@budget(60)
+def test_L13_a_layer_that_is_mounted_is_not_lost_by_its_removal(target: Target, backing: Backing) -> None:
+    """Through the engine it is refused; a driver alone refuses, or removes what the mount then shows to the end."""
+    with Engine(target, backing.place()) as engine:
+        layer = engine.create(engine.pull("ab"))
+        wanted = engine.look(layer)
+        with engine.mount(layer):
+            told = crash.answer(lambda: refused(engine, lambda other: other.remove(layer)))
+            assert str(told).startswith(layer.id), "a layer that is mounted was removed"
+        tree.same(wanted, engine.look(layer), "a refused removal changed the layer")
+        engine.remove(layer)
+    with Store(target, backing.place()) as store:
+        base = store.layer(file("a", b"1"))
+        active = store.new(base, file("b", b"2"))
+        with store.mount(active) as root:
+            with contextlib.suppress(InUse):
+                store.driver.remove(active)
+            assert steps.read(root, "a") == b"1"
+        store.driver.remove(active)
+        store.purge_all()
+        assert [x.layer for x in store.scan()] == [base.id]
+        assert store.read(base, "a") == b"1"
+        store.discard()
+
+
+@core
+def test_L20_ids_and_names_that_differ_little_do_not_collide(target: Target, backing: Backing) -> None:
+    with Engine(target, backing.place()) as engine:
+        image = engine.pull("a")
+        layers = [engine.create(image, name) for name in ("web", "WEB", "Web")]
+        for layer, name in zip(layers, ("web", "WEB", "Web"), strict=True):
+            assert layer.id == layer.id.lower()
+            with engine.mount(layer) as root:
+                steps.do(root, file("mine", name.encode()))
+        found = [engine.look(layer)["mine"].content for layer in layers]
+        assert len(set(found)) == 3, "containers whose names differ in case share a layer"
+        assert engine.findings() == []
+    with Store(target, backing.place()) as store:
+        ids = ["a" * 31 + "b", "a" * 32, "a" * 30 + "ba"]
+        made = [store.prepare(api.Layer(LayerId(id_), n, api.Kind.ACTIVE)) for n, id_ in enumerate(ids, 1)]
+        for layer in made:
+            store.change(layer, file("mine", layer.id.encode()))
+        assert [store.read(layer, "mine").decode() for layer in made] == ids
+        store.driver.remove(made[1])
+        store.purge_all()
+        assert [store.read(made[n], "mine").decode() for n in (0, 2)] == [ids[0], ids[2]]
+        store.discard()
 
 
 @core

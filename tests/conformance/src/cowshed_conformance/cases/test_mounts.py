@@ -11,12 +11,14 @@ import time
 import pytest
 
 from cowshed.layers.mounting import detached
-from cowshed.storage import api
-from cowshed.storage.errors import StorageError
+from cowshed.storage import api, options
+from cowshed.storage.errors import BadOption, InUse, StorageError
 from cowshed_conformance import crash, hoststate, marks, steps, tree
 from cowshed_conformance.backing import Backing
+from cowshed_conformance.cases.test_in_use import held
+from cowshed_conformance.engine import Engine
 from cowshed_conformance.harness import Store
-from cowshed_conformance.marks import core, full
+from cowshed_conformance.marks import budget, core, full
 from cowshed_conformance.namespaces import as_plain_user
 from cowshed_conformance.steps import chmod, device, directory, file
 from cowshed_conformance.target import Target
@@ -200,6 +202,22 @@ def test_M07_nodev_nosuid_and_noexec_hold_on_a_layers_mount(store: Store) -> Non
 
 
 @core
+@pytest.mark.parametrize(
+    "name", ["lowerdir", "upperdir", "workdir", "context", "suid", "dev", "exec", "user_subvol_rm_allowed"]
+)
+def test_M07_no_option_of_mount_gets_in_but_what_the_driver_declares(target: Target, name: str) -> None:
+    if name in {option.name for option in target.plugin.options}:
+        marks.skip("capability", f"{name} is an option of the driver")
+    with pytest.raises(BadOption) as raised:
+        options.check(target.plugin, {**target.given, name: "/etc"})
+    assert name in str(raised.value)
+    for option in target.plugin.options:
+        if option.kind is not str or option.choices:  # of a fixed set of words none brings another option along
+            with pytest.raises(BadOption):
+                options.check(target.plugin, {option.name: f"{option.default},{name}=/etc"})
+
+
+@core
 def test_M08_a_label_is_in_the_mount_where_the_kernel_knows_labels(store: Store) -> None:
     if not store.capabilities.selinux:
         marks.skip("capability", "selinux is denied")
@@ -272,8 +290,8 @@ def test_M11_the_error_of_a_failed_mount_says_what_the_kernel_says_and_to_what(s
     if isinstance(step, api.Bind):
         wrong, named = api.Bind(f"{step.source}-is-not-there"), f"{step.source}-is-not-there"
     elif isinstance(step, api.Overlay):
-        options = (*step.options, ("no_such_option", "1"))
-        wrong = api.Overlay(step.lowers, step.upper, step.work, step.read_only, options=options)
+        more = (*step.options, ("no_such_option", "1"))
+        wrong = api.Overlay(step.lowers, step.upper, step.work, step.read_only, options=more)
         named = "no_such_option=1"
     elif isinstance(step, api.FileSystem):
         wrong, named = api.FileSystem(step.fstype, step.source, options=(("no_such_option", "1"),)), "no_such_option=1"
@@ -287,6 +305,19 @@ def test_M11_the_error_of_a_failed_mount_says_what_the_kernel_says_and_to_what(s
     assert os.strerror(raised.value.errno or 0) in str(raised.value)
     assert hoststate.descriptors() == before, "a failed mount has left a descriptor open"
     assert store.read(active, "a") == b"1"
+
+
+@core
+@budget(60)
+def test_M12_what_keeps_a_mount_busy_is_named_with_its_namespace(target: Target, backing: Backing) -> None:
+    with Engine(target, backing.place()) as engine:
+        layer = engine.create(engine.pull("ab"))
+        with held(engine, layer, "namespace") as pid:
+            with pytest.raises(InUse) as raised:
+                engine.commit(layer)
+            assert "namespace" in str(raised.value)
+            assert str(pid) in f"{raised.value} {raised.value.holders}"
+        tree.same(engine.look(layer), engine.look(engine.commit(layer)), "committed, once it was free")
 
 
 @core

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
+from cowshed.layers.check import remove_orphans
 from cowshed.storage import api
-from cowshed.storage.errors import LayerId, StorageError
+from cowshed.storage.errors import Cancelled, LayerId, StorageError
 from cowshed_conformance import crash, marks, steps, tree
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.engine import Engine
-from cowshed_conformance.harness import Store, directory_of, sync
+from cowshed_conformance.harness import Store, SuiteHost, directory_of, mine, sync
 from cowshed_conformance.marks import budget, core, full
 from cowshed_conformance.steps import chmod, directory, file
 from cowshed_conformance.target import Target
@@ -178,7 +182,7 @@ def test_R05_check_is_clean_on_a_fresh_a_busy_and_an_old_store(target: Target, b
 
 @core
 @budget(60)
-def test_R07_check_finds_missing_layers_and_R08_unknown_ones(target: Target, backing: Backing) -> None:
+def test_R07_check_finds_missing_layers_and_unknown_ones(target: Target, backing: Backing) -> None:
     engine = Engine(target, backing.place())
     image = engine.pull("ab")
     container = engine.create(image)
@@ -218,6 +222,133 @@ def test_R06_the_drivers_own_check_is_clean_where_it_has_one(store: Store) -> No
     active = store.new(base, file("b", b"2"))
     for deep in (False, True):
         assert list(driver.check([base, active], deep=deep)) == []
+
+
+@core
+@budget(90)
+def test_R08_what_a_dead_call_has_left_is_found_and_goes(target: Target, backing: Backing) -> None:
+    """Of every kind: layers, half-made ones, what was removed, and what belongs to them (limits, devices)."""
+    quota = api.Quota(bytes=4 << 20)
+    with backing.own(256 << 20) as system:
+        engine = Engine(target, f"{system.path}/engine")
+        limits = engine.driver.capabilities.quota is not api.QuotaScope.NONE
+        given = api.LayerOptions(quota=quota if limits else api.Quota())
+        with Store(target, f"{system.path}/model") as store:
+            found = crash.points(store, lambda child: child.driver.prepare(store.plan(), given))
+        assert found
+        # The engine's own store, with layers that its database does not know
+        there = object.__new__(Store)
+        there.__dict__.update(store.__dict__)
+        there.root = f"{engine.root}/drivers/{target.plugin.name}"
+        there.id, there.number = api.StoreId(engine.store.query("select store from drivers")[0][0]), 5000
+        for point in [*found, ("", 10_000)]:
+            layer = there.plan()
+            crash.kill_at(there, lambda child, layer=layer: child.driver.prepare(layer, given), point)  # type: ignore[misc]
+            left = [x for x in engine.driver.scan() if x.kind in (api.ObjectKind.LAYER, api.ObjectKind.TEMP)]
+            assert engine.findings() == ["orphan"] * len(left), f"killed at {point}"
+            assert {x.layer for x in left} <= {layer.id}
+            for kind in api.Kind:
+                engine.driver.remove(api.Layer(layer.id, layer.number, kind))
+            engine.driver.purge(mine, 30)
+            assert list(engine.driver.scan()) == [], f"killed at {point}: something stays"
+            assert engine.findings() == []
+        engine.close()
+
+
+LOOKS = frozenset(("open", "os.listdir", "os.scandir", "os.listxattr", "os.getxattr"))
+
+
+@core
+@budget(60)
+def test_R09_a_quick_check_looks_at_layers_and_not_at_what_is_in_them(target: Target, backing: Backing) -> None:
+    def looks(root: str) -> Callable[[], object]:
+        def count() -> int:
+            engine, seen = Engine(target, root), 0
+            engine.findings()  # what is read once in a process
+
+            def hook(event: str, _: tuple[object, ...]) -> None:
+                nonlocal seen
+                seen += event in LOOKS
+
+            sys.addaudithook(hook)
+            assert engine.findings() == []
+            found = seen
+            engine.close()
+            return found
+
+        return count
+
+    found = []
+    for files_ in (3, 300):
+        with Engine(target, backing.place()) as engine:
+            layer = engine.create(engine.pull("ab"))
+            with engine.mount(layer) as root:
+                steps.do(root, directory("d"), *[file(f"d/{n}", b"1") for n in range(files_)])
+            engine.commit(layer)
+            layer_root = engine.root
+        found.append(crash.answer(looks(layer_root)))
+    assert found[0] == found[1], f"a check of layers of 3 files makes {found[0]} calls, of 300 files {found[1]}"
+
+
+@full
+@budget(60)
+def test_R09_the_drivers_own_check_is_cancelled_and_done_again(store: Store) -> None:
+    driver = store.driver
+    if not api.has_self_check(driver):
+        marks.skip("capability", "self_check is not claimed")
+    layers = [store.layer(*[file(f"f{n}", b"1") for n in range(600)]), store.new(None, file("a"))]
+    for deep in (False, True):
+        host = SuiteHost()
+        cancelled = store.open(host)
+        assert api.has_self_check(cancelled)
+        host.cancel()
+        with contextlib.suppress(Cancelled):  # a quick one may be over before it asks
+            list(cancelled.check(layers, deep=deep))
+        cancelled.close()
+        assert list(driver.check(layers, deep=deep)) == []
+
+
+@core
+@budget(60)
+def test_R10_what_is_repaired_was_told_before_and_nothing_else_is_touched(target: Target, backing: Backing) -> None:
+    with Engine(target, backing.place()) as engine:
+        image = engine.pull("ab")
+        kept = engine.create(image)
+        with engine.mount(kept) as root:
+            steps.do(root, file("mine", b"1"))
+        wanted, before = engine.look(kept), {x.layer for x in engine.driver.scan()}
+        for n in (4711, 4712):
+            engine.driver.prepare(api.Layer(LayerId(f"{n:032x}"), n, api.Kind.ACTIVE), api.LayerOptions())
+        told = [finding for finding in engine.layers.check() if finding.code == "orphan"]
+        assert {x.layer for x in engine.driver.scan()} == before | {x.layer for x in told}, "looking repairs something"
+        assert all(finding.repair for finding in told)
+        assert remove_orphans(engine.layers) == len(told) == 2
+        engine.layers.purge(5)
+        assert engine.findings() == []
+        assert {x.layer for x in engine.driver.scan()} == before
+        tree.same(wanted, engine.look(kept), "a repair changed another layer")
+
+
+@full
+@budget(60)
+def test_R10_the_drivers_own_repair_makes_its_next_check_clean(store: Store) -> None:
+    driver = store.driver
+    if not api.has_self_check(driver):
+        marks.skip("capability", "self_check is not claimed")
+    base, other = store.layer(file("a", b"1")), store.layer(file("b", b"2"))
+    wanted = store.look(other)
+    assert list(driver.check([base, other], deep=True)) == []
+    driver.remove(base)  # as a stranger does
+    store.purge_all()
+    told = list(driver.check([base, other], deep=False))
+    assert [finding for finding in told if finding.layer == base.id], "a layer that is gone is not missed"
+    assert not [finding for finding in told if finding.layer == other.id], "a whole layer is said to be damaged"
+    for finding in told:
+        if finding.repair:
+            driver.repair(finding)
+    left = list(driver.check([other], deep=True))
+    assert left == [], f"after the repair: {left}"
+    tree.same(wanted, store.look(other), "a repair changed another layer")
 
 
 @core
