@@ -23,7 +23,7 @@ class HostState:
         return cls(
             mounts(),
             loops(),
-            tuple(sorted(os.listdir("/dev/mapper"))) if os.path.isdir("/dev/mapper") else (),
+            mapped(),
             descriptors(),
             children(),
             threading.active_count(),
@@ -49,6 +49,29 @@ def loops() -> tuple[str, ...]:
             if image.startswith(tuple(ours)):
                 found.append(f"{name} {image}")
     return tuple(sorted(found))
+
+
+def mapped() -> tuple[str, ...]:
+    """Mapped devices that stand on an image of this run."""
+    found = []
+    for name in os.listdir("/dev/mapper") if os.path.isdir("/dev/mapper") else ():
+        try:
+            device = os.stat(f"/dev/mapper/{name}").st_rdev
+        except OSError:
+            continue  # gone meanwhile
+        if _is_ours(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"):
+            found.append(name)
+    return tuple(sorted(found))
+
+
+def _is_ours(block: str) -> bool:
+    try:
+        with open(f"{block}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().strip().startswith(tuple(ours))
+    except OSError:
+        pass  # no loop device: what it is made of
+    below = f"{block}/slaves"
+    return os.path.isdir(below) and any(_is_ours(f"{below}/{name}") for name in os.listdir(below))
 
 
 def descriptors() -> tuple[str, ...]:
