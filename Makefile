@@ -29,6 +29,11 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 DEMO_PACKAGES := docker-registry busybox-static
 TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps skopeo zsh fish runc crun
 
+# What guests are built and run with, where they can be (tests/vm)
+VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs kmod busybox-static debian-archive-keyring git gcc-12 make binutils libc6-dev libelf1
+VM ?= yes
+WITH_VM := $(filter x86_64yes,$(shell uname -m)$(VM))
+
 .PHONY: demo
 demo: setup  ## pull an image from a registry, run it on overlay, then on another driver
 	@tools/apt $(DEMO_PACKAGES)
@@ -36,13 +41,19 @@ demo: setup  ## pull an image from a registry, run it on overlay, then on anothe
 
 .PHONY: test
 test: setup  ## all tests, the conformance suite on every driver, then the list of what was skipped and why
-	@tools/apt $(TEST_PACKAGES)
-	tools/test $(TESTS)
+	@tools/apt $(TEST_PACKAGES) $(if $(WITH_VM),$(VM_PACKAGES))
+	VM=$(VM) tools/test $(TESTS)
 
 .PHONY: conformance
 conformance: setup  ## the suite alone: make conformance DRIVER=overlay [OPTIONS="--backing xfs"]
 	@tools/apt $(TEST_PACKAGES)
 	$(BIN)/pytest --pyargs cowshed_conformance --driver $(or $(DRIVER),overlay) $(OPTIONS)
+
+.PHONY: vm
+vm: setup  ## build a guest (kernel with device-mapper, zfs, cgroup v2) and boot it; tests/vm/run runs tests there
+	@tools/apt $(VM_PACKAGES)
+	tests/vm/build
+	tests/vm/run -- sh -c 'modprobe -a zfs dm_thin_pool && uname -a && cowshed version'
 
 .PHONY: coverage
 coverage: setup  ## the packages' own tests under coverage, and which lines they leave out

@@ -1,15 +1,17 @@
-"""`tests/vm/build` and `tests/vm/run`."""
+"""`tests/vm/build`, `tests/vm/run` and `tests/vm/guests`."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cowshed_vm import guest, kernel, programs, root, trees
+from cowshed_vm import guest, kernel, plan, programs, root, trees
 from cowshed_vm.archive import Archive
 from cowshed_vm.cache import Cache
 from cowshed_vm.errors import NotHere, VmError
@@ -84,6 +86,61 @@ def run(words: list[str]) -> int:
         append=given.append,
     )
     return guest.run(cache, found, disk, job, given.results)
+
+
+def guests(words: list[str]) -> int:
+    """Every plan, or those that are named. The first status that is not 0 is the status of all."""
+    plans = {found.name: found for found in plan.plans()}
+    parser = argparse.ArgumentParser(
+        prog="tests/vm/guests", description="Build guests and run the project's plans in them."
+    )
+    parser.add_argument("name", nargs="*", help=f"which of them: {', '.join(plans)} (all)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="guests at a time (2)")
+    given = parser.parse_args(words)
+    unknown = sorted(set(given.name) - set(plans))
+    if unknown:
+        raise VmError(f"no plan {', '.join(unknown)}: there are {', '.join(plans)}")
+    wanted = [plans[name] for name in given.name or plans]
+    try:
+        build(sorted({found.kernel for found in wanted} - {""}, reverse=True))
+    except NotHere as error:
+        not_run("; ".join(found.what for found in wanted), str(error))
+        return 0
+    with guest.signals_raise(), ThreadPoolExecutor(given.jobs) as pool:
+        running: list[subprocess.Popen[bytes]] = []
+        try:
+            statuses = list(pool.map(lambda found: _carry_out(found, running), wanted))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()  # tests/vm/run ends its guest
+    return next((status for status in statuses if status), 0)
+
+
+def not_run(what: str, why: str) -> None:
+    """A line for the list of skips at the end of `make test`."""
+    print(f"SKIPPED [guest] tests/vm: {what}: {why}", flush=True)
+
+
+def _carry_out(found: plan.Plan, running: list[subprocess.Popen[bytes]]) -> int:
+    results = TOP / "build/vm" / found.name
+    results.mkdir(parents=True, exist_ok=True)
+    command = ["sh", "-c", found.command()]
+    if found.kernel:
+        words = ["--kernel", found.kernel, "--timeout", str(found.timeout), "--results", str(results)]
+        command = [sys.executable, str(TOP / "tests/vm/run"), *words, "--", *command]
+    began = time.monotonic()
+    with open(results / "log", "wb") as log:
+        with subprocess.Popen(
+            command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        ) as process:
+            running.append(process)
+            status = process.wait()
+    said = (results / "log").read_text(errors="replace")
+    took = time.monotonic() - began
+    # One write: the guests that run beside this one print too.
+    print(f"== guest {found.name}: status {status} after {took:.0f} s\n{said}", end="", flush=True)
+    return status
 
 
 def main(command: Callable[[list[str]], int]) -> None:

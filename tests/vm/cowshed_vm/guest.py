@@ -107,7 +107,7 @@ def _folder(cache: Cache) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             for old in folder.iterdir():
                 _remove_if_dead(old)
-            made = Path(tempfile.mkdtemp(dir=folder))
+            made = Path(tempfile.mkdtemp(dir=folder, prefix=f"{os.getpid()}-"))
             held = stack.enter_context(open(made / "lock", "w"))
             fcntl.flock(held, fcntl.LOCK_EX)
         try:
@@ -176,7 +176,7 @@ def _command(kernel: Kernel, disks: Sequence[tuple[Path, bool]], job: Job) -> li
 def _boot(command: list[str], seconds: float) -> tuple[int | None, bytes]:
     """QEMU's exit status (None: it was ended after that time) and the last that the console said."""
     last, until = b"", time.monotonic() + seconds
-    with _signals_raise(), subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
+    with signals_raise(), subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
         try:
             assert qemu.stdout is not None
             while True:
@@ -194,7 +194,7 @@ def _boot(command: list[str], seconds: float) -> tuple[int | None, bytes]:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """SIGTERM, SIGINT and SIGHUP unwind as an exit does, so that QEMU and the disks go."""
 
     def leave(number: int, _: FrameType | None) -> None:
