@@ -91,13 +91,13 @@ def test_a_running_container_is_frozen_while_it_is_read(pulled, tmp_path):
                       "i=0; while :; do i=$((i+1)); echo $i > /a; cp /a /b; done").strip()  # fmt: skip
     if cgroup.layout.find("freezer") == "" and not cgroup.layout.v2:
         pytest.skip("this host has no freezer")
-    killed = pulled("commit", "busy", "test/busy", env={"COWSHED_FAULT": "kill@commit.frozen"})
+    killed = pulled("commit", "busy", "test/busy", env={"COWSHED_FAULT": "kill@difference.frozen"})
     assert killed.returncode == -signal.SIGKILL
     until = time.monotonic() + 30
     while state_of_freezer(ident):  # the child of the command that was killed lets it go on
         assert time.monotonic() < until
         time.sleep(0.005)
-    failed = pulled("commit", "busy", "test/busy", env={"COWSHED_FAULT": "error@commit.frozen"})
+    failed = pulled("commit", "busy", "test/busy", env={"COWSHED_FAULT": "error@difference.frozen"})
     assert failed.returncode == 125
     assert not state_of_freezer(ident)
     pulled.ok("commit", "busy", "test/busy")
@@ -105,7 +105,9 @@ def test_a_running_container_is_frozen_while_it_is_read(pulled, tmp_path):
     a, b = (pulled.ok("run", "--rm", "test/busy", "cat", f"/{name}").strip() for name in "ab")
     assert not a or not b or int(a) - int(b) in (0, 1)  # either may just have been emptied
     # Unless told to, nothing is frozen; and a file that was written to while it was read is no part of an image.
-    unpaused = pulled("commit", "--pause=false", "busy", "test/unpaused", env={"COWSHED_FAULT": "kill@commit.frozen"})
+    unpaused = pulled(
+        "commit", "--pause=false", "busy", "test/unpaused", env={"COWSHED_FAULT": "kill@difference.frozen"}
+    )
     assert unpaused.returncode == 0 or b"was changed while it was read" in unpaused.stderr
 
 

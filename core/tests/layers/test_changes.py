@@ -474,6 +474,23 @@ def test_both_ways_tell_the_same_and_applying_it_gives_the_same_tree(before, aft
             assert trees.said(changes.of_candidates(lower, upper, exact)) == trees.said(naive)
             whole = [Change(b"", ChangeKind.CANDIDATE, subtree=True)]
             assert trees.said(changes.of_candidates(lower, upper, whole)) == trees.said(naive)
+            one_name = one_name_of_each(naive)
+            completed = changes.of_candidates(lower, upper, one_name)
+            assert trees.said(completed) == trees.said(naive), "a file's other names, which no candidate tells"
+            assert [c.path for c in completed.linked] == [c.path for c in naive.linked]
+
+
+def one_name_of_each(difference):
+    """What a driver tells that knows one name of a file only."""
+    seen, told = set(), []
+    for changed in difference.changes:
+        status = changed.status
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+        told.append(Change(changed.path, ChangeKind.CANDIDATE))
+    return told
 
 
 # ---------------------------------------------------------------- places of mounts

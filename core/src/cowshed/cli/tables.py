@@ -225,7 +225,19 @@ COMMANDS = (
         2,
         2,
     ),
-    Command("diff", "changes:diff", "CONTAINER", "what a container has changed of its image", (_FORMAT, _HELP), 1, 1),
+    Command(
+        "diff",
+        "changes:diff",
+        "CONTAINER",
+        "what a container has changed of its image",
+        (
+            Option("--check", "flag", "compare both trees whole as well; status 1 if the driver tells something else"),
+            _FORMAT,
+            _HELP,
+        ),
+        1,
+        1,
+    ),
     Command(
         "commit",
         "changes:commit",

@@ -6,24 +6,32 @@ never mounted a second time where its driver forbids that: the living mount is c
 
 from __future__ import annotations
 
+import errno
 import os
 
+from cowshed import log
 from cowshed.container import state
 from cowshed.errors import Conflict, NotFound
+from cowshed.layers.faults import step
 from cowshed.monitor import client
 from cowshed.state import containers
-from cowshed_linux import mount, process
+from cowshed.storage.api import Consistency
+from cowshed.storage.errors import NoSpace, TooDeep, Unsupported
+from cowshed_linux import files, mount, process
 from cowshed_runtime import cgroup, freezer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import TypeVar
 
     from cowshed.engine import Engine
     from cowshed.layers.difference import LayerDifference
+    from cowshed.layers.layers import Layers
     from cowshed.state.rows import ContainerRow
+    from cowshed.storage.api import Layer
 
     T = TypeVar("T")
 
@@ -71,13 +79,10 @@ class Held:
         config = lifecycle.config_of(self._engine, self.row)
         return [os.fsencode(each["destination"].strip("/")) for each in config.get("mounts") or ()]
 
-    def difference(self) -> LayerDifference:
-        """What the container has changed, to be used as a context."""
-        from cowshed.layers.difference import LayerDifference
-
-        layers = self._engine.layers(self.row.driver)
-        live = self.root if self.running else None
-        return LayerDifference(layers, layers.load(self.row.number), hidden=self.mount_points(), live=live)
+    def difference(self, *, pause: bool = False) -> Moment:
+        """What the container has changed, to be used as a context: of one moment, if it runs and its driver can take a
+        snapshot, or if it is paused; else it is read while the container may write."""
+        return Moment(self._engine, self, pause=pause)
 
     def root(self, *, mounts: bool = False) -> int:
         """A detached copy of the running container's root mount, with mounts of all that it has mounted below as well.
@@ -99,6 +104,81 @@ class Held:
             raise ended from None
         finally:
             os.close(namespace)
+
+
+class Moment:
+    """`with held.difference() as difference:` the changes of a container, and their archive.
+
+    A snapshot that the driver freezes the file system for is of one moment by itself. One as after a power cut is taken
+    while the container is paused, and after a sync: what was written before is in it. Both let the container go on
+    before anything is read. Without snapshots it is paused for as long as it is read.
+    """
+
+    def __init__(self, engine: Engine, held: Held, *, pause: bool) -> None:
+        self._engine, self._held = engine, held
+        self._pause = pause and held.running
+        self._entered: list[AbstractContextManager[object]] = []
+
+    def __enter__(self) -> LayerDifference:
+        from cowshed.layers.difference import LayerDifference
+
+        held = self._held
+        layers = self._engine.layers(held.row.driver)
+        layer, hidden = layers.load(held.row.number), held.mount_points()
+        try:
+            if held.running and layers.driver.capabilities.live_snapshot is not Consistency.NONE:
+                copy = self._snapshot(layers, layer)
+                if copy is not None:
+                    return self._enter(LayerDifference(layers, copy, hidden=hidden))
+            if self._pause:
+                self._enter(Frozen(held.row.id, held.row.name))
+                step("difference.frozen")
+            live = held.root if held.running else None
+            return self._enter(LayerDifference(layers, layer, hidden=hidden, live=live))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._entered:
+            self._entered.pop().__exit__(kind, error, trace)
+
+    def _enter(self, context: AbstractContextManager[T]) -> T:
+        entered = context.__enter__()
+        self._entered.append(context)
+        return entered
+
+    def _snapshot(self, layers: Layers, layer: Layer) -> Layer | None:
+        """A copy of the running container's layer; None if the driver cannot make one just now."""
+        consistency = layers.driver.capabilities.live_snapshot
+        try:
+            if consistency is Consistency.FILE_SYSTEM:
+                copy = self._enter(layers.snapshot(layer))
+            elif self._pause:
+                with Frozen(self._held.row.id, self._held.row.name):
+                    copy = self._synced(layers, layer)
+            else:
+                copy = self._synced(layers, layer)
+        except (Unsupported, TooDeep, NoSpace) as error:
+            log.info(f"container {self._held.row.name} is read while it runs: {error}")
+            return None
+        paused = "" if consistency is Consistency.FILE_SYSTEM else ", paused" if self._pause else ", not paused"
+        log.info(f"container {self._held.row.name} is read from a snapshot ({consistency.value} consistency{paused})")
+        return copy
+
+    def _synced(self, layers: Layers, layer: Layer) -> Layer:
+        root = self._held.root()
+        try:
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)  # it is one of O_PATH
+            try:
+                files.syncfs(fd)
+            finally:
+                os.close(fd)
+        finally:
+            os.close(root)
+        return self._enter(layers.snapshot(layer))
 
 
 def aside(namespace: int, work: Callable[[], T]) -> T:
@@ -133,10 +213,11 @@ def aside(namespace: int, work: Callable[[], T]) -> T:
 
 
 class Frozen:
-    """`with Frozen(name):` nothing of the container runs. A child process lets it go on if this one is killed."""
+    """`with Frozen(id, name):` nothing of the container runs. A child process lets it go on if this one is killed.
+    Conflict if it cannot be paused."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, id_: str, name: str) -> None:
+        self._name, self._called = id_, name
 
     def __enter__(self) -> Frozen:
         guarded, self._alive = os.pipe()
@@ -146,6 +227,13 @@ class Frozen:
         os.close(guarded)
         try:
             freezer.freeze(self._name)
+        except OSError as error:
+            self._end()
+            if error.errno not in (errno.ENOENT, errno.ETIMEDOUT):
+                raise
+            raise Conflict(
+                f"container {self._called} cannot be paused: {error.strerror or error}", remedy="use --pause=false"
+            ) from None
         except BaseException:
             self._end()
             raise

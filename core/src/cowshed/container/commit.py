@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from cowshed.container.access import Frozen, Held
+from cowshed.container.access import Held
 from cowshed.errors import BadUsage, Conflict, ImageError
 from cowshed.image import instructions, reference
 from cowshed.image.blobs import BlobStore
@@ -45,8 +45,9 @@ def commit(
 ) -> ImageRow:
     """Make an image of a container, with a name if one is given; changes: Dockerfile instructions.
 
-    A running container is frozen while it is read, unless pause is false. Raises BadUsage, Conflict, Busy (changed
-    while it was read), ImageError (too deep), NoSpace; then nothing new is left.
+    A running container is read from a snapshot if its driver has them, else frozen meanwhile unless pause is false.
+    Raises BadUsage, Conflict, Busy (changed while it was read), ImageError (too deep), NoSpace; then nothing new is
+    left.
     """
     parsed = reference.parse(name) if name else None
     if parsed is not None and parsed.digest:
@@ -80,23 +81,7 @@ def commit(
 
 def _packed(held: Held, new: NewBlob, *, pause: bool, clamp: int | None) -> tuple[Descriptor, str] | None:
     """Write the layer's archive into a new blob: its descriptor and diff id, None if nothing was changed."""
-    if not (held.running and pause):
-        return _written(held, new, clamp)
-    try:
-        with Frozen(held.row.id):
-            step("commit.frozen")
-            return _written(held, new, clamp)
-    except OSError as error:
-        if error.errno not in (2, 110):
-            raise
-        raise Conflict(
-            f"container {held.row.name} cannot be paused: {error.strerror or error}",
-            remedy="commit it with --pause=false",
-        ) from None
-
-
-def _written(held: Held, new: NewBlob, clamp: int | None) -> tuple[Descriptor, str] | None:
-    with held.difference() as difference:
+    with held.difference(pause=pause) as difference:
         if not difference.changes:
             return None
         out = Compressor(new, "gzip")

@@ -119,7 +119,7 @@ def of_candidates(lower: int | None, upper: int, candidates: Iterable[Change]) -
         if walk.candidate(path, lower, upper, subtree=wanted[path]):
             covered.append(path)
     if walk.has_unknown_names():
-        walk.find_names(upper)
+        walk.find_names(lower, upper)
     return walk.result()
 
 
@@ -150,12 +150,7 @@ class _Walk:
 
     def result(self) -> Difference:
         changes = sorted(self._found.values(), key=lambda c: order(c.path))
-        touched = {
-            (c.status.st_dev, c.status.st_ino)
-            for c in changes
-            if c.status is not None and c.status.st_nlink > 1 and not stat.S_ISDIR(c.status.st_mode)
-        }
-        linked = [c for key in touched for c in self._unchanged.get(key, ()) if c.path not in self._found]
+        linked = [c for key in self._linked() for c in self._unchanged.get(key, ()) if c.path not in self._found]
         return Difference(changes, sorted(linked, key=lambda c: order(c.path)))
 
     # ------------------------------------------------------------ whole trees
@@ -370,20 +365,31 @@ class _Walk:
     def has_unknown_names(self) -> bool:
         """Whether a changed file has names that have not been met."""
         known: dict[tuple[int, int], int] = {}
-        for changed in self._found.values():
-            status = changed.status
+        for each in (*self._found.values(), *[c for names in self._unchanged.values() for c in names]):
+            status = each.status
             if status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                 known[status.st_dev, status.st_ino] = known.get((status.st_dev, status.st_ino), status.st_nlink) - 1
-        return any(known.values())
+        return any(known[key] for key in self._linked() if key in known)
 
-    def find_names(self, upper: int) -> None:
-        """Look through the whole tree for files with several names."""
+    def find_names(self, lower: int | None, upper: int) -> None:
+        """Look through the whole tree for the other names of files that changed, and compare these."""
+        touched = self._linked()
         everything = _Walk(None, "")
         everything.tree(b"", None, upper, pure=True)
-        for changed in everything._found.values():
-            status = changed.status
-            if status is not None and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                self._unchanged.setdefault((status.st_dev, status.st_ino), []).append(changed)
+        for path, each in everything._found.items():
+            status = each.status
+            if status is None or (status.st_dev, status.st_ino) not in touched or path in self._found:
+                continue
+            if not any(path == met.path for met in self._unchanged.get((status.st_dev, status.st_ino), ())):
+                self.candidate(path, lower, upper, subtree=False)
+
+    def _linked(self) -> set[tuple[int, int]]:
+        """The files with several names of which one at least has changed."""
+        return {
+            (c.status.st_dev, c.status.st_ino)
+            for c in self._found.values()
+            if c.status is not None and c.status.st_nlink > 1 and not stat.S_ISDIR(c.status.st_mode)
+        }
 
     # ------------------------------------------------------------ one path
 

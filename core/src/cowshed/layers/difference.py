@@ -1,6 +1,6 @@
 """What a layer changed of the one below it, in the quickest way that its driver has.
 
-    changes()     the driver names candidates, which are compared
+    changes()     the driver names candidates, which are compared; if it cannot this time, the trees are
     diff_tree()   a directory that holds what changed (overlay's upper directory), read as it lies
     else          both trees are mounted and compared
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 
+from cowshed import log
 from cowshed.layers import archive, changes
 from cowshed.storage import api
-from cowshed.storage.errors import InUse
+from cowshed.storage.errors import InUse, ToolFailed, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from cowshed.layers.changes import Changed
@@ -35,13 +36,15 @@ class LayerDifference:
     """
 
     def __init__(
-        self, layers: Layers, layer: api.Layer, *, hidden: Iterable[bytes] = (), live: Callable[[], int] | None = None
+        self, layers: Layers, layer: api.Layer, *, hidden: Sequence[bytes] = (), live: Callable[[], int] | None = None
     ) -> None:
         self._layers, self._layer, self._hidden, self._live = layers, layer, hidden, live
         self._mounts: list[Mounted] = []
         self._fds: list[int] = []
         self._found = changes.Difference([], [])
+        self._lower: int | None = None
         self._root, self._private = -1, ""
+        self._whole = True  # the root is that of the layer's tree, not of what changed in it
 
     def __enter__(self) -> LayerDifference:
         try:
@@ -73,24 +76,40 @@ class LayerDifference:
         """The archive of the changes, in pieces (`cowshed.layers.archive.stream`)."""
         return archive.stream(self._found, self._root, private=self._private, clamp=clamp)
 
+    def disagreements(self) -> list[str]:
+        """Compare both trees as well: each path of which that says something else, with what both say. Empty is right,
+        and true of a layer that nobody writes to meanwhile."""
+        root = self._root if self._whole else self._tree()
+        walked = changes.without(changes.of_trees(self._lower, root), self._hidden)
+        told, right = ({c.path: c.kind.value for c in d.changes} for d in (self._found, walked))
+        return [
+            f"/{os.fsdecode(path)}: {told.get(path, 'unchanged')}, and {right.get(path, 'unchanged')} in the trees"
+            for path in sorted(told.keys() | right.keys())
+            if told.get(path) != right.get(path)
+        ]
+
     def _find(self) -> None:
         driver, layer = self._layers.driver, self._layer
-        lower = self._mounted(layer.parent) if layer.parent is not None else None
-        self._private = ""
+        lower = self._lower = self._mounted(layer.parent) if layer.parent is not None else None
         if api.has_changes(driver):
             self._root = self._tree()
-            self._found = changes.of_candidates(lower, self._root, driver.changes(layer.parent, layer))
+            try:
+                self._found = changes.of_candidates(lower, self._root, driver.changes(layer.parent, layer))
+            except (Unsupported, ToolFailed) as error:
+                log.info(f"driver {self._layers.name} cannot tell what changed ({error}): the trees are compared")
+                self._found = changes.of_trees(lower, self._root)
             return
         if api.has_diff_tree(driver):
             tree = driver.diff_tree(layer)
             self._root = os.open(tree.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._fds.append(self._root)
             self._private = tree.xattr_prefix
+            self._whole = False
             try:
                 self._found = changes.of_diff_tree(lower, self._root, tree.whiteout, tree.xattr_prefix)
                 return
             except changes.NotPlain:
-                self._private = ""
+                self._private, self._whole = "", True
         self._root = self._tree()
         self._found = changes.of_trees(lower, self._root)
 

@@ -16,7 +16,7 @@ from cowshed.layers.mounting import detached
 from cowshed.state import journal as journal_rows
 from cowshed.state import layers as rows
 from cowshed.storage import api
-from cowshed.storage.errors import InUse, LayerId
+from cowshed.storage.errors import InUse, LayerId, Unsupported
 from cowshed_linux import process
 
 TYPE_CHECKING = False
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cowshed.state.store import Store, Transaction
+
+
+_PURGE_SECONDS = 0.2
 
 
 class Layers:
@@ -225,6 +228,14 @@ class Layers:
             os.close(fd)
         self._to_sync.clear()
 
+    def snapshot(self, active: api.Layer) -> Snapshot:
+        """`with layers.snapshot(active) as copy:` a committed copy of a layer, mounted or not, as it is at this moment.
+
+        Nobody else works on the layer meanwhile, which is the caller's to see to. Raises what a driver that claims
+        live snapshots may: Unsupported, TooDeep, NoSpace.
+        """
+        return Snapshot(self, active)
+
     # ------------------------------------------------------------ removing
 
     def intend_removal(self, tx: Transaction, number: int, *, with_volumes: bool = False) -> None:
@@ -331,6 +342,36 @@ class Mounted:
     ) -> None:
         os.close(self._fd)
         self._layers.store.locks.release("mounts", self._layer.number)
+
+
+class Snapshot:
+    """A copy of an active layer that is gone at the end of the block, or undone by the next command (journal: apply) if
+    this process dies."""
+
+    def __init__(self, layers: Layers, active: api.Layer) -> None:
+        self._layers, self._active = layers, active
+
+    def __enter__(self) -> api.Layer:
+        layers, active = self._layers, self._active
+        if not api.has_live_snapshot(layers.driver):
+            raise Unsupported(f"driver {layers.name} has no live snapshots", layer=active.id)
+        with layers.store.transaction() as tx:
+            self._reserved = new = layers.reserve(tx, active.parent, "apply")
+        step("layers.snapshot.written")
+        try:
+            copy = api.Layer(new.id, new.number, api.Kind.COMMITTED, active.parent)
+            data = layers.driver.snapshot(active, copy, api.Durability.NONE)
+        except BaseException:
+            layers.abandon(new)
+            raise
+        step("layers.snapshot.done")
+        return api.Layer(copy.id, copy.number, copy.kind, copy.parent, data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._layers.abandon(self._reserved)
+        self._layers.purge(_PURGE_SECONDS)
 
 
 def _now() -> int:

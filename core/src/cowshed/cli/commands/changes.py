@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from cowshed import log
 from cowshed.state import containers
 
 TYPE_CHECKING = False
@@ -13,28 +14,34 @@ if TYPE_CHECKING:
 
 
 def diff(engine: Engine, said: Values) -> int:
-    """As docker shows it: a directory in which something changed is changed itself."""
+    """As docker shows it: a directory in which something changed is changed itself. With --check the container is
+    paused meanwhile, if it runs and its driver has no snapshots."""
     from cowshed.container.access import Held
 
     row = containers.find(engine.reader, said["operands"][0])
     kinds: dict[bytes, str] = {}
-    with Held(engine, row) as held, held.difference() as difference:
+    wrong: list[str] = []
+    with Held(engine, row) as held, held.difference(pause=bool(said.check)) as difference:
+        if said.check:
+            wrong = difference.disagreements()
         for changed in difference.changes:
             above = changed.path
             while above := above.rpartition(b"/")[0]:
                 kinds.setdefault(above, "C")
             if changed.path:
                 kinds[changed.path] = changed.kind.value
+    for each in wrong:
+        log.warn(f"driver {row.driver} told wrongly: {each}")
     if said.format:
         from cowshed.cli import output
 
         rows = [{"Kind": kind, "Path": "/" + path.decode(errors="replace")} for path, kind in sorted(kinds.items())]
         output.listing(rows, ("Kind", "Path"), said.format, what="diff")
-        return 0
+        return int(bool(wrong))
     sys.stdout.flush()
     # Names need not be text.
     sys.stdout.buffer.write(b"".join([b"%s /%s\n" % (kinds[path].encode(), path) for path in sorted(kinds)]))
-    return 0
+    return int(bool(wrong))
 
 
 def commit(engine: Engine, said: Values) -> int:
