@@ -25,6 +25,7 @@ _string = os.fsencode
 # System call numbers that are the same on every architecture since 5.1, and those that are not (asm/unistd.h).
 OPEN_TREE, MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT, FSPICK = 428, 429, 430, 431, 432, 433
 PIDFD_OPEN, CLONE3, CLOSE_RANGE, OPENAT2, PIDFD_GETFD, MOUNT_SETATTR = 434, 435, 436, 437, 438, 442
+QUOTACTL_FD = 443
 _machine = os.uname().machine
 if _machine == "x86_64":
     SECCOMP, RENAMEAT2, KEYCTL, GETDENTS64, FSTATFS, RT_SIGACTION = 317, 316, 250, 217, 138, 13

@@ -5,6 +5,9 @@
 
 Deleted names are character devices 0:0, opaque directories carry PREFIX.opaque=y
 (Documentation/filesystems/overlayfs.rst).
+
+Where the file system below has quota by project, the directory ID is a project, and all that is made in upper and work:
+a file that is copied up is made in work and renamed, which the kernel allows within one project only.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import os
 from cowshed.storage import api
 from cowshed.storage.errors import LayerId, TooDeep, Unsupported
 from cowshed.storage.kit import directories
-from cowshed.storage.kit.trees import measure_tree, remove_tree
-from cowshed_driver_overlay.switches import MAX_LAYERS, capabilities, prefix, private_namespace, switches
+from cowshed.storage.kit.places import private_namespace
+from cowshed.storage.kit.trees import remove_tree
+from cowshed_driver_overlay.switches import MAX_LAYERS, capabilities, prefix, switches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,17 +30,18 @@ NAME = "overlay"
 
 
 class OverlayDriver:
-    """One open store (`cowshed.storage.api.Driver`, `DiffTreeDriver`)."""
+    """One open store (`cowshed.storage.api.Driver`, `DiffTreeDriver`, `QuotaDriver`)."""
 
     def __init__(self, root: str, options: api.Options, host: api.Host) -> None:
         user = private_namespace()
         self._switches, self._prefix = switches(options, user_attributes=user), prefix(user_attributes=user)
-        self._at, self._host = directories.Directories(root, "upper", host), host
+        self._at, self._host = directories.Directories(root, "upper", host, quota=True), host
         self._options, self._user = options, user
 
     @property
     def capabilities(self) -> api.Capabilities:
-        return capabilities(self._options, user_attributes=self._user, durable=self._at.durable)
+        at = self._at
+        return capabilities(self._options, user_attributes=self._user, durable=at.durable, quota=at.has_quota)
 
     def close(self) -> None:
         self._at.close()
@@ -48,10 +53,11 @@ class OverlayDriver:
         return self._at.scan()
 
     def prepare(self, new: api.Layer, options: api.LayerOptions) -> api.DriverData:
-        if options.quota != api.Quota():
-            raise Unsupported("this store has no quota", layer=new.id, remedy="leave the size limit out")
         if self._at.exists(new):
             return {}
+        limited = options.quota != api.Quota()
+        if limited:
+            self._at.require_quota(new)
         parent = self._at.require(new.parent) if new.parent is not None else ""
         temporary = self._at.temporary(new)
         upper = f"{temporary}/upper"
@@ -64,6 +70,8 @@ class OverlayDriver:
         else:
             os.chmod(upper, 0o755)  # whatever the umask
             os.chown(upper, options.root_uid, options.root_gid)
+        if limited:
+            self._at.limit(new, options.quota, temporary)
         self._host.step("overlay.prepare.filled")
         self._at.publish(temporary, new, durable=options.durable)
         self._host.step("overlay.prepare.published")
@@ -129,8 +137,10 @@ class OverlayDriver:
         return api.DiffTree(self._at.require(layer), api.Whiteout.CHAR, self._prefix)
 
     def usage(self, layer: api.Layer) -> api.Usage:
-        size, inodes = measure_tree(self._at.require(layer))
-        return api.Usage(own=size, shared=None, inodes=inodes, exact=False)
+        return self._at.usage(layer, beside=("work",))
+
+    def set_quota(self, layer: api.Layer, quota: api.Quota) -> None:
+        self._at.limit(layer, quota)
 
 
 def init(root: str, options: api.Options, host: api.Host) -> api.StoreId:
@@ -144,4 +154,4 @@ def open_store(root: str, options: api.Options, host: api.Host, *, store: api.St
 
 
 def destroy_store(root: str, options: api.Options, host: api.Host, *, store: api.StoreId) -> None:
-    directories.destroy_store(root, NAME, store)
+    directories.destroy_store(root, NAME, store, host)

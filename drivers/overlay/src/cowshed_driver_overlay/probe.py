@@ -8,9 +8,10 @@ import os
 
 from cowshed.storage.api import MountPlan, Overlay, ProbeReport, Reason, Verdict
 from cowshed.storage.errors import BadOption
-from cowshed.storage.kit.places import IN_MEMORY, file_system_name, nearest_directory
+from cowshed.storage.kit.places import IN_MEMORY, file_system_name, nearest_directory, private_namespace
+from cowshed.storage.kit.projects import why_not
 from cowshed.storage.kit.trees import remove_tree
-from cowshed_driver_overlay.switches import capabilities, prefix, private_namespace, switches
+from cowshed_driver_overlay.switches import capabilities, prefix, switches
 from cowshed_linux import files, paths
 
 TYPE_CHECKING = False
@@ -42,6 +43,8 @@ def probe(root: str, options: Options, host: Host) -> ProbeReport:
             facts["userxattr"] = user
             explicit = switches(options, user_attributes=user)
             facts["switches"] = ",".join(name if value is None else f"{name}={value}" for name, value in explicit)
+            without_quota = why_not(place)
+            facts["quota"] = "project" if without_quota is None else "none"
             _trial(place, explicit, prefix(user_attributes=user), host, facts)
         except BadOption as error:
             raise _Refused("options", str(error), error.remedy) from None
@@ -53,7 +56,11 @@ def probe(root: str, options: Options, host: Host) -> ProbeReport:
     durable = facts["file_system"] not in IN_MEMORY
     if not durable:
         reasons.append(Reason("overlay.in-memory", f"{facts['file_system']} forgets all layers at the next boot"))
-    return ProbeReport(capabilities(options, user_attributes=user, durable=durable), facts, tuple(reasons))
+    if without_quota is not None:
+        code, text, remedy = without_quota
+        reasons.append(Reason(f"overlay.quota-{code}", text, remedy))
+    found = capabilities(options, user_attributes=user, durable=durable, quota=without_quota is None)
+    return ProbeReport(found, facts, tuple(reasons))
 
 
 def _trial(place: str, explicit: tuple[tuple[str, str | None], ...], private: str, host: Host, facts: Facts) -> None:

@@ -6,21 +6,10 @@ changes them at run time, while what lies in a store was written under one setti
 
 from __future__ import annotations
 
-import os
-
 from cowshed.storage import api
 from cowshed.storage.errors import BadOption
 
 MAX_LAYERS = 500  # OVL_MAX_STACK: lower directories of one mount
-
-
-def private_namespace() -> bool:
-    """Whether this process is in a user namespace of its own, where overlay keeps its attributes under user.*"""
-    fd = os.open("/proc/self/uid_map", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 128).split() != [b"0", b"0", b"4294967295"]
-    finally:
-        os.close(fd)
 
 
 def prefix(*, user_attributes: bool) -> str:
@@ -53,8 +42,11 @@ def _common(options: api.Options) -> tuple[tuple[str, str | None], ...]:
     return ("index", str(options["index"])), ("xino", str(options["xino"])), ("nfs_export", "off")
 
 
-def capabilities(options: api.Options, *, user_attributes: bool, durable: bool = True) -> api.Capabilities:
-    """What a store with these options can. durable: the place survives a power cut (tmpfs does not)."""
+def capabilities(
+    options: api.Options, *, user_attributes: bool, durable: bool = True, quota: bool = False
+) -> api.Capabilities:
+    """What a store with these options can. durable: the place survives a power cut (tmpfs does not); quota: the file
+    system limits what a project uses (`cowshed.storage.kit.projects`)."""
     redirects, metacopy = options["redirect_dir"] == "on", options["metacopy"] == "on"
     plain = not redirects and not metacopy  # the upper directory alone tells what a layer changed
     return api.Capabilities(
@@ -62,6 +54,8 @@ def capabilities(options: api.Options, *, user_attributes: bool, durable: bool =
         max_depth=MAX_LAYERS,
         durability=api.Durability.COMMIT if durable else api.Durability.NONE,
         diff_tree=plain,
+        quota=api.QuotaScope.OWN if quota else api.QuotaScope.NONE,
+        quota_inodes=quota,
         rebase=plain,
         rename_lower_directory=redirects,
         hard_links_survive_copy_up=options["index"] == "on",
@@ -73,4 +67,5 @@ def capabilities(options: api.Options, *, user_attributes: bool, durable: bool =
         selinux=True,
         rootless=plain and options["index"] == "off",
         lost_xattrs=(prefix(user_attributes=user_attributes),),
+        usage_exact=quota,
     )

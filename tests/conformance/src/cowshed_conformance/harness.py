@@ -15,7 +15,7 @@ from cowshed.storage.kit.trees import remove_tree
 from cowshed_conformance import steps
 from cowshed_conformance import tree as trees
 from cowshed_conformance.target import Target
-from cowshed_linux import files
+from cowshed_linux import capabilities, files
 
 
 class SuiteHost(EngineHost):
@@ -236,6 +236,17 @@ def usage(store: Store, layer: api.Layer) -> int:
     """Bytes that are the layer's own, after writing back: allocation may be delayed until then."""
     sync(store.root)
     return store.driver.usage(layer).own
+
+
+@contextlib.contextmanager
+def held_to_limits() -> Iterator[None]:
+    """Write as a container does: capabilities(7) lets CAP_SYS_RESOURCE override disk quota limits."""
+    held, resource = capabilities.permitted(), capabilities.bits(["CAP_SYS_RESOURCE"])
+    capabilities.set_all(held & ~resource, held, 0, 0)
+    try:
+        yield
+    finally:
+        capabilities.set_all(held, held, 0, 0)
 
 
 def sync(path: str) -> None:

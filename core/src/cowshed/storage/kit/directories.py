@@ -5,6 +5,7 @@
     ROOT/temp/ID              of a call that is running, or died
     ROOT/active/ID  ROOT/committed/ID   the layers
     ROOT/trash/ID.WHERE       removed, waits for purge()
+    ROOT/projects             of stores with quota: see projects.py
 
 Publishing, committing and removing are one rename inside ROOT each, so a crash leaves the old state or the new one, and
 at most an object that scan() calls TEMP or TRASH. What must outlive a power cut is synced before it is renamed, and the
@@ -18,9 +19,9 @@ import errno
 import os
 from time import monotonic
 
-from cowshed.storage.api import Health, Kind, ObjectKind, PurgeResult, StoredObject
-from cowshed.storage.errors import Damaged, LayerId, NotFound, WrongStore
-from cowshed.storage.kit.trees import remove_tree
+from cowshed.storage.api import Health, Kind, ObjectKind, PurgeResult, Quota, StoredObject, Usage
+from cowshed.storage.errors import Damaged, LayerId, NotFound, Unsupported, WrongStore
+from cowshed.storage.kit.trees import measure_tree, remove_tree
 from cowshed_linux import files
 
 TYPE_CHECKING = False
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from cowshed.storage.api import Host, Layer, StoreId
+    from cowshed.storage.kit.projects import Projects
 
 # In the order in which a layer goes through them: a scan in this order may see a layer twice and never misses one.
 FOLDERS = ("temp", "active", "committed", "trash")
@@ -45,7 +47,7 @@ def init_store(root: str, kind: str) -> StoreId:
         return check_store(root, kind, None)
     except FileNotFoundError:
         pass  # there is none, or one whose making was interrupted
-    strangers = sorted({*os.listdir(root)} - {*FOLDERS, "format", "lost+found"})
+    strangers = sorted({*os.listdir(root)} - {*FOLDERS, "format", "projects", "lost+found"})
     begun = [name for name in strangers if name.startswith(("format.", "store.")) and name.endswith(".new")]
     if len(begun) < len(strangers):
         other = next(name for name in strangers if name not in begun)
@@ -106,8 +108,11 @@ def check_store(root: str, kind: str, store: StoreId | None) -> StoreId:
     return found  # type: ignore[return-value]
 
 
-def destroy_store(root: str, kind: str, store: StoreId) -> None:
-    """Take all away; repeatable: the identity goes last, so that a repeat still finds what it belongs to."""
+def destroy_store(root: str, kind: str, store: StoreId, host: Host | None = None) -> None:
+    """Take all away; repeatable: the identity goes last, so that a repeat still finds what it belongs to.
+
+    host: of a driver that has quota, whose limits are lifted first.
+    """
     if not os.path.lexists(f"{root}/store") and not os.path.lexists(f"{root}/format"):
         try:
             os.rmdir(root)
@@ -119,9 +124,22 @@ def destroy_store(root: str, kind: str, store: StoreId) -> None:
         return
     if os.path.lexists(f"{root}/store"):
         check_store(root, kind, store)
-    for name in (*FOLDERS, "store", "format"):
+    if host is not None and os.path.lexists(f"{root}/projects"):
+        _lift_limits(root, host)
+    for name in (*FOLDERS, "projects", "store", "format"):
         remove_tree(f"{root}/{name}")
-    destroy_store(root, kind, store)
+    destroy_store(root, kind, store, host)
+
+
+def _lift_limits(root: str, host: Host) -> None:
+    from cowshed.storage.kit import projects
+
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not projects.obstacle(fd):
+            projects.Projects(root, fd, host).lift_all()
+    finally:
+        os.close(fd)
 
 
 def _lines(path: str) -> tuple[str, str]:
@@ -150,12 +168,21 @@ def _id_maps() -> str:
 
 
 class Directories:
-    """The layers of one such store; each is a directory in which `content` holds the tree."""
+    """The layers of one such store; each is a directory in which `content` holds the tree.
 
-    def __init__(self, root: str, content: str, host: Host) -> None:
+    quota: make each layer a project of its own, where the file system has quota by project.
+    """
+
+    def __init__(self, root: str, content: str, host: Host, *, quota: bool = False) -> None:
         self.root, self._content, self._host = root, content, host
         # Writeback errors are reported to descriptors that were open when they happened: so from the start.
         self._sync = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._projects = self._quota() if quota else None
+
+    def _quota(self) -> Projects | None:
+        from cowshed.storage.kit import projects
+
+        return None if projects.obstacle(self._sync) else projects.Projects(self.root, self._sync, self._host)
 
     def close(self) -> None:
         fd, self._sync = self._sync, -1
@@ -168,6 +195,11 @@ class Directories:
         from cowshed.storage.kit import places
 
         return places.file_system_name(self.root) not in places.IN_MEMORY
+
+    @property
+    def has_quota(self) -> bool:
+        """Whether layers made from now on are projects."""
+        return self._projects is not None
 
     def health(self) -> Health:
         status = os.statvfs(self.root)
@@ -202,7 +234,24 @@ class Directories:
         path = f"{self.root}/temp/{layer.id}"
         remove_tree(path)
         os.mkdir(path, 0o700)
+        if self._projects is not None:
+            self._projects.give(path, layer)
         return path
+
+    def require_quota(self, layer: Layer) -> Projects:
+        """Raises Unsupported where layers are no projects."""
+        if self._projects is None:
+            raise Unsupported(
+                "this store has no size limits",
+                layer=layer.id,
+                remedy="leave the limit out; cowshed driver why tells what they need",
+            )
+        return self._projects
+
+    def limit(self, layer: Layer, quota: Quota, path: str = "") -> None:
+        """Limit all that lies in the layer's directory, or in its temporary one at path. Unsupported, NoSpace."""
+        folder = path or os.path.dirname(self.require(layer))
+        self.require_quota(layer).limit(folder, layer, quota)
 
     def sync(self) -> None:
         """Write back the whole file system that the store lies on."""
@@ -256,8 +305,23 @@ class Directories:
 
     # ------------------------------------------------------------ what is there
 
+    def usage(self, layer: Layer, *, beside: Iterable[str] = ()) -> Usage:
+        """What the layer's directory holds: exactly, if it is a project, else the content by a walk.
+
+        beside: names in the layer's directory, other than the content, whose inodes are no user's.
+        """
+        content = self.require(layer)
+        folder = os.path.dirname(content)
+        counted = self._projects.used(folder) if self._projects is not None else None
+        if counted is None:
+            size, inodes = measure_tree(content)
+            return Usage(own=size, shared=None, inodes=inodes, exact=False)
+        size, inodes = counted
+        others = sum(measure_tree(f"{folder}/{name}")[1] for name in beside if os.path.isdir(f"{folder}/{name}"))
+        return Usage(own=size, shared=None, inodes=max(inodes - 1 - others, 0), exact=True)
+
     def scan(self, folders: Iterable[str] = FOLDERS) -> Iterator[StoredObject]:
-        """Every object, in the order of FOLDERS."""
+        """Every object, in the order of FOLDERS; then limits."""
         kinds = {"active": Kind.ACTIVE, "committed": Kind.COMMITTED}
         others = {"temp": ObjectKind.TEMP, "trash": ObjectKind.TRASH}
         for folder in folders:
@@ -268,6 +332,8 @@ class Directories:
                     LayerId(name.partition(".")[0]),
                     layer_kind=kinds.get(folder),
                 )
+        if folders is FOLDERS and self._projects is not None:
+            yield from self._projects.scan()
 
     def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> PurgeResult:
         """See `cowshed.storage.api.Driver.purge`. One object that cannot be removed does not keep the others: the first
@@ -283,14 +349,19 @@ class Directories:
                 if monotonic() > until:
                     left += 1
                 elif found.kind is ObjectKind.TRASH:
-                    left += not remove_tree(path, until=until)
+                    left += not self._delete(path, until)
                 else:
                     with claim(found.layer) as mine:
                         # The path is of temp/: if the layer was published since the scan, nothing is there now.
-                        left += not (mine and remove_tree(path, until=until))
+                        left += not (mine and self._delete(path, until))
             except OSError as error:
                 left += 1
                 problem = problem or error
         if problem is not None:
             raise problem
         return PurgeResult(left)
+
+    def _delete(self, path: str, until: float) -> bool:
+        if self._projects is not None:
+            self._projects.lift(path)
+        return remove_tree(path, until=until)
