@@ -95,7 +95,9 @@ def _overlay(step: api.Overlay, done: list[int]) -> int:
         try:
             return mount.file_system("overlay", "cowshed", [*_one_by_one(lowers, data), *rest], attributes)
         except OSError as error:
-            if "lowerdir+" not in str(error) or error.errno != 22 or data:
+            # An older kernel takes any option until "create", and then says EINVAL and no more.
+            unknown = "lowerdir+" in str(error) or ("create" in str(error) and "(kernel:" not in str(error))
+            if error.errno != 22 or data or not unknown:
                 raise
         # Before Linux 6.8 all lower directories are one string of a page at most: short names, made of descriptors.
         joined = ":".join([f"/proc/self/fd/{_opened(lower, opened)}" for lower in lowers])
