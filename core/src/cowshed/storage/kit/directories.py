@@ -249,7 +249,7 @@ class Directories:
         return self._projects
 
     def limit(self, layer: Layer, quota: Quota, path: str = "") -> None:
-        """Limit all that lies in the layer's directory, or in its temporary one at path. Unsupported, NoSpace."""
+        """Limit all that lies in the layer's directory, or in its temporary one at path. Raises Unsupported."""
         folder = path or os.path.dirname(self.require(layer))
         self.require_quota(layer).limit(folder, layer, quota)
 
@@ -308,7 +308,8 @@ class Directories:
     def usage(self, layer: Layer, *, beside: Iterable[str] = ()) -> Usage:
         """What the layer's directory holds: exactly, if it is a project, else the content by a walk.
 
-        beside: names in the layer's directory, other than the content, whose inodes are no user's.
+        beside: other directories in it than the content; their inodes are not the layer's. xfs takes a moment until
+        what was deleted counts no more.
         """
         content = self.require(layer)
         folder = os.path.dirname(content)
@@ -317,8 +318,8 @@ class Directories:
             size, inodes = measure_tree(content)
             return Usage(own=size, shared=None, inodes=inodes, exact=False)
         size, inodes = counted
-        others = sum(measure_tree(f"{folder}/{name}")[1] for name in beside if os.path.isdir(f"{folder}/{name}"))
-        return Usage(own=size, shared=None, inodes=max(inodes - 1 - others, 0), exact=True)
+        others = 1 + sum(_inodes_of_its_own(f"{folder}/{name}") for name in beside)
+        return Usage(own=size, shared=None, inodes=max(inodes - others, 0), exact=True)
 
     def scan(self, folders: Iterable[str] = FOLDERS) -> Iterator[StoredObject]:
         """Every object, in the order of FOLDERS; then limits."""
@@ -365,3 +366,16 @@ class Directories:
         if self._projects is not None:
             self._projects.lift(path)
         return remove_tree(path, until=until)
+
+
+def _inodes_of_its_own(path: str) -> int:
+    """How many inodes have their only name in a small tree: those with another one are part of the content too."""
+    count = 0
+    for where, _, names in os.walk(path):
+        count += 1
+        for name in names:
+            try:
+                count += os.lstat(f"{where}/{name}").st_nlink == 1
+            except FileNotFoundError:  # the kernel is at work there
+                continue
+    return count

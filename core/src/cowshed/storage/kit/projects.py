@@ -16,7 +16,7 @@ import errno
 import os
 
 from cowshed.storage.api import ObjectKind, Quota, StoredObject
-from cowshed.storage.errors import NoSpace, SpaceKind, Unsupported
+from cowshed.storage.errors import Unsupported
 from cowshed.storage.kit import places
 from cowshed_linux import files, projects
 
@@ -105,7 +105,7 @@ class Projects:
         """Make an empty directory the layer's project, and all that will be made in it."""
         first = self._claimed() or self._claim()
         if not first:
-            return  # only a limit needs one: see `limit`
+            return  # only a limit needs one, and says so
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             number = first + layer.number
@@ -114,18 +114,14 @@ class Projects:
             os.close(fd)
 
     def limit(self, path: str, layer: Layer, quota: Quota) -> None:
-        """Set the limits of the project that a layer's directory carries. NoSpace, Unsupported."""
+        """Set the limits of the project that a layer's directory carries. Raises Unsupported if it carries none."""
         number = self._of(path)
         if not number:
-            if not self._claimed():
-                raise NoSpace(
-                    "every block of project ids of the file system is taken: no size limits",
-                    what=SpaceKind.QUOTA, layer=layer.id, remedy="destroy a store that lies on it",
-                )  # fmt: skip
             raise Unsupported(
-                f"layer {layer.id} was made when this store had no quota", layer=layer.id,
-                remedy="make another container",
-            )  # fmt: skip
+                f"layer {layer.id} has no project id: it was made when this store had no quota, or none was left",
+                layer=layer.id,
+                remedy="make another container; cowshed driver why tells what size limits need",
+            )
         size, inodes = quota.bytes or 0, quota.inodes or 0
         self._host.call("project.limit", lambda: projects.set_limits(self._fd, number, size, inodes))
 
