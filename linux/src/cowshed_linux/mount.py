@@ -7,6 +7,7 @@ until `attach` puts it somewhere.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from cowshed_linux import libc
@@ -41,6 +42,7 @@ UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, STRICTATIME, LAZYTIME = (
     1 << 25,
 )
 
+_CLONE_NEWNS = 0x20000
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 
@@ -96,6 +98,49 @@ def clone(path: str | bytes, *, at: int = AT_FDCWD, recursive: bool = False) -> 
     """A detached copy of the mount at path (of what `at` refers to, if path is empty), as a bind mount would be."""
     flags = OPEN_TREE_CLONE | (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
     return open_tree(path, flags, at=at)
+
+
+def beneath(tree: int, path: str) -> int:
+    """A detached mount of a directory in the detached mount `tree`, which may not be used for anything else afterwards.
+
+    Before Linux 6.15 only what is mounted in a namespace can be cloned: so it is, in one that lives for this call only.
+    """
+    try:
+        return clone(path, at=tree)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return _beneath_attached(tree, path)
+
+
+def _beneath_attached(tree: int, path: str) -> int:
+    from threading import Thread  # old kernels only
+
+    made: list[int] = []
+    problems: list[OSError] = []
+
+    def elsewhere() -> None:
+        try:
+            home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                check(C.unshare(_CLONE_NEWNS), "unshare")  # this thread alone
+                mount(None, "/", None, REC | PRIVATE)
+                attach(tree, "/proc")
+                made.append(clone(path, at=tree))
+                check(C.setns(home, _CLONE_NEWNS), "setns")  # the namespace goes now, not some time after the thread
+            finally:
+                os.close(home)
+        except OSError as error:
+            problems.append(error)
+
+    thread = Thread(target=elsewhere, name="mount beneath")
+    thread.start()
+    thread.join()
+    if problems:
+        for fd in made:
+            os.close(fd)
+        raise problems[0]
+    return made[0]
 
 
 def attach(mount: int, path: str | bytes = "", *, at: int = AT_FDCWD) -> None:

@@ -32,7 +32,7 @@ def detached(plan: api.MountPlan, *, read_only: bool = False) -> int:
         if plan.subpath:
             whole = tree
             try:
-                tree = mount.clone(plan.subpath, at=whole)
+                tree = mount.beneath(whole, plan.subpath)
             finally:
                 os.close(whole)
         if read_only:
