@@ -296,7 +296,7 @@ class _Walk:
                 if old is None or not stat.S_ISDIR(old.st_mode):
                     self.tree(path, None, new, pure=True)
                     if old is not None:
-                        self._found[path].kind = MODIFIED
+                        self._add(path, MODIFIED, status_now)
                     return True
                 before = os.open(name, DIRECTORY, dir_fd=here)
                 try:

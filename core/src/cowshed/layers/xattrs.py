@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-# Private to overlay, or the host's to say: never taken from an image, and never given to one.
-REFUSED = ("trusted.overlay.", "user.overlay.", "security.selinux", "security.ima", "security.evm")
+# Private to overlay, or the host's to say (on btrfs, how a file is compressed on disk): never taken from an image, and
+# never given to one.
+REFUSED = ("trusted.overlay.", "user.overlay.", "security.selinux", "security.ima", "security.evm", "btrfs.")
 _UNSUPPORTED, _GONE = 95, 61  # EOPNOTSUPP, ENODATA
 
 

@@ -177,14 +177,14 @@ class Backing:
 
 
 def fs_type(path: str) -> str:
-    """What mountinfo calls the file system of path, with its options: for the report."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    found = ""
+    """What mountinfo calls the file system of path, with its options: for the report. Not found by device numbers, as
+    each subvolume of btrfs has one of its own."""
+    place, best, found = os.path.realpath(path), "", "unknown"
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             words = line.split()
-            if words[2] == wanted:
+            point = words[4].rstrip("/")
+            if (place == point or place.startswith(f"{point}/")) and len(point) >= len(best):
                 tail = words[words.index("-") + 1 :]
-                found = f"{tail[0]} ({tail[-1]})"
-    return found or "unknown"
+                best, found = point, f"{tail[0]} ({tail[-1]})"
+    return found

@@ -5,6 +5,7 @@ A step is made once and may be run on any tree; its text is what a failing case 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket as sockets
@@ -153,6 +154,20 @@ def device(path: Path, major: int, minor: int, kind: int = stat.S_IFCHR) -> Step
         f"device({path!r}, {major}:{minor})",
         lambda root: os.mknod(at(root, path), kind | 0o600, os.makedev(major, minor)),
     )
+
+
+def subvolume(path: Path) -> Step:
+    """A subvolume of btrfs, as a process in a container makes one (BTRFS_IOC_SUBVOL_CREATE)."""
+
+    def run(root: str) -> None:
+        above, _, name = at(root, path).rpartition("/")
+        fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, 0x5000940E, bytearray(8) + os.fsencode(name).ljust(4088, b"\0"))
+        finally:
+            os.close(fd)
+
+    return Step(f"subvolume({path!r})", run)
 
 
 def socket(path: str) -> Step:

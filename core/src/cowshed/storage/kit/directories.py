@@ -26,7 +26,7 @@ from cowshed_linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from cowshed.storage.api import Host, Layer, StoreId
@@ -37,8 +37,10 @@ FOLDERS = ("temp", "active", "committed", "trash")
 _FORMAT = 1
 
 
-def init_store(root: str, kind: str) -> StoreId:
+def init_store(root: str, kind: str, folders: Sequence[str] = FOLDERS) -> StoreId:
     """Make a store for driver `kind`, or finish one that was begun; the identity of the one that is there.
+
+    folders: those of FOLDERS that the driver uses.
 
     Raises WrongStore if another driver's data, or anything else, lies at root.
     """
@@ -54,7 +56,7 @@ def init_store(root: str, kind: str) -> StoreId:
         raise WrongStore(f"{root} is not empty and holds no store: {other}", remedy="choose an empty directory")
     for name in begun:
         os.unlink(f"{root}/{name}")
-    for folder in FOLDERS:
+    for folder in folders:
         try:
             os.mkdir(f"{root}/{folder}", 0o700)
         except FileExistsError:
