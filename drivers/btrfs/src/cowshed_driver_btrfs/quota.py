@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import os
+from time import monotonic, sleep
 
 from cowshed.storage.errors import BadOption, Unsupported
 from cowshed_driver_btrfs import ioctls, subvolumes
@@ -34,6 +35,7 @@ _MARK = 0xBFFF << 48
 _OURS = 0xC000 << 48  # and above
 _NUMBERS = 1 << 24
 _TRIES = 8
+_MOMENT = 0.2  # seconds
 
 
 def state(fd: int) -> tuple[str, int]:
@@ -88,8 +90,19 @@ class Groups:
 
     def dead(self) -> list[int]:
         """Subvolumes of the store that are gone, and whose own groups are not: those of kernels before 6.11, and those
-        that are charged for what a snapshot still holds."""
-        return [one for one in self.members(self.store) if not _exists(self._fd, one)]
+        that are charged for what a snapshot still holds.
+
+        Newer kernels take an empty group away a moment after its subvolume, when a transaction has ended: so what is
+        found is looked at again.
+        """
+        found = [one for one in self.members(self.store) if not _exists(self._fd, one)]
+        until = monotonic() + _MOMENT
+        while found and monotonic() < until:
+            ioctls.commit_transaction(self._fd)
+            sleep(_MOMENT / 20)
+            there = set(self.members(self.store))
+            found = [one for one in found if one in there]
+        return found
 
     def unused(self) -> list[int]:
         """Groups of layers in which no subvolume lives."""
