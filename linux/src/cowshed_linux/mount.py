@@ -16,6 +16,7 @@ from cowshed_linux.libc import NULL, C, check, ffi, string, syscall
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 AT_FDCWD = -100
 AT_EMPTY_PATH, AT_RECURSIVE, AT_SYMLINK_NOFOLLOW, AT_NO_AUTOMOUNT = 0x1000, 0x8000, 0x100, 0x800
@@ -46,38 +47,64 @@ _CLONE_NEWNS = 0x20000
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 
+class Context:
+    """A file system that is being configured step by step (fsopen(2), fsconfig(2)). What was mounted of it stays when
+    the context is closed.
+
+    An option with value None is a flag; an int is a descriptor. OSError has the kernel's own explanation, where it
+    gives one, in its text.
+    """
+
+    def __init__(self, fstype: str) -> None:
+        self._fstype = fstype
+        self._fd = syscall(f"fsopen {fstype}", libc.FSOPEN, string(fstype), _FSOPEN_CLOEXEC)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def set(self, name: str, value: str | int | None = None) -> None:
+        doing = name if value is None else f"{name}={value}"
+        if value is None:
+            self._call(doing, libc.FSCONFIG, _SET_FLAG, string(name), NULL, 0)
+        elif type(value) is int:
+            self._call(doing, libc.FSCONFIG, _SET_FD, string(name), NULL, value)
+        else:
+            self._call(doing, libc.FSCONFIG, _SET_STRING, string(name), string(str(value)), 0)
+
+    def create(self) -> None:
+        self._call("create", libc.FSCONFIG, _CMD_CREATE, NULL, NULL, 0)
+
+    def reconfigure(self) -> None:
+        """Apply the options that were set since to the file system that was created."""
+        self._call("reconfigure", libc.FSCONFIG, _CMD_RECONFIGURE, NULL, NULL, 0)
+
+    def mount(self, attributes: int = 0) -> int:
+        """The descriptor of a detached mount."""
+        return self._call("mount", libc.FSMOUNT, _FSMOUNT_CLOEXEC, attributes)
+
+    def _call(self, doing: str, number: int, *arguments: Any) -> int:
+        try:
+            return syscall("", number, self._fd, *arguments)
+        except OSError as error:
+            said = kernel_messages(self._fd)
+            text = f"mount {self._fstype}: {doing}: {os.strerror(error.errno or 0)}"
+            raise OSError(error.errno, text + (f" (kernel: {said})" if said else "")) from None
+
+
 def file_system(
     fstype: str, source: str | None, options: Iterable[tuple[str, str | int | None]] = (), attributes: int = 0
 ) -> int:
-    """A detached mount of a new (or, for devices, perhaps already live) file system; its descriptor.
-
-    An option with value None is a flag; an int is a descriptor. The kernel's own explanation, where it gives one, is in
-    the error's text.
-    """
-    context = syscall(f"fsopen {fstype}", libc.FSOPEN, string(fstype), _FSOPEN_CLOEXEC)
-    doing = ""
-    try:
+    """A detached mount of a new (or, for devices, perhaps already live) file system; its descriptor. See Context."""
+    with Context(fstype) as context:
         if source is not None:
-            doing = f"source={source}"
-            syscall("fsconfig", libc.FSCONFIG, context, _SET_STRING, string("source"), string(source), 0)
+            context.set("source", source)
         for name, value in options:
-            doing = name if value is None else f"{name}={value}"
-            if value is None:
-                syscall("fsconfig", libc.FSCONFIG, context, _SET_FLAG, string(name), NULL, 0)
-            elif type(value) is int:
-                syscall("fsconfig", libc.FSCONFIG, context, _SET_FD, string(name), NULL, value)
-            else:
-                syscall("fsconfig", libc.FSCONFIG, context, _SET_STRING, string(name), string(str(value)), 0)
-        doing = "create"
-        syscall("fsconfig", libc.FSCONFIG, context, _CMD_CREATE, NULL, NULL, 0)
-        doing = "mount"
-        return syscall("fsmount", libc.FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
-    except OSError as error:
-        said = kernel_messages(context)
-        text = f"mount {fstype}: {doing}: {os.strerror(error.errno or 0)}" + (f" (kernel: {said})" if said else "")
-        raise OSError(error.errno, text) from None
-    finally:
-        os.close(context)
+            context.set(name, value)
+        context.create()
+        return context.mount(attributes)
 
 
 def kernel_messages(context: int) -> str:

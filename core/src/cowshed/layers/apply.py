@@ -58,11 +58,21 @@ def apply(chunks: Iterable[bytes], root: int, *, limit: int = 1 << 40) -> int:
             raise NoSpace(
                 f"no space to unpack {applier.doing}: {error.strerror}", remedy="cowshed rmi, or free space"
             ) from None
-        raise ImageError(f"it cannot be unpacked: {applier.doing}: {error.strerror or error}") from None
+        why = _too_long(root, applier.name) if error.errno == 36 else ""  # ENAMETOOLONG
+        raise ImageError(f"it cannot be unpacked: {applier.doing}: {why or error.strerror or error}") from None
     finally:
         os.umask(old_mask)
         applier.close()
     return applier.count
+
+
+def _too_long(root: int, path: bytes) -> str:
+    """Which name in a path the layer's file system cannot have: aufs takes 242 bytes, where others take 255."""
+    most = os.fstatvfs(root).f_namemax
+    longest = max(map(len, path.split(b"/")))
+    if longest <= most:
+        return ""
+    return f"a name of {longest} bytes, and the driver's file system takes {most}: another driver may take it"
 
 
 class Applier:

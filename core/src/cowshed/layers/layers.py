@@ -12,7 +12,7 @@ import os
 from cowshed.errors import StoreError
 from cowshed.layers import unused
 from cowshed.layers.faults import step
-from cowshed.layers.mounting import detached
+from cowshed.layers.mounting import detached, release
 from cowshed.state import journal as journal_rows
 from cowshed.state import layers as rows
 from cowshed.storage import api
@@ -291,6 +291,18 @@ class Layers:
             self.store, driver, layer, lambda: self.plan(layer, read_only=read_only), read_only=read_only
         )
 
+    def unmount(self, layer: api.Layer, tree: int, *, read_only: bool) -> None:
+        """End a mount that `mount` made, and that nobody else uses, by its last descriptor."""
+        if read_only or api.has_activation(self.driver):
+            os.close(tree)
+            return
+        try:
+            plan = self.plan(layer, read_only=False)
+        except BaseException:
+            os.close(tree)
+            raise
+        release(tree, plan)
+
     def plan(self, layer: api.Layer, *, read_only: bool) -> api.MountPlan:
         return self.driver.mounts(layer, api.MountRequest(read_only=read_only))
 
@@ -340,8 +352,10 @@ class Mounted:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._fd)
-        self._layers.store.locks.release("mounts", self._layer.number)
+        try:
+            self._layers.unmount(self._layer, self._fd, read_only=self._read_only)
+        finally:
+            self._layers.store.locks.release("mounts", self._layer.number)
 
 
 class Snapshot:

@@ -58,7 +58,20 @@ class mounted:
         return api.MountedTree(self._fd, f"/proc/self/fd/{self._fd}")
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        release(self._fd, self._plan)
+
+
+def release(tree: int, plan: api.MountPlan) -> None:
+    """End a mount that `detached` made, and that nobody else uses, by its last descriptor. What of it only the living
+    mount knows is written into its branches before; without that, names of one changed file become several files."""
+    try:
+        last = plan.steps[-1]
+        if isinstance(last, api.Aufs) and last.writable:
+            from cowshed.layers import aufs
+
+            aufs.settle(tree, last)
+    finally:
+        os.close(tree)
 
 
 def _execute(step: api.Mount, done: list[int]) -> int:
@@ -76,7 +89,9 @@ def _execute(step: api.Mount, done: list[int]) -> int:
     if isinstance(step, api.FileSystem):
         attributes = mount.ATTR_RDONLY if step.read_only else 0
         return mount.file_system(step.fstype, step.source, step.options, attributes)
-    return _aufs(step)
+    from cowshed.layers import aufs  # not for the others to import
+
+    return aufs.mounted(step)
 
 
 def _path(source: api.Source, done: list[int]) -> str:
@@ -140,12 +155,3 @@ def _upper(step: api.Overlay, opened: list[int]) -> tuple[tuple[str, str], ...]:
     upper, work = _short(step.upper, opened), _short(step.work, opened)
     # Of these two, unlike of lowerdir+, the kernel takes backslashes away.
     return ("upperdir", upper.replace("\\", "\\\\")), ("workdir", work.replace("\\", "\\\\"))
-
-
-def _aufs(step: api.Aufs) -> int:
-    branches = [f"{path}={'rw' if step.writable and n == 0 else 'ro'}" for n, path in enumerate(step.branches)]
-    text = "br:" + ":".join(branches)
-    if len(text) > _DATA_PAGE:
-        raise OSError(7, f"mount aufs: {len(branches)} branches do not fit in one page of options")
-    name, _, value = text.partition(":")
-    return mount.file_system("aufs", "cowshed", [(name, value), *step.options])

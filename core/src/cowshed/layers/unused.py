@@ -7,7 +7,8 @@ hold, cheapest first:
     the container's cgroup is empty     finds the processes of a container whose monitor was killed
     the kernel lets it be used          of overlay: with index=on it refuses an upper directory that is in use; of a
                                         device that the driver activates: it refuses to open it for one alone (O_EXCL,
-                                        open(2)). Both see a detached mount, which no namespace shows
+                                        open(2)); aufs names the branches of all its mounts in sysfs. All see a detached
+                                        mount, which no namespace shows
     no mount namespace shows the layer  what was mounted by hand. This reads a table for each namespace, so it is left
                                         out where the kernel has answered; after a refusal it names the holder
 """
@@ -87,8 +88,8 @@ def _holder(store: Store, layer: api.Layer, driver: api.Driver, shown: Shown | N
             return ""  # there is nothing that could be mounted
         free = _opens_alone(device)
         marks.append(_numbers(device))
-    elif layer.kind is api.Kind.ACTIVE:
-        free = _trial(driver, layer)
+    else:
+        free = _told(driver, layer)
     if free:
         return ""
     pid = (shown or Shown()).by(marks)
@@ -104,12 +105,24 @@ def _plan(driver: api.Driver, layer: api.Layer) -> api.MountPlan | None:
         return None  # half removed already
 
 
-def _trial(driver: api.Driver, layer: api.Layer) -> bool | None:
-    """Whether the kernel lets the layer's upper directory be used. None if it cannot be asked: it is not an overlay,
-    the file system has no file handles, or the layer is half removed already."""
+def _told(driver: api.Driver, layer: api.Layer) -> bool | None:
+    """What the kernel says: whether nothing has the layer mounted. None if it cannot be asked: it is neither an overlay
+    nor aufs, the file system has no file handles, or the layer is half removed already."""
     plan = _plan(driver, layer)
-    last = plan.steps[-1] if plan is not None else None
-    if plan is None or not isinstance(last, api.Overlay) or last.upper is None or ("userxattr", None) in last.options:
+    if plan is None:
+        return None
+    last = plan.steps[-1]
+    if isinstance(last, api.Aufs):
+        from cowshed.layers import aufs
+
+        used = aufs.in_use(last.branches[0])
+        return None if used is None else not used
+    return _trial(plan, last) if layer.kind is api.Kind.ACTIVE else None
+
+
+def _trial(plan: api.MountPlan, last: api.Mount) -> bool | None:
+    """Whether the kernel lets the layer's upper directory be used."""
+    if not isinstance(last, api.Overlay) or last.upper is None or ("userxattr", None) in last.options:
         return None
     lowers = last.lowers[:1]  # it is the upper directory that is tried; the top lower one is what index=on remembers
     needed = [last.upper, last.work or "", *[lower for lower in lowers if isinstance(lower, str)]]

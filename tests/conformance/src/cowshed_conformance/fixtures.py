@@ -10,13 +10,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 
 import pytest
 
 from cowshed.storage import api
 from cowshed_conformance import backing as places
-from cowshed_conformance import hoststate, marks
+from cowshed_conformance import hoststate, marks, standins
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.harness import Store, SuiteHost
 from cowshed_conformance.report import Report
@@ -39,7 +40,8 @@ def target(request: pytest.FixtureRequest) -> Target:
     seed = config.getoption("--conformance-seed")
     if seed is None:
         seed = Report.of_this_run().facts.get("seed") or random.SystemRandom().randrange(1 << 32)
-    return resolve(name, given, seed=seed, level=config.getoption("--level"))
+    found = resolve(name, given, seed=seed, level=config.getoption("--level"))
+    return replace(found, plugin=standins.under(found.plugin))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,7 @@ def _facts(target: Target, made: Backing) -> None:
     report = plugin.probe(made.path, target.at(made.path), SuiteHost())
     facts.update(
         driver=plugin.name,
+        mounted_by=f"{standins.used.name}, a stand-in" if standins.used is not None else "the kernel",
         api=".".join(str(n) for n in plugin.api),
         options=dict(target.options),
         verdict=report.verdict.value,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Self
 
 from cowshed.layers.host import EngineHost
-from cowshed.layers.mounting import detached
+from cowshed.layers.mounting import detached, release
 from cowshed.storage import api
 from cowshed.storage.errors import LayerId, StorageError
 from cowshed.storage.kit.trees import remove_tree
@@ -177,7 +177,11 @@ class Store:
         try:
             yield fd
         finally:
-            os.close(fd)
+            driver = driver or self.driver
+            if read_only or api.has_activation(driver):
+                os.close(fd)
+            else:
+                release(fd, driver.mounts(layer, api.MountRequest(read_only)))
 
     @contextlib.contextmanager
     def mount(self, layer: api.Layer, *, read_only: bool = False, driver: api.Driver | None = None) -> Iterator[str]:

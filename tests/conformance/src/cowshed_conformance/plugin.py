@@ -30,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("dir", "tmpfs", "ext4", "ext4-quota", "xfs", "xfs-quota", "btrfs"),
         help="what the stores lie on; default: the first that suits the driver, beginning with the temporary directory",
     )
+    group.addoption(
+        "--stand-in", metavar="FILE:OBJECT", default=None, help="what mounts in place of a file system that is not here"
+    )
     group.addoption("--level", default="full", choices=LEVELS, help="which cases: core, full (default), hard")
     group.addoption("--conformance-seed", metavar="N", type=int, default=None, help="repeat a run's random choices")
     group.addoption(
@@ -50,6 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from cowshed_conformance.target import resolve, words
 
         resolve(name, words(config.getoption("--driver-option")), seed=0, level="")  # a mistake is told before all else
+        if config.getoption("--stand-in"):
+            from cowshed_conformance import standins
+
+            standins.use(config.getoption("--stand-in"))
         config.pluginmanager.import_plugin("cowshed_conformance.fixtures")
     elif any(word.partition(".")[0].partition(":")[0] == "cowshed_conformance" for word in config.args):
         raise pytest.UsageError("which driver? pytest --pyargs cowshed_conformance --driver NAME")
@@ -58,6 +65,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def _report() -> type[report.Report] | None:
     module = sys.modules.get("cowshed_conformance.report")
     return module.Report if module is not None else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With a stand-in, say so in the name of each case."""
+    module = sys.modules.get("cowshed_conformance.standins")
+    if module is not None and module.used is not None and "target" in metafunc.fixturenames:
+        metafunc.parametrize("target", [None], ids=[module.used.name], indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -77,6 +91,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         import random
 
         random.Random(order).shuffle(items)
+    module = sys.modules.get("cowshed_conformance.standins")
+    if module is not None:
+        module.mark(items)
     items.sort(key=lambda item: item.get_closest_marker("conformance_last") is not None)
 
 

@@ -76,6 +76,7 @@ class Report:
             + ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         )
         terminal.line(f"on {facts.get('backing', '?')}, kernel {facts.get('kernel', '?')}, seed {facts.get('seed')}")
+        terminal.line(f"mounted by {facts.get('mounted_by', '?')}")
         for test in self.unexplained():
             terminal.line(f"skipped without a code, which counts as a failure: {test}")
         if folder:

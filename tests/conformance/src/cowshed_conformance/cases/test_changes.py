@@ -73,6 +73,13 @@ def both(store: Store, lower: api.Layer, upper: api.Layer) -> dict[str, str]:
     return dict(found)
 
 
+def without_times(store: Store, found: dict[str, str], *above: str) -> dict[str, str]:
+    """Without the directories above a file that was copied up, where that gives them another time."""
+    if store.capabilities.parent_times_survive_copy_up:
+        return found
+    return {path: change for path, change in found.items() if path not in above or change != "C"}
+
+
 def without_sockets(found: tree.Tree) -> dict[str, tree.Node]:
     return {path: node for path, node in found.items() if node.kind != "socket"}
 
@@ -133,8 +140,8 @@ def test_D05_looking_is_no_change(store: Store) -> None:
         assert steps.read(root, "a") == b"1"
         os.listdir(f"{root}/d")
         os.close(os.open(f"{root}/d/b", os.O_RDWR))
-    assert changes.of_driver(store, base, top) == {}
-    assert both(store, base, top) == {}
+    assert without_times(store, changes.of_driver(store, base, top), ".", "d") == {}
+    assert without_times(store, both(store, base, top), ".", "d") == {}
 
 
 @core
@@ -144,7 +151,7 @@ def test_D06_writing_identical_bytes_is_as_declared(store: Store) -> None:
     if api.has_changes(store.driver):
         named = {os.fsdecode(c.path) for c in store.driver.changes(base, layer)}
         marks.claim("changes_exact", store.capabilities.changes_exact, "a" not in named, "it is not reported")
-    assert both(store, base, layer) == {}
+    assert without_times(store, both(store, base, layer), ".") == {}
 
 
 @core
@@ -186,8 +193,9 @@ def test_D10_one_kind_replaced_by_another(store: Store, old: str, new: str) -> N
 def test_D11_parents_are_in_the_archive_and_are_no_changes(store: Store) -> None:
     lower = [directories("x/y"), chmod("x", 0o711), chown("x/y", 5, 6), file("x/y/a", b"1"), times("x", _MOMENT)]
     base, layer = pair(store, lower, [append("x/y/a", b"2")])
-    assert changes.of_driver(store, base, layer) == {"x/y/a": "C"}
-    assert both(store, base, layer) == {"x/y/a": "C"}
+    above = (".", "x", "x/y")
+    assert without_times(store, changes.of_driver(store, base, layer), *above) == {"x/y/a": "C"}
+    assert without_times(store, both(store, base, layer), *above) == {"x/y/a": "C"}
     found = archive.members(archive.of_engine(store, base, layer)[1])
     assert (found["x"].mode, found["x/y"].uid, found["x/y"].gid) == (0o711, 5, 6)
 

@@ -228,6 +228,21 @@ def test_C12_metadata_of_a_lower_file_changes_alone(store: Store, backing: Backi
 
 
 @core
+def test_C12_the_times_of_the_directories_above_a_changed_file_are_as_declared(store: Store) -> None:
+    past = 1_234_567_890_123_456_789
+    lower = [directories("d/sub"), file("d/sub/a", b"1"), times("d/sub", past), times("d", past), times(".", past)]
+    top = split(store, lower)
+    before = store.look(top)
+    store.change(top, append("d/sub/a", b"2"))
+    found = store.look(store.commit(top))
+    kept = all(found[path].mtime == before[path].mtime for path in (".", "d", "d/sub"))
+    claim(
+        "parent_times_survive_copy_up", store.capabilities.parent_times_survive_copy_up, kept,
+        "a write to a file leaves the times of the directories above it",
+    )  # fmt: skip
+
+
+@core
 def test_C13_special_bits_are_kept_on_copy_up_and_lost_on_a_write_of_others(store: Store, backing: Backing) -> None:
     lower = [
         file("s", b"1"),
@@ -416,8 +431,10 @@ def test_C21_the_device_that_overlay_uses_for_what_is_gone_is_as_declared(store:
 
 @core
 def test_C22_names_of_every_kind(store: Store, backing: Backing) -> None:
+    capabilities = store.capabilities
+    whiteouts = [name for name in (".wh.x", ".wh..wh..opq") if not name.startswith(capabilities.reserved_names)]
     names: list[str | bytes] = [
-        "n" * 255, b"\xff\xfe", "new\nline", ".wh.x", ".wh..wh..opq", "-rf", "Case", "case", "ä", "a\u0308",
+        "n" * capabilities.name_max, b"\xff\xfe", "new\nline", *whiteouts, "-rf", "Case", "case", "ä", "a\u0308",
         " ", "\\", "'\"$", "...", "*", "\t", "a:b,c=d",
     ]  # fmt: skip
     lower = [step for name in names for step in (file(name, b"1"),)]
@@ -425,6 +442,24 @@ def test_C22_names_of_every_kind(store: Store, backing: Backing) -> None:
     layer = compare(store, backing, lower, below, [remove(name) for name in names[::2]])
     left = {os.fsdecode(name) for name in names[1::2]}
     assert set(store.look(layer)) == {".", *left}
+
+
+@core
+def test_C22_names_that_cannot_be_are_as_declared(store: Store) -> None:
+    """Those that are too long, and those that the back end keeps for itself: refused, and nothing is left."""
+    longest, reserved = store.capabilities.name_max, store.capabilities.reserved_names
+    assert 0 < longest <= 255
+    top = split(store, [file("a", b"1")])
+    with store.mount(top) as root:
+        number = failure(lambda: steps.do(root, file("n" * (longest + 1))))
+        claim("name_max", longest, longest if number == errno.ENAMETOOLONG else 255, "one byte more can be made")
+        for beginning in reserved:
+            assert failure(lambda name=f"{beginning}name": steps.do(root, file(name)))  # type: ignore[misc]
+        for beginning in (".wh.", ".fuse_hidden", ".cowshed-"):
+            number = failure(lambda name=f"{beginning}x": steps.do(root, file(name)))  # type: ignore[misc]
+            claim("reserved_names", beginning in reserved, number != 0, f"{beginning}x can be made or not")
+    left = set(store.look(store.commit(top)))
+    assert left == {".", "a", *(f"{b}x" for b in (".wh.", ".fuse_hidden", ".cowshed-") if b not in reserved)}
 
 
 @core

@@ -40,6 +40,7 @@ TRIED_BY = {
     "self_check": "H01 R06",
     "rename_lower_directory": "C09",
     "hard_links_survive_copy_up": "C18",
+    "parent_times_survive_copy_up": "C12",
     "inodes_stable": "C26",
     "stale_reads_after_copy_up": "C25",
     "char_0_0_visible": "C21",
@@ -51,6 +52,8 @@ TRIED_BY = {
     "acl": "C16",
     "sparse": "C23",
     "lost_xattrs": "C15",
+    "name_max": "C22",
+    "reserved_names": "C22",
     "usage_exact": "Q11",
 }
 ABILITIES = "diff_tree changes activation quota quota_inodes live_snapshot transfer_formats self_check selinux".split()
@@ -118,7 +121,7 @@ def _until_full(write: Callable[[int], None], most: int) -> None:
 
 def _diff_tree(store: Store, base: api.Layer, active: api.Layer) -> None:
     diff = store.driver.diff_tree(active)  # type: ignore[attr-defined]
-    assert os.listdir(diff.directory) == ["b"]
+    assert [path for path, _ in read_diff_tree(diff)] == [".", "b"]
     top = store.new(base, steps.remove("a"))
     found = dict(read_diff_tree(store.driver.diff_tree(top)))  # type: ignore[attr-defined]
     assert found.get("a") == "gone", "the diff tree does not tell what was deleted"

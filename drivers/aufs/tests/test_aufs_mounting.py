@@ -1,0 +1,281 @@
+"""How aufs is mounted, on a fake of its system calls and of its sysfs: no kernel of a distribution has it.
+
+The fake does to a call what the real one was seen to do: 84 slots, one more by `br` crashes, one more by `append` is
+E2BIG; a permission that it does not know becomes `ro` without a word.
+"""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from cowshed.layers import aufs
+from cowshed.storage import api
+from cowshed_driver_aufs.branches import OPTIONS
+
+SLOTS = 84
+
+
+class Crash(BaseException):
+    """The kernel is gone."""
+
+
+class Kernel:
+    """aufs, as far as mounting asks it. forget: a branch that it loses; spoil: one that it makes plain `ro`."""
+
+    def __init__(self, folder, *, limit=127, forget=-1, spoil=-1):
+        self.limit, self.forget, self.spoil = limit, forget, spoil
+        self.sysfs = folder / "sysfs"
+        self.said = self.sysfs / "si_0123456789abcdef"
+        self.said.mkdir(parents=True)
+        self.trees, self.calls, self.branches, self.options = [], [], [], {}
+        self._waiting = []
+
+    def context(self, fstype):
+        assert fstype == "aufs"
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_): ...
+
+    def file_system(self, fstype, source, options=(), attributes=0):
+        assert fstype == "tmpfs"
+        return self.opened()
+
+    def opened(self):
+        self.trees.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+        return self.trees[-1]
+
+    def set(self, name, value=None):
+        self.options[name] = value
+        if name in ("source", "ro"):
+            return  # not its own: the kernel takes them before
+        self._waiting.append(name)
+        if len(self._waiting) > SLOTS:
+            raise Crash if name == "br" else OSError(errno.E2BIG, name)
+        if name in ("br", "append"):
+            place, _, permission = value.rpartition("=")
+            path = os.readlink(place)
+            assert len(value) <= 255
+            n = len(self.branches)
+            self.branches.append((path, "ro" if n == self.spoil else permission))
+
+    def create(self):
+        self._apply()
+
+    reconfigure = create
+
+    def _apply(self):
+        self.calls.append(self._waiting)
+        self._waiting = []
+        if len(self.branches) > self.limit:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (self.said / "xi_path").write_text(f"/{self.options['xino'].rpartition('/')[2]}\n")
+        shown = [b for n, b in enumerate(self.branches) if n != self.forget]
+        for n, (path, permission) in enumerate(shown):
+            text = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in path)
+            (self.said / f"br{n}").write_text(f"{text}={permission}\n")
+
+    def mount(self, attributes=0):
+        self.options["attributes"] = attributes
+        return self.opened()
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    def install(**faults):
+        made = Kernel(tmp_path, **faults)
+        monkeypatch.setattr(aufs, "_SYSFS", str(made.sysfs))
+        monkeypatch.setattr(aufs.mount, "Context", made.context)
+        monkeypatch.setattr(aufs.mount, "file_system", made.file_system)
+        return made
+
+    return install
+
+
+def branches(tmp_path, count):
+    odd = ["a,b", "c:d", "e=rw", "f g", "h\ni", "j\\k", "ä", "x" * 200]
+    paths = []
+    for n in range(count):
+        path = tmp_path / f"{n}{odd[n % len(odd)]}"
+        path.mkdir()
+        paths.append(str(path))
+    return tuple(paths)
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 55, 56, 57, 116, 117, 127])
+@pytest.mark.parametrize("writable", [True, False])
+def test_branches_come_in_batches_and_one_by_br(tmp_path, kernel, count, writable):
+    fake = kernel()
+    paths = branches(tmp_path, count)
+    fd = aufs.mounted(api.Aufs(paths, writable, OPTIONS))
+    assert is_open(fd)
+    os.close(fd)
+    assert all(len(call) <= 60 for call in fake.calls), [len(call) for call in fake.calls]
+    assert [name for call in fake.calls for name in call].count("br") == 1
+    top = "rw" if writable else "ro+wh"
+    assert fake.branches == [(path, top if n == 0 else "ro+wh") for n, path in enumerate(paths)]
+    assert not any(map(is_open, fake.trees)), "a descriptor stays open"
+
+
+def test_a_view_is_read_only_in_both_ways(tmp_path, kernel):
+    fake = kernel()
+    os.close(aufs.mounted(api.Aufs(branches(tmp_path, 3), False, OPTIONS)))
+    assert "ro" in fake.options
+    assert fake.options["attributes"] == aufs.mount.ATTR_RDONLY
+
+
+def test_each_mount_has_a_name_for_its_numbers(tmp_path, kernel):
+    fake, seen = kernel(), set()
+    for _ in range(3):
+        fake.branches.clear()
+        os.close(aufs.mounted(api.Aufs(branches(tmp_path / os.urandom(4).hex(), 0) or (str(tmp_path),), True, OPTIONS)))
+        seen.add(fake.options["xino"].rpartition("/")[2])
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("fault", [{"forget": 0}, {"forget": 1}, {"forget": 99}, {"spoil": 1}, {"spoil": 100}])
+def test_what_the_kernel_made_otherwise_is_not_used(tmp_path, kernel, fault):
+    fake = kernel(**fault)
+    with pytest.raises(OSError, match="branch") as raised:
+        aufs.mounted(api.Aufs(branches(tmp_path, 120), True, OPTIONS))
+    assert raised.value.errno == errno.EIO
+    assert not any(map(is_open, fake.trees))
+
+
+def test_a_mount_that_sysfs_does_not_show_is_not_used(tmp_path, kernel, monkeypatch):
+    fake = kernel()
+    monkeypatch.setattr(aufs, "_SYSFS", str(tmp_path / "nothing"))
+    with pytest.raises(OSError, match="does not show") as raised:
+        aufs.mounted(api.Aufs(branches(tmp_path, 2), True, OPTIONS))
+    assert raised.value.errno == errno.EIO
+    assert not any(map(is_open, fake.trees))
+
+
+def test_more_branches_than_it_takes(tmp_path, kernel):
+    fake = kernel(limit=61)
+    with pytest.raises(OSError, match="62 branches") as raised:
+        aufs.mounted(api.Aufs(branches(tmp_path, 62), True, OPTIONS))
+    assert raised.value.errno == errno.ENOSPC
+    assert not any(map(is_open, fake.trees))
+
+
+def test_a_branch_that_is_missing(tmp_path, kernel):
+    fake = kernel()
+    with pytest.raises(FileNotFoundError):
+        aufs.mounted(api.Aufs((*branches(tmp_path, 70), str(tmp_path / "none")), True, OPTIONS))
+    assert not any(map(is_open, fake.trees))
+
+
+# as /sys/fs/aufs/si_*/br* of aufs 6.1-20240701 said it
+RECORDED = {
+    "/srv/store/active/0af3/branch=rw\n": ("/srv/store/active/0af3/branch", "rw"),
+    "/srv/a=b:c,d/branch=ro+wh\n": ("/srv/a=b:c,d/branch", "ro+wh"),
+    "/srv/with\\040space\\012line\\134back=ro\n": ("/srv/with space\nline\\back", "ro"),
+    "/srv/ä=rw\n": ("/srv/ä", "rw"),
+}
+
+
+@pytest.mark.parametrize("text", RECORDED)
+def test_what_sysfs_says_is_understood(text):
+    assert aufs.parse(text) == RECORDED[text]
+
+
+def test_a_branch_in_use_is_found(tmp_path, kernel):
+    kernel()
+    paths = branches(tmp_path, 3)
+    assert aufs.in_use(paths[1]) is False
+    os.close(aufs.mounted(api.Aufs(paths, True, OPTIONS)))
+    assert aufs.in_use(paths[1]) is True
+    assert aufs.in_use(str(tmp_path)) is False
+
+
+def test_where_there_is_no_aufs_nobody_can_tell_what_is_in_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(aufs, "_SYSFS", str(tmp_path / "none"))
+    assert aufs.in_use(str(tmp_path)) is None
+
+
+# ---------------------------------------------------------------- pseudo-links
+
+
+@pytest.fixture
+def mounted(tmp_path, kernel, monkeypatch):
+    """A tree that stands for a mount, in which one file has three names and was changed through one of them."""
+    kernel()
+    branch, tree = tmp_path / "branch", tmp_path / "tree"
+    for path in (branch, branch / ".wh..wh.plnk", tree, tree / "d", tree / "d/deep"):
+        path.mkdir()
+    (tree / "g").write_text("new")
+    os.chmod(tree / "g", 0o4755)
+    os.utime(tree / "g", ns=(1_000_000_001, 2_000_000_003))
+    for name in ("g2", "d/deep/g3"):
+        os.link(tree / "g", tree / name)
+    (tree / "other").write_text("other")
+    os.link(tree / "other", tree / "d/other2")
+    step = api.Aufs((str(branch),), True, OPTIONS)
+    os.close(aufs.mounted(step))
+    maintenance = tmp_path / "plink_maint"
+    maintenance.write_text("")
+    monkeypatch.setattr(aufs, "_MAINTENANCE", str(maintenance))
+    fd = os.open(tree, os.O_PATH | os.O_DIRECTORY)
+    yield fd, step, tree, branch, maintenance
+    os.close(fd)
+
+
+def test_every_name_of_a_pseudo_link_is_touched_and_nothing_else(mounted, monkeypatch):
+    fd, step, tree, branch, maintenance = mounted
+    number = os.stat(tree / "g").st_ino
+    os.link(tree / "g", branch / f".wh..wh.plnk/{number}.77")
+    touched, real = [], os.utime
+
+    def utime(name, **more):
+        assert maintenance.read_text() == "si=0123456789abcdef", "aufs does not know yet"
+        if isinstance(name, str):
+            touched.append(name)
+            before = os.stat(more["dir_fd"])
+        real(name, **more)
+        if not isinstance(name, str):
+            assert os.stat(name).st_mtime_ns == more["ns"][1]
+        else:
+            assert before.st_ino
+
+    monkeypatch.setattr(os, "utime", utime)
+    before = os.stat(tree / "g")
+    assert aufs.settle(fd, step) == 1
+    assert sorted(touched) == ["g", "g2", "g3"]
+    after = os.stat(tree / "g")
+    assert stat.S_IMODE(after.st_mode) == 0o4755, "a set-user-id bit was lost"
+    assert (after.st_atime_ns, after.st_mtime_ns) == (before.st_atime_ns, before.st_mtime_ns)
+    assert os.listdir(branch / ".wh..wh.plnk") == []
+    assert maintenance.read_text() == "si=0123456789abcdefclean"
+
+
+def test_without_pseudo_links_nothing_is_asked_of_the_kernel(mounted):
+    fd, step, _, branch, maintenance = mounted
+    maintenance.unlink()
+    assert aufs.settle(fd, step) == 0
+    (branch / ".wh..wh.plnk").rmdir()
+    assert aufs.settle(fd, step) == 0
+
+
+def test_a_mount_ends_even_if_its_links_cannot_be_kept(mounted, monkeypatch):
+    from cowshed.layers.mounting import release
+
+    _, step, tree, branch, maintenance = mounted
+    os.link(tree / "g", branch / ".wh..wh.plnk/1.2")
+    maintenance.unlink()
+    fd = os.open(tree, os.O_PATH | os.O_DIRECTORY)
+    with pytest.raises(FileNotFoundError):
+        release(fd, api.MountPlan((step,)))
+    assert not is_open(fd)
