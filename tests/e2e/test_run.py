@@ -196,4 +196,4 @@ def test_driver_why_is_told(engine):
     said = engine.ok("driver", "why")
     assert engine.driver in said
     listed = [json.loads(line) for line in engine.ok("driver", "list", "--format", "json").splitlines()]
-    assert [row["Name"] for row in listed] == ["copy", "overlay"]
+    assert {"copy", "overlay"} <= {row["Name"] for row in listed}
