@@ -47,7 +47,7 @@ def base(tmp_path):
 
 
 class Case:
-    """A change made in an overlay and in a copy: both ways must tell the same, and the archive must bring it about."""
+    """A change made in an overlay and in a copy: all ways must tell the same, and the archive must bring it about."""
 
     def __init__(self, base, folder):
         self.base, self.folder = base, folder
@@ -59,6 +59,8 @@ class Case:
             native = changes.of_diff_tree(lower, upper, Whiteout.CHAR, PREFIX)
             walked = changes.of_trees(lower, fd)
             assert trees.said(native) == trees.said(walked)
+            named = [Change(os.fsencode(path), ChangeKind.CANDIDATE) for path, _ in trees.said(walked)]
+            assert trees.said(changes.of_candidates(lower, fd, named)) == trees.said(walked)
             data = trees.packed(native, f"{where}/upper", private=PREFIX)
             assert trees.packed(walked, f"{merged}/.") == data, "one archive, however it was found"
             target = f"{where}/applied"
