@@ -55,6 +55,11 @@ vm: setup  ## build a guest (kernel with device-mapper, zfs, cgroup v2) and boot
 	tests/vm/build
 	tests/vm/run -- sh -c 'modprobe -a zfs dm_thin_pool && uname -a && cowshed version'
 
+.PHONY: matrix
+matrix: setup  ## keep the last reports of the suite for the page of drivers by cases: make matrix [REPORTS="DIR..."]
+	$(BIN)/python tools/matrix $(REPORTS)
+	@$(BIN)/python tools/docs
+
 .PHONY: coverage
 coverage: setup  ## the packages' own tests under coverage, and which lines they leave out
 	@tools/apt $(TEST_PACKAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib.metadata
 import os
 import random
@@ -114,6 +115,7 @@ def _facts(target: Target, made: Backing) -> None:
         distribution=_distribution(target),
         tools=_tools(),
         level=target.level,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seed=target.seed,
         boot=process.boot_id(),
     )

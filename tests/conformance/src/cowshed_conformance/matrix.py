@@ -1,0 +1,155 @@
+"""Drivers by cases, from reports of several runs: what passed, what does not apply and by which capability, what did
+not run and why. `condense` makes of a report what is worth keeping; `page` makes Markdown of what was kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cowshed_conformance.catalogue import ELSEWHERE, TITLES
+
+FACTS = (
+    "driver",
+    "distribution",
+    "kernel",
+    "backing",
+    "options",
+    "date",
+    "level",
+    "seed",
+    "suite",
+    "python",
+    "verdict",
+)
+NOT_APPLICABLE = ("capability", "plan")  # other codes say that it could not be run there
+_AREAS = {
+    "P": "Probing and options", "L": "Life and names of layers", "C": "Content, copied on write",
+    "D": "Changes and their archives", "A": "Archives applied", "M": "Mounts", "I": "Mapped ids",
+    "Q": "Usage and limits", "N": "Several at once", "X": "Crashes and faults", "R": "Removal, check, repair",
+    "V": "Conversion between drivers", "H": "Honesty, of drivers and of the suite", "S": "The store",
+    "U": "Layers in use", "J": "The engine's journal", "B": "Plain users", "W": "Volumes",
+}  # fmt: skip
+_OWN_TESTS = {"suite": "the suite's own tests", "engine": "the engine's tests"}
+
+Kept = dict[str, Any]
+
+
+def condense(report: dict[str, Any]) -> Kept:
+    """One result for each number: "passed", "failed", or the reasons (places in the list of reasons) for which some of
+    its tests were skipped, after "passed" if others passed."""
+    reasons: list[list[str]] = []
+    cases: dict[str, Any] = {}
+    for test in sorted(report["cases"], key=lambda test: (test["case"], test["test"])):
+        number, outcome = test["case"], test["outcome"]
+        found = cases.setdefault(number, [])
+        if outcome == "skipped":
+            reason = [test["code"], test["reason"]]
+            if reason not in reasons:
+                reasons.append(reason)
+            outcome = reasons.index(reason)
+        elif outcome == "error":
+            outcome = "failed"
+        if outcome not in found:
+            found.append(outcome)
+    for number, found in cases.items():
+        if "failed" in found:
+            cases[number] = "failed"
+        elif found == ["passed"]:
+            cases[number] = "passed"
+        else:
+            cases[number] = sorted(found, key=lambda each: (each != "passed", str(each)))
+    facts = {name: report[name] for name in FACTS if name in report}
+    return {**facts, "reasons": reasons, "cases": {number: cases[number] for number in TITLES if number in cases}}
+
+
+def name_of(kept: Kept) -> str:
+    """What to call the file that a run is kept in: the next run of that driver on such a machine replaces it."""
+    words = [kept["driver"], kept["backing"].partition(" ")[0], *release(kept).split(".")[:2]]
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower())
+
+
+def release(kept: Kept) -> str:
+    return str(kept["kernel"]).split()[1]
+
+
+def page(kept: Sequence[Kept], note: str) -> str:
+    """The matrix, for people."""
+    kept = sorted(kept, key=lambda run: (run["driver"], name_of(run)))
+    reasons: list[tuple[str, str]] = []
+    for run in kept:
+        reasons += [(code, text) for code, text in run["reasons"] if (code, text) not in reasons]
+    drivers = len({run["driver"] for run in kept})
+    lines = [
+        "# Drivers by cases",
+        "",
+        note,
+        "What the [conformance suite](../how-to/run-the-conformance-suite.md) found:",
+        f"{len(TITLES)} cases on {drivers} drivers, in {len(kept)} runs.",
+        "*n/a* does not apply: a capability that the driver does not claim, or a thing that its plans do not have.",
+        "*not run* needs another kernel, file system or tool. The number tells [the reason](#reasons);",
+        "after *passed* it is the reason for which a part of the case was left out.",
+        "",
+        "| | driver | kernel | on | date | level | seed | passed | n/a | not run | failed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for n, run in enumerate(kept, 1):
+        kinds = [kind(run, number) for number in TITLES]
+        cells = [
+            n, run["driver"] + _options(run), release(run), run["backing"], run["date"][:10], run["level"], run["seed"],
+            *[kinds.count(what) for what in ("passed", "n/a", "not run", "failed")],
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    area = ""
+    for number, title in TITLES.items():
+        if number[0] != area:
+            area = number[0]
+            heads = " | ".join(f"{run['driver']} ({n})" for n, run in enumerate(kept, 1))
+            lines += ["", f"## {_AREAS[area]}", "", f"| | case | {heads} |", "|---|---|" + "---|" * len(kept)]
+        if number in ELSEWHERE:
+            code, where_ = ELSEWHERE[number]
+            said = f"issue {where_}" if code == "issue" else f"{_OWN_TESTS[code]}: `{where_.rpartition('::')[2]}`"
+            cells = [f"*{said}*", *[""] * (len(kept) - 1)]
+        else:
+            cells = [_result(run, number, reasons) for run in kept]
+        lines.append(f"| {number} | {_cell(title)} | {' | '.join(cells)} |")
+    lines += ["", "## Reasons", ""]
+    lines += [f"{n}. {code}: {_text(text)}" for n, (code, text) in enumerate(reasons, 1)]
+    return "\n".join(lines) + "\n"
+
+
+def kind(run: Kept, number: str) -> str:
+    """passed, failed, n/a, not run; nothing if another test than the suite's cases has it."""
+    found = run["cases"].get(number)
+    if number in ELSEWHERE:
+        return ""
+    if found is None:
+        return "not run"
+    if isinstance(found, str):
+        return found
+    if "passed" in found:
+        return "passed"
+    return "n/a" if all(run["reasons"][n][0] in NOT_APPLICABLE for n in found) else "not run"
+
+
+def _result(run: Kept, number: str, reasons: Sequence[tuple[str, str]]) -> str:
+    found = run["cases"].get(number, ())
+    told = [] if isinstance(found, str) else [n for n in found if n != "passed"]
+    numbers = sorted(reasons.index((run["reasons"][n][0], run["reasons"][n][1])) + 1 for n in told)
+    word = kind(run, number)
+    if word == "failed":
+        word = "**failed**"
+    return " ".join([word, ", ".join(map(str, numbers))]).strip()
+
+
+def _options(run: Kept) -> str:
+    said = {key: value for key, value in run["options"].items() if value not in (None, "", False)}
+    return f" ({', '.join(f'{key}={value}' for key, value in said.items())})" if said else ""
+
+
+def _cell(value: object) -> str:
+    return _text(str(value)).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    return " ".join(text.replace("<", "&lt;").replace("*", "\\*").split())
