@@ -27,9 +27,9 @@ MAKE = {
     "xfs": ("mkfs.xfs", "-q", "-f"),
     "btrfs": ("mkfs.btrfs", "-q", "-f"),
 }
-KINDS = ("dir", "ext4", "xfs", "btrfs")  # in the order in which a driver's probe is asked; see `Backing`
+KINDS = ("dir", "ext4", "xfs", "btrfs", "zpool")  # in the order in which a driver's probe is asked; see `Backing`
 PROJECTS = {"ext4": ("-O", "quota,project", "-E", "quotatype=prjquota")}  # xfs needs no more than the mount option
-LEAST = {"ext4": 24 << 20, "xfs": 300 << 20, "btrfs": 128 << 20, "tmpfs": 1 << 20}
+LEAST = {"ext4": 24 << 20, "xfs": 300 << 20, "btrfs": 128 << 20, "tmpfs": 1 << 20, "zpool": 160 << 20}
 _entered = False
 
 
@@ -71,13 +71,16 @@ class FileSystem:
             self.image = f"{folder}/image"
             with open(self.image, "wb") as file:
                 file.truncate(self.size)
-            tool(*MAKE[self.kind], *(PROJECTS.get(self.kind, ()) if quota else ()), self.image)
+            self.make()
         try:
             self.mount()
         except RuntimeError:
             if not quota:
                 raise
             marks.skip("kernel", f"this kernel does not mount {self.kind} with prjquota")
+
+    def make(self) -> None:
+        tool(*MAKE[self.kind], *(PROJECTS.get(self.kind, ()) if self.more else ()), self.image)
 
     def mount(self, *, read_only: bool = False) -> None:
         if self.kind == "tmpfs":
@@ -117,15 +120,95 @@ class FileSystem:
         status = os.statvfs(self.path)
         return status.f_bavail * status.f_frsize
 
+    @contextlib.contextmanager
+    def mounted_copy(self, image: str, path: str) -> Iterator[None]:
+        """Mount a copy of the image that the file system lies in, beside it."""
+        words = ("loop", *(("nouuid",) if self.kind == "xfs" else ()), *self.more)
+        tool("mount", "-t", self.kind, "-o", ",".join(words), image, path)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                mount.unmount(path, mount.MNT_DETACH)
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):
+            mount.unmount(self.path, mount.MNT_DETACH)
+
+
+class ZfsPool(FileSystem):
+    """A pool of ZFS on an image, its topmost dataset mounted. Pools are the host's: unlike mounts, one whose process is
+    killed stays imported."""
+
+    def __init__(self, folder: str, size: int) -> None:
+        if not os.path.exists("/dev/zfs") and shutil.which("modprobe"):
+            subprocess.run(["modprobe", "-q", "zfs"], stdin=subprocess.DEVNULL, check=False)
+        if not os.path.exists("/dev/zfs"):
+            marks.skip("kernel", "this kernel has no ZFS")
+        self.pool = _pool_name()
+        super().__init__("zpool", folder, size)
+
+    def make(self) -> None:
+        settings = ("-o", "cachefile=none", "-o", "ashift=12", "-o", "failmode=continue", "-O", "mountpoint=legacy")
+        tool("zpool", "create", *settings, self.pool, self.image)
+
+    def mount(self, *, read_only: bool = False) -> None:
+        mount.mount(self.pool, self.path, "zfs", mount.RDONLY if read_only else 0)
+
+    def remount(self, *, read_only: bool) -> None:
+        """The whole pool, not its topmost dataset alone."""
+        self.unmount()
+        tool("zpool", "export", self.pool)
+        state = ("-o", "readonly=on") if read_only else ()
+        tool("zpool", "import", "-N", "-o", "cachefile=none", *state, "-d", self.image, self.pool)
+        self.mount(read_only=read_only)
+
+    def swap(self, other: FileSystem) -> None:
+        assert isinstance(other, ZfsPool)
+        self.pool, other.pool = other.pool, self.pool
+        super().swap(other)
+
+    def used(self) -> int:
+        return self._now("used")
+
+    def free(self) -> int:
+        return self._now("available")
+
+    def _now(self, what: str) -> int:
+        tool("zpool", "sync", self.pool)
+        return int(tool("zfs", "get", "-Hpo", "value", what, self.pool))
+
+    @contextlib.contextmanager
+    def mounted_copy(self, image: str, path: str) -> Iterator[None]:
+        identity = tool("zpool", "get", "-Hpo", "value", "guid", self.pool).strip()
+        tool("zpool", "reguid", self.pool)  # the kernel has no two pools of one identity: the copy keeps the old one
+        copy = _pool_name()
+        tool("zpool", "import", "-f", "-N", "-o", "cachefile=none", "-d", image, identity, copy)
+        try:
+            mount.mount(copy, path, "zfs")
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                mount.unmount(path)
+            tool("zpool", "destroy", copy)
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):
+            mount.unmount(self.path)
+        tool("zpool", "destroy", self.pool)  # fails if somebody has left a dataset mounted
+
+
+def _pool_name() -> str:
+    return f"cowshed-test-{os.urandom(6).hex()}"
+
 
 @contextlib.contextmanager
 def file_system(kind: str, folder: str, size: int = 0) -> Iterator[FileSystem]:
-    made = FileSystem(kind, folder, size)
+    made = ZfsPool(folder, size) if kind == "zpool" else FileSystem(kind, folder, size)
     try:
         yield made
     finally:
-        with contextlib.suppress(OSError):
-            mount.unmount(made.path, mount.MNT_DETACH)
+        made.discard()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -171,13 +254,10 @@ class Backing:
             tool("cp", "--sparse=always", "--reflink=never", system.image, image)
             if os.stat(system.image).st_mtime_ns == before:
                 break
-        words = ("loop", *(("nouuid",) if system.kind == "xfs" else ()), *system.more)
-        tool("mount", "-t", system.kind, "-o", ",".join(words), image, f"{folder}/at")
         try:
-            yield f"{folder}/at"
+            with system.mounted_copy(image, f"{folder}/at"):
+                yield f"{folder}/at"
         finally:
-            with contextlib.suppress(OSError):
-                mount.unmount(f"{folder}/at", mount.MNT_DETACH)
             shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:

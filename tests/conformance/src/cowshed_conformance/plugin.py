@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--backing",
         default=None,
-        choices=("dir", "tmpfs", "ext4", "ext4-quota", "xfs", "xfs-quota", "btrfs"),
+        choices=("dir", "tmpfs", "ext4", "ext4-quota", "xfs", "xfs-quota", "btrfs", "zpool"),
         help="what the stores lie on; default: the first that suits the driver, beginning with the temporary directory",
     )
     group.addoption(
