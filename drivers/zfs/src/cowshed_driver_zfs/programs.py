@@ -1,0 +1,114 @@
+"""Channel programs (zfs-program(8)): what is asked of ZFS in one call and of one moment, and how the answers read.
+
+An answer is lines of words parted by tabs, which no name of a dataset and no value that we set holds.
+"""
+
+from __future__ import annotations
+
+from cowshed.storage.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NOTHING = "-"  # a property that is not set
+
+_GET = """
+local arguments = ...
+local function get(name, property)
+  local value = zfs.get_prop(name, property)
+  if value == nil then return "-" end
+  return tostring(value)
+end
+"""
+
+# The properties of a dataset or snapshot, one a line; nothing if it is not there.
+PROPERTIES = (
+    _GET
+    + """
+local name = arguments["name"]
+if not zfs.exists(name) then return "" end
+local found = {}
+for property in string.gmatch(arguments["properties"], "[^ ]+") do
+  found[#found + 1] = get(name, property)
+end
+return table.concat(found, "\\n")
+"""
+)
+
+# Each dataset of a store, and its snapshots with their clones. What is kept with a committed layer is kept with its
+# snapshot.
+OBJECTS = (
+    _GET
+    + """
+local store = arguments["store"]
+local found = {}
+if not zfs.exists(store) then return "" end
+for name in zfs.list.children(store) do
+  local layer = name
+  if zfs.exists(name .. "@c") then layer = name .. "@c" end
+  local number, parent = get(layer, "cowshed:number"), get(layer, "cowshed:parent")
+  found[#found + 1] = "D\\t" .. string.sub(name, #store + 2) .. "\\t" .. number .. "\\t" .. parent
+  for snapshot in zfs.list.snapshots(name) do
+    local clones = {}
+    for clone in zfs.list.clones(snapshot) do clones[#clones + 1] = "\\t" .. string.sub(clone, #store + 2) end
+    found[#found + 1] = "S\\t" .. string.sub(snapshot, #name + 2) .. table.concat(clones)
+  end
+end
+return table.concat(found, "\\n")
+"""
+)
+
+
+@record(slots=True)
+class Object:
+    """A dataset of a store."""
+
+    name: str  # below the store's own
+    number: int | None  # None: its maker did not come to the end
+    parent: str | None
+    snapshots: dict[str, list[str]]  # by name after the @: the clones of it
+
+
+def properties(answer: str, names: Sequence[str]) -> dict[str, str] | None:
+    """The answer of PROPERTIES by name; None for nothing there."""
+    if not answer:
+        return None
+    return dict(zip(names, answer.split("\n"), strict=True))
+
+
+def objects(answer: str) -> list[Object]:
+    """The answer of OBJECTS, sorted by name."""
+    found: list[Object] = []
+    for line in answer.splitlines():
+        kind, name, *words = line.split("\t")
+        if kind == "S":
+            found[-1].snapshots[name] = words
+            continue
+        number, parent = words
+        found.append(_object(name, number, parent))
+    return sorted(found, key=lambda it: it.name)
+
+
+def listed(output: str, store: str) -> list[Object]:
+    """The same of `zfs list -Hp -d 2 -o name,cowshed:number,cowshed:parent,clones`."""
+    found: dict[str, Object] = {}
+    for line in output.splitlines():
+        full, number, parent, clones = line.split("\t")
+        name, _, snapshot = full[len(store) + 1 :].partition("@")
+        if not name or "/" in name:
+            continue  # the store's own dataset, and what is not ours
+        if not snapshot:
+            found[name] = _object(name, number, parent)
+            continue
+        if snapshot == "c":
+            found[name] = _object(name, number, parent, found[name].snapshots)
+        below = [each[len(store) + 1 :] for each in clones.split(",") if each not in ("", NOTHING)]
+        found[name].snapshots[snapshot] = below
+    return sorted(found.values(), key=lambda it: it.name)
+
+
+def _object(name: str, number: str, parent: str, snapshots: dict[str, list[str]] | None = None) -> Object:
+    known = number.isdigit()
+    above = parent if known and parent not in ("none", NOTHING) else None
+    return Object(name, int(number) if known else None, above, {} if snapshots is None else snapshots)
