@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from cowshed.layers import xattrs
 from cowshed.storage import api, registry
 from cowshed_conformance import archive, marks, tree
 from cowshed_conformance.backing import Backing
@@ -65,7 +66,8 @@ def losses(
     from or the one that gets it: known before anything is done. Attributes by the beginnings of their names."""
     found: set[str] = set()
     keys = {key for node in before.values() for key, _ in node.xattrs}
-    found.update(start for start in capabilities.lost_xattrs if any(key.startswith(start) for key in keys))
+    starts = (*capabilities.lost_xattrs, *xattrs.REFUSED)  # the latter are in no archive
+    found.update(start for start in starts if any(key.startswith(start) for key in keys))
     if not capabilities.acl and any(key.startswith("system.posix_acl_") for key in keys):
         found.add("system.posix_acl_")
     if not capabilities.char_0_0_visible and any(n.kind == "char" and n.content == "0:0" for n in before.values()):

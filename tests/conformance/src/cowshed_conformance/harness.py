@@ -172,16 +172,16 @@ class Store:
 
     @contextlib.contextmanager
     def tree(self, layer: api.Layer, *, read_only: bool = False, driver: api.Driver | None = None) -> Iterator[int]:
-        """The same, until the block ends."""
-        fd = self.detached(layer, read_only=read_only, driver=driver)
+        """The same, until the block ends, in which the layer may have been removed."""
+        with self.activated(layer, read_only=read_only, driver=driver) as plan:
+            fd = detached(plan)
         try:
             yield fd
         finally:
-            driver = driver or self.driver
-            if read_only or api.has_activation(driver):
+            if read_only or api.has_activation(driver or self.driver):
                 os.close(fd)
             else:
-                release(fd, driver.mounts(layer, api.MountRequest(read_only)))
+                release(fd, plan)
 
     @contextlib.contextmanager
     def mount(self, layer: api.Layer, *, read_only: bool = False, driver: api.Driver | None = None) -> Iterator[str]:

@@ -59,7 +59,8 @@ def mapped() -> tuple[str, ...]:
             device = os.stat(f"/dev/mapper/{name}").st_rdev
         except OSError:
             continue  # gone meanwhile
-        if _is_ours(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"):
+        block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+        if os.path.isdir(f"{block}/dm") and _is_ours(block):
             found.append(name)
     return tuple(sorted(found))
 
