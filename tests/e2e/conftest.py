@@ -1,15 +1,20 @@
 """The engine from outside: the installed command, a real registry, a store of its own for each test."""
 
+import contextlib
 import glob
+import json
 import os
 import signal
 import subprocess
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cowshed_testing import leftovers
 from cowshed_testing.images import Image, LayerTar, busybox_layer
+from cowshed_testing.places import NotHere, place
 from cowshed_testing.registry import Registry
 
 TOP = Path(__file__).parents[2]
@@ -23,11 +28,12 @@ class Engine:
         self.command = command
         self.root, self.run_root = folder / "store", folder / "run"
         self.driver = driver
+        self.options: tuple[str, ...] = ()  # more words before the command, with a driver only
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("COWSHED_")}
         self.env["HOME"] = str(folder)
 
     def words(self, *words: str) -> list[str]:
-        chosen = ["--driver", self.driver] if self.driver else []
+        chosen = ["--driver", self.driver, *self.options] if self.driver else []
         return [self.command, "--root", str(self.root), "--run-root", str(self.run_root), *chosen, *words]
 
     def __call__(self, *words: str, feed: bytes | None = None, env: dict | None = None, timeout: float = 120):
@@ -140,6 +146,33 @@ def greeting_archive(greeting, greeting_image, tmp_path_factory):
 def engine_of():
     """For tests that run another command than the installed one: Engine(folder, driver, command)."""
     return Engine
+
+
+@pytest.fixture(scope="session")
+def engine_on():
+    """For tests of further drivers: `with engine_on(where, folder) as engine:` on a driver, or DRIVER-FILESYSTEM. Skips
+    the test, and says why, where this machine cannot have it."""
+    return _engine_on
+
+
+@contextlib.contextmanager
+def _engine_on(where: str, folder: Path) -> Iterator[Engine]:
+    with contextlib.ExitStack() as stack:
+        try:
+            it = stack.enter_context(place(where, folder))
+        except NotHere as reason:
+            pytest.skip(f"{where} was not run: {reason}")
+        engine = Engine(folder, it.driver, it.command)
+        engine.root, engine.options = Path(it.root) / "store", it.words
+        listed = {d["Name"]: d for d in json.loads(engine.ok("driver", "why", "--format", "json"))["Drivers"]}
+        if it.driver not in listed:
+            pytest.skip(f"{where} was not run: the driver is not installed")
+        if listed[it.driver]["Verdict"] == "unusable":
+            pytest.skip(f"{where} was not run: {listed[it.driver]['Reasons'][0]['Text']}")
+        yield engine
+        engine.close()
+        engine.assert_clean()
+        assert leftovers.mounts(str(engine.root)) == []
 
 
 @pytest.fixture(params=["overlay", "copy"])

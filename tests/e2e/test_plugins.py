@@ -21,11 +21,7 @@ def folder(tmp_path):
 @pytest.fixture
 def engine(tmp_path, folder, engine_of):
     """Cowshed with one more directory of distributions on its path."""
-    command = tmp_path / "cowshed"
-    launcher = (TOP / ".venv/bin/cowshed").read_text()
-    command.write_text(launcher.replace("import sys\n", f"import sys\nsys.path.append({str(folder)!r})\n", 1))
-    command.chmod(0o755)
-    it = engine_of(tmp_path, command=str(command))
+    it = engine_of(tmp_path, command=plugins.launcher(tmp_path / "cowshed", folder))
     yield it
     it.close()
     it.assert_clean()

@@ -89,6 +89,15 @@ def all_kinds(folder: str) -> None:
     distribution(folder, "other-twice", {"twice": "example_twice:plugin"}, {})
 
 
+def launcher(command: Path, *folders: Path) -> str:
+    """The path of a `cowshed` with more directories of distributions on its path."""
+    ours = (TOP / ".venv/bin/cowshed").read_text()
+    more = "".join(f"sys.path.append({str(folder)!r})\n" for folder in folders)
+    command.write_text(ours.replace("import sys\n", f"import sys\n{more}", 1))
+    command.chmod(0o755)
+    return str(command)
+
+
 def environment(folder: Path) -> Path:
     """A virtual environment that holds all that .venv does, and into which a test may install: as `make setup` would
     have filled it."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
+from cowshed import log
 from cowshed.cli import output
 from cowshed.container import lifecycle, listing, state
 from cowshed.errors import Conflict, NotFound
 from cowshed.filters import grouped
 from cowshed.state import containers, volumes
+from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,11 +40,14 @@ def remove_containers(engine: Engine, fits: listing.Test) -> tuple[list[str], in
         now = state.now(engine, row)
         if now.state not in ("created", "exited") or not fits(row, now):
             continue
-        size = own_size(engine, row.driver, row.number)
         try:
+            size = own_size(engine, row.driver, row.number)
             lifecycle.remove(engine, row, force=False, with_volumes=False)
         except (Conflict, NotFound):
             continue  # started or removed meanwhile
+        except StorageError as error:
+            log.warn(f"container {row.name} stays: {error}")
+            continue
         removed.append(row.id)
         freed += size
     return removed, freed

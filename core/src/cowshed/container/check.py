@@ -30,7 +30,7 @@ def check(engine: Engine, *, deep: bool = False) -> list[str]:
     for name in drivers.names(engine.store):
         try:
             found += [f"driver {name}: {_words(finding)}" for finding in engine.layers(name).check()]
-        except (CowshedError, StorageError) as error:
+        except (CowshedError, StorageError, OSError) as error:
             found.append(f"driver {name}: cannot be opened: {error}")
     found += _at_two_looks(lambda: _blobs(engine))
     found += _at_two_looks(lambda: _folders(engine))

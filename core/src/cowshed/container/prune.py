@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cowshed import log
 from cowshed.container import lifecycle, state
 from cowshed.errors import CowshedError
 from cowshed.image.blobs import BlobStore
@@ -43,7 +44,7 @@ def prune(engine: Engine, *, all_images: bool, with_volumes: bool) -> Pruned:
     for name in drivers.names(engine.store):
         try:
             remove_orphans(engine.layers(name))
-        except (CowshedError, StorageError):
+        except (CowshedError, StorageError, OSError):
             continue  # a driver that cannot be opened keeps its own
     remove_leftovers(engine)
     return Pruned(tuple(gone), dropped, images)
@@ -63,14 +64,17 @@ def _prune_volumes(engine: Engine) -> tuple[str, ...]:
 
 def remove_leftovers(engine: Engine) -> None:
     """What dead commands left: layers and blobs that nobody counts on, and what drivers keep for their purge. A driver
-    that cannot be opened keeps its own."""
+    that cannot be opened keeps its own; one that fails is told, and stops no other."""
     for name in drivers.names(engine.store):
         try:
             layers = engine.layers(name)
-        except (CowshedError, StorageError):
+        except (CowshedError, StorageError, OSError):
             continue
-        layers.remove_unreferenced()
-        layers.purge(_PURGE_SECONDS)
+        try:
+            layers.remove_unreferenced()
+            layers.purge(_PURGE_SECONDS)
+        except (CowshedError, StorageError, OSError) as error:
+            log.warn(f"driver {name} cannot remove all that is left over: {error}")
     blobs = BlobStore(engine.store.root)
     blobs.collect(engine.store, everything=True)
     blobs.prune_partials()

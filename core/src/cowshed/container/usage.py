@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+from cowshed import log
 from cowshed.container import state
+from cowshed.errors import CowshedError
 from cowshed.image.blobs import BlobStore
 from cowshed.state import containers, drivers, layers, volumes
 from cowshed.storage.errors import StorageError
@@ -27,7 +29,7 @@ class Used:
 
 def usage(engine: Engine) -> tuple[Used, ...]:
     """Images (their layers in the drivers), the archives that they came in, containers, volumes. Every layer is
-    measured by its driver, which may walk its tree."""
+    measured by its driver, which may walk its tree; those of a driver that cannot be opened are left out."""
     store = engine.store
     rows = containers.list_all(store)
     running = {row.number for row in rows if state.now(engine, row).state == "running"}
@@ -37,7 +39,11 @@ def usage(engine: Engine) -> tuple[Used, ...]:
     layer_sizes: dict[int, int] = {}
     container_sizes: dict[int, int] = {}
     for name in drivers.names(store):
-        held = engine.layers(name)
+        try:
+            held = engine.layers(name)
+        except (CowshedError, StorageError, OSError) as error:
+            log.warn(f"the layers of driver {name} are left out: it cannot be opened: {error}")
+            continue
         for row in layers.list_all(store, name):
             try:
                 size = held.usage(held.load(row.number)).own

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from cowshed.errors import BadUsage, Conflict, NotFound
+from cowshed import log
+from cowshed.errors import BadUsage, Conflict, CowshedError, NotFound
 from cowshed.image import reference
 from cowshed.image.blobs import BlobStore
 from cowshed.image.inspect import repository
 from cowshed.layers.faults import step
 from cowshed.state import images
 from cowshed.state.layers import loose_drivers
+from cowshed.storage.errors import StorageError
 from cowshed.storage.record import record
 
 TYPE_CHECKING = False
@@ -129,13 +131,17 @@ def _as_name(said: str, names: list[str]) -> str:
 
 
 def _clean(store: Store, gone: list[ImageRow], layers: Callable[[str], Layers]) -> int:
-    """Remove what only these images stood on: layers in every driver, then blobs. Bytes of blobs freed."""
+    """Remove what only these images stood on: layers in every driver, then blobs. Bytes of blobs freed. A driver that
+    fails keeps its own, which the next removal tries again, and is told."""
     if not gone:
         return 0
     for driver in loose_drivers(store):
-        held = layers(driver)
-        held.remove_unreferenced()
-        step("rmi.layers")
-        held.purge(_PURGE_SECONDS)
+        try:
+            held = layers(driver)
+            held.remove_unreferenced()
+            step("rmi.layers")
+            held.purge(_PURGE_SECONDS)
+        except (CowshedError, StorageError, OSError) as error:
+            log.warn(f"the image's layers in driver {driver} stay for now: {error}")
     blobs = BlobStore(store.root)
     return blobs.collect(store) + blobs.prune_partials()

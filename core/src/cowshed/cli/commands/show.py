@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from cowshed import log
 from cowshed.cli import output
 from cowshed.container import state
 from cowshed.errors import BadUsage, CowshedError, NotFound
@@ -77,11 +78,23 @@ def _line(engine: Engine, row: ContainerRow, now: Now, *, whole: bool, size: boo
         "Networks": row.config.get("network", "none"),
         "Mounts": ",".join(name if whole or len(name) <= 15 else f"{name[:14]}…" for name in names),
         "LocalVolumes": sum(kind == "volume" for kind, _, _, _ in mounts),
-        "Size": output.size(_size(engine, row)) if size else "0B",
+        "Size": _size_told(engine, row) if size else "0B",
         "Driver": row.driver,
         "Labels": ",".join(f"{k}={v}" for k, v in row.labels.items()),
         "Label": lambda name, labels=row.labels: labels.get(name, ""),
     }
+
+
+def _size_told(engine: Engine, row: ContainerRow) -> str:
+    """For a listing, which one driver that is gone must not stop."""
+    from cowshed.cli import output
+    from cowshed.storage.errors import StorageError
+
+    try:
+        return output.size(_size(engine, row))
+    except StorageError as error:
+        log.warn(f"the size of container {row.name} is not known: {error}")
+        return "?"
 
 
 def _size(engine: Engine, row: ContainerRow) -> int:
