@@ -32,7 +32,7 @@ MAGIC = 0x9123683E
 NO_COW = 0x800000  # FS_NOCOW_FL
 FOLDERS = ("temp", "active", "committed")
 _KINDS = {"active": api.Kind.ACTIVE, "committed": api.Kind.COMMITTED}
-_PATIENT = 1.0  # seconds: with a budget of so much, purge() waits for the cleaner
+_PATIENT = 1.0  # seconds: with a budget of so much, purge() waits for the cleaner to be done with quota groups
 _BALANCE = "btrfs balance start -dusage=20 turns half-empty data chunks into room for metadata"
 
 
@@ -255,6 +255,8 @@ class BtrfsDriver:
     def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> api.PurgeResult:
         until = monotonic() + budget
         left, gone = 0, False
+        waits = self._groups is not None and budget >= _PATIENT
+        others = subvolumes.being_cleaned(self._fd) if waits else set()
         problem: OSError | None = None
         for found in list(self._objects(FOLDERS)):
             if found.kind is api.ObjectKind.LAYER or found.layer is None:
@@ -274,7 +276,14 @@ class BtrfsDriver:
             except OSError as error:
                 left += 1
                 problem = problem or error
-        pending = self._clean(until if budget >= _PATIENT else 0, gone=gone)
+        if gone and self._mode != quota.UNKNOWN:
+            ioctls.commit_transaction(self._fd, wait=waits)  # which wakes the cleaner
+        while gone and waits and monotonic() < until and subvolumes.being_cleaned(self._fd) - others:
+            sleep(0.01)
+        if self._groups is not None:
+            self._groups.purge()
+        # A plain user, who may not ask, has removed entry by entry, and the space is back.
+        pending = self._mode != quota.UNKNOWN and bool(subvolumes.being_cleaned(self._fd))
         if problem is not None:
             raise problem
         return api.PurgeResult(left, space_pending=pending)
@@ -285,22 +294,6 @@ class BtrfsDriver:
             return True
         quota.release(self._fd, self._mode, path, self._host)
         return self._host.call("btrfs.destroy", lambda: subvolumes.remove(path, until=until))
-
-    def _clean(self, until: float, *, gone: bool) -> bool:
-        """Remove quota groups that nobody needs; whether space of deleted subvolumes is still to come back."""
-        if self._mode == quota.UNKNOWN:
-            return False  # they remove entry by entry, and the space is back
-        if gone:
-            ioctls.commit_transaction(self._fd, wait=until > 0)  # which wakes the cleaner
-        dying = subvolumes.being_cleaned(self._fd)
-        while gone and dying and monotonic() < until:
-            sleep(0.01)
-            dying &= subvolumes.being_cleaned(self._fd)
-        if self._groups is not None:
-            if gone and until:
-                ioctls.commit_transaction(self._fd)
-            self._groups.purge()
-        return bool(dying)
 
     # ------------------------------------------------------------ looking
 
