@@ -5,8 +5,12 @@ The mirror is the one that the machine's apt names, and so are proxies.
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cowshed_vm.cache import Cache
@@ -18,31 +22,32 @@ FRESH = 86400.0  # seconds for which package lists serve
 
 
 class Archive:
+    """The package lists are fetched once a day, and what they answered is kept until then: apt takes seconds to read
+    them."""
+
     def __init__(self, cache: Cache) -> None:
         self.folder = cache.path / "apt"
-        for name in ("lists/partial", "archives/partial", "debs"):
+        self.settings = self.folder / "network.conf"
+        self._listed, self._answers = self.folder / "sources.list", self.folder / "answers.json"
+        with cache.lock("apt"):
+            if not self._answers.exists() or self._answers.stat().st_mtime < time.time() - FRESH:
+                self._update()
+            self._known: dict[str, str] = json.loads(self._answers.read_text())
+        self.sources = self._listed.read_text().splitlines()[:-1]  # the last are the backports, for kernels alone
+
+    def _update(self) -> None:
+        for name in ("lists/partial", "archives/partial"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (self.folder / "status").touch()
-        self.sources = _sources()
-        self.settings = self.folder / "network.conf"
-        with cache.lock("apt"):
-            self._configure()
-
-    def _configure(self) -> None:
-        backports = self.sources[0].replace(f" {SUITE} ", f" {SUITE}-backports ")
-        wanted = "\n".join([*self.sources, backports]) + "\n"
-        listed = self.folder / "sources.list"
-        known = listed.exists() and listed.read_text() == wanted
-        listed.write_text(wanted)
+        sources = _sources()
+        backports = sources[0].replace(f" {SUITE} ", f" {SUITE}-backports ")
+        self._listed.write_text("\n".join([*sources, backports]) + "\n")
         # What apt is told of the network here: proxies, retries, clocks that are wrong.
         dump = run("apt-config", "dump").splitlines()
-        self.settings.write_text(
-            "".join(f"{line}\n" for line in dump if re.match("Acquire::(https?::|Check-Valid)", line))
-        )
-        stamp = self.folder / "updated"
-        if not known or not stamp.exists() or stamp.stat().st_mtime < time.time() - FRESH:
-            self._apt("apt-get", "-qq", "update")
-            stamp.touch()
+        network = [f"{line}\n" for line in dump if re.match("Acquire::(https?::|Check-Valid)", line)]
+        self.settings.write_text("".join(network))
+        self._apt("apt-get", "-qq", "update")
+        self._answers.write_text("{}")
 
     def _apt(self, program: str, *words: str, cwd: Path | None = None) -> str:
         options = {
@@ -59,23 +64,40 @@ class Archive:
         settings = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         return run(program, *settings, *words, cwd=cwd)
 
-    def kernels(self, series: str) -> list[str]:
-        """The names of the image packages of a series ("6.1"), newest last."""
-        names = self._apt("apt-cache", "pkgnames", f"linux-image-{series}.").split()
-        found = [name for name in names if name.endswith("-cloud-amd64")]
-        if not found:
-            raise VmError(
-                f"no kernel {series}: no package linux-image-{series}.*-cloud-amd64 in {SUITE} or its backports"
-            )
-        return sorted(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    def _answer(self, question: str, ask: Callable[[], str]) -> str:
+        if question not in self._known:
+            self._known[question] = ask()
+            new = self.folder / f"answers.{os.getpid()}"
+            new.write_text(json.dumps(self._known))
+            shutil.copystat(self._answers, new)  # the age is that of the lists
+            new.rename(self._answers)
+        return self._known[question]
+
+    def kernel(self, series: str) -> str:
+        """The name of the newest image package of a series ("6.1")."""
+
+        def ask() -> str:
+            names = self._apt("apt-cache", "pkgnames", f"linux-image-{series}.").split()
+            found = [name for name in names if name.endswith("-cloud-amd64")]
+            if not found:
+                raise VmError(
+                    f"no kernel {series}: {SUITE} and its backports have no linux-image-{series}.*-cloud-amd64"
+                )
+            return max(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+
+        return self._answer(f"kernel {series}", ask)
 
     def version(self, package: str) -> str:
         """The version that would be fetched."""
-        text = self._apt("apt-cache", "show", "--no-all-versions", package)
-        found = re.search(r"^Version: (\S+)$", text, re.MULTILINE)
-        if found is None:
-            raise VmError(f"package {package} is not in {SUITE} or its backports")
-        return found[1]
+
+        def ask() -> str:
+            text = self._apt("apt-cache", "show", "--no-all-versions", package)
+            found = re.search(r"^Version: (\S+)$", text, re.MULTILINE)
+            if found is None:
+                raise VmError(f"package {package} is not in {SUITE} or its backports")
+            return found[1]
+
+        return self._answer(f"version {package}", ask)
 
     def unpack(self, package: str, target: Path) -> None:
         """The files of a package; nothing of it is run."""

@@ -31,7 +31,7 @@ class Kernel(NamedTuple):
 def get(cache: Cache, archive: Archive, wanted: str) -> Kernel:
     """The kernel of a series ("6.1": with ZFS) or at a path, made ready if it is not."""
     if is_series(wanted):
-        package = archive.kernels(wanted)[-1]
+        package = archive.kernel(wanted)
         release, version = package.removeprefix("linux-image-"), archive.version(package)
         extra = zfs.modules(cache, archive, release, version) if wanted == zfs.SERIES else None
         name = key(package, version, extra.name if extra else "", recipe(*RECIPE))
