@@ -43,7 +43,6 @@ UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, STRICTATIME, LAZYTIME = (
     1 << 25,
 )
 
-_CLONE_NEWNS = 0x20000
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 
@@ -141,33 +140,13 @@ def beneath(tree: int, path: str) -> int:
 
 
 def _beneath_attached(tree: int, path: str) -> int:
-    from threading import Thread  # old kernels only
+    from cowshed_linux import process  # old kernels only
 
-    made: list[int] = []
-    problems: list[OSError] = []
+    def work() -> int:
+        attach(tree, "/proc")
+        return clone(path, at=tree)
 
-    def elsewhere() -> None:
-        try:
-            home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                check(C.unshare(_CLONE_NEWNS), "unshare")  # this thread alone
-                mount(None, "/", None, REC | PRIVATE)
-                attach(tree, "/proc")
-                made.append(clone(path, at=tree))
-                check(C.setns(home, _CLONE_NEWNS), "setns")  # the namespace goes now, not some time after the thread
-            finally:
-                os.close(home)
-        except OSError as error:
-            problems.append(error)
-
-    thread = Thread(target=elsewhere, name="mount beneath")
-    thread.start()
-    thread.join()
-    if problems:
-        for fd in made:
-            os.close(fd)
-        raise problems[0]
-    return made[0]
+    return process.aside(-1, work)
 
 
 def attach(mount: int, path: str | bytes = "", *, at: int = AT_FDCWD) -> None:

@@ -7,6 +7,13 @@ import os
 from cowshed_linux import libc
 from cowshed_linux.libc import NULL, C, check, ffi, string, syscall
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 CLONE_FS = 0x200
 CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x80, 0x20000, 0x2000000, 0x4000000
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -161,3 +168,41 @@ def default_reserved_signals() -> None:
     nothing = ffi.new("char[32]")  # struct sigaction of the kernel: SIG_DFL, no flags, no mask
     for number in (32, 33):
         syscall("rt_sigaction", libc.RT_SIGACTION, number, nothing, NULL, 8)
+
+
+def aside(namespace: int, work: Callable[[], T]) -> T:
+    """Do work in a mount namespace (-1: a new one, private) and come back with what it gives.
+
+    In a thread of its own: a thread can be in another namespace than the rest of its process. Nothing is imported
+    there: what a container calls a library of ours must not become one (CVE-2019-14271).
+    """
+    import threading
+
+    from cowshed_linux import mount
+
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if namespace < 0:
+                    unshare(CLONE_NEWNS)
+                    mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
+                else:
+                    unshare(CLONE_FS)
+                    setns(namespace, CLONE_NEWNS)
+                done.append(work())
+                setns(home, CLONE_NEWNS)  # a new namespace goes now, not some time after the thread
+            finally:
+                os.close(home)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="aside")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]

@@ -22,7 +22,6 @@ from cowshed_runtime import cgroup, freezer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import TypeVar
@@ -99,7 +98,7 @@ class Held:
         try:
             if process.start_time(pid) != started:
                 raise ended
-            return aside(namespace, lambda: mount.clone("/", recursive=mounts))
+            return process.aside(namespace, lambda: mount.clone("/", recursive=mounts))
         except ProcessLookupError:
             raise ended from None
         finally:
@@ -179,37 +178,6 @@ class Moment:
         finally:
             os.close(root)
         return self._enter(layers.snapshot(layer))
-
-
-def aside(namespace: int, work: Callable[[], T]) -> T:
-    """Do work in a mount namespace (-1: a new one, private) and come back with what it gives.
-
-    In a thread of its own: a thread can be in another namespace than the rest of its process. Nothing is imported
-    there: what a container calls a library of ours must not become one (CVE-2019-14271).
-    """
-    import threading
-
-    done: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            if namespace < 0:
-                process.unshare(process.CLONE_NEWNS)
-                mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
-            else:
-                process.unshare(process.CLONE_FS)
-                process.setns(namespace, process.CLONE_NEWNS)
-            done.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="aside")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]
 
 
 class Frozen:

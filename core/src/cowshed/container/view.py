@@ -11,8 +11,7 @@ import os
 import stat
 
 from cowshed.container import lifecycle
-from cowshed.container.access import Held, aside
-from cowshed_linux import mount
+from cowshed_linux import mount, process
 from cowshed_linux.paths import open_in_root
 
 TYPE_CHECKING = False
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from cowshed.container.access import Held
     from cowshed.engine import Engine
 
 _PATH = os.O_PATH
@@ -77,7 +77,7 @@ class View:
             # While it is open the namespace lives, and with it the mounts below the root.
             self._fds.append(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
 
-        aside(-1, assemble)
+        process.aside(-1, assemble)
         return root
 
     def _mount(self, root: int, each: dict[str, Any]) -> None:

@@ -13,18 +13,18 @@ from cowshed_linux import mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _OPTION = 255  # fsconfig(2) takes a value of at most so many bytes
-_DATA_PAGE = 4000  # mount(2) takes one page of options; beyond it the string is cut without a word
 
 
-def detached(plan: api.MountPlan, *, read_only: bool = False) -> int:
+def detached(plan: api.MountPlan, *, read_only: bool = False, below: Sequence[int] = ()) -> int:
     """Mount a plan; the descriptor of the detached mount of its last step.
 
+    below: detached mounts that count as steps before the first, and stay the caller's.
     Raises OSError with the kernel's own words and the options in the text.
     """
-    done: list[int] = []
+    done = [*below]
     try:
         for step in plan.steps:
             done.append(_execute(step, done))
@@ -43,7 +43,7 @@ def detached(plan: api.MountPlan, *, read_only: bool = False) -> int:
                 raise
         return tree
     finally:
-        for fd in done:
+        for fd in done[len(below) :]:
             os.close(fd)
 
 
@@ -76,7 +76,10 @@ def release(tree: int, plan: api.MountPlan) -> None:
 
 def _execute(step: api.Mount, done: list[int]) -> int:
     if isinstance(step, api.Bind):
-        tree = mount.clone(_path(step.source, done))
+        if isinstance(step.source, api.Step):
+            tree = mount.beneath(done[step.source.index], step.source.subpath)
+        else:
+            tree = mount.clone(step.source)
         if step.read_only:
             try:
                 mount.set_attributes(tree, mount.ATTR_RDONLY)
@@ -114,21 +117,14 @@ def _overlay(step: api.Overlay, done: list[int]) -> int:
             unknown = "lowerdir+" in str(error) or ("create" in str(error) and "(kernel:" not in str(error))
             if error.errno != 22 or data or not unknown:
                 raise
-        # Before Linux 6.8 all lower directories are one string of a page at most: short names, made of descriptors.
-        joined = ":".join([f"/proc/self/fd/{_opened(lower, opened)}" for lower in lowers])
-        if len(joined) > _DATA_PAGE:
-            raise OSError(
-                7, f"mount overlay: {len(lowers)} layers do not fit in one page of options; Linux 6.8 has no such limit"
-            )
-        return mount.file_system("overlay", "cowshed", [("lowerdir", joined), *rest], attributes)
+        from cowshed.layers import older
+
+        below = [done[lower.index] for lower in step.lowers if isinstance(lower, api.Step)]
+        paths = [_path(lower, done) for lower in step.lowers]
+        return older.overlay(step, paths, below, read_only=bool(attributes))
     finally:
         for fd in opened:
             os.close(fd)
-
-
-def _opened(path: str, opened: list[int]) -> int:
-    opened.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-    return opened[-1]
 
 
 def _short(path: str, opened: list[int]) -> str:
@@ -139,7 +135,8 @@ def _short(path: str, opened: list[int]) -> str:
     while above and len(os.fsencode(kept)) < _OPTION // 2:
         above, _, name = above.rpartition("/")
         kept = f"/{name}{kept}"
-    return f"/proc/self/fd/{_opened(above or '/', opened)}{kept}"
+    opened.append(os.open(above or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    return f"/proc/self/fd/{opened[-1]}{kept}"
 
 
 def _one_by_one(lowers: list[str], data: list[str]) -> Iterator[tuple[str, str]]:

@@ -105,16 +105,16 @@ def mapped(store: Store, layer: api.Layer, userns: int, *, read_only: bool = Fal
 def _map(plan: api.MountPlan, userns: int, fds: list[int]) -> None:
     step = plan.steps[-1]
     if isinstance(step, api.Overlay):
-        lowers = []
+        lowers: list[api.Step] = []
         for lower in step.lowers:
             assert isinstance(lower, str)
             fds.append(_mapped(mount.clone(lower), userns))
-            lowers.append(f"/proc/self/fd/{fds[-1]}")
+            lowers.append(api.Step(len(lowers)))
         if step.upper is not None:
             root = os.fstat(fds[0])
             os.chown(step.upper, root.st_uid, root.st_gid)
         own = api.Overlay(tuple(lowers), step.upper, step.work, step.read_only, options=step.options)
-        fds.append(detached(api.MountPlan((own,))))
+        fds.append(detached(api.MountPlan((own,)), below=fds[:]))
     else:
         fds.append(_mapped(detached(plan), userns))
 

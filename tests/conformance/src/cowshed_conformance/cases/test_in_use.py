@@ -134,7 +134,7 @@ def test_U04_a_layer_is_never_mounted_twice_for_writing(engine: Engine) -> None:
     with engine.mount(layer) as root:
         steps.do(root, file("mine", b"1"))
         assert crash.answer(second) != "mounted"
-        clone = mount.clone(root)  # what a further user gets
+        clone = mount.beneath(int(root.rpartition("/")[2]), "")  # what a further user gets
         try:
             steps.do(f"/proc/self/fd/{clone}", file("theirs", b"2"))
         finally:
@@ -258,7 +258,7 @@ def test_U07_a_layer_is_looked_at_while_it_is_used_and_no_mount_is_left(engine: 
         steps.do(root, file("mine", b"1"))
 
         def look(path: str = f"/proc/{os.getpid()}/fd/{root.rpartition('/')[2]}") -> object:
-            here = f"/proc/self/fd/{mount.clone(path)}"
+            here = f"/proc/self/fd/{mount.beneath(os.open(path, os.O_PATH), '')}"
             return sorted(os.listdir(here)), steps.read(here, "mine").decode()
 
         assert crash.answer(look) == [["a", "b", "mine"], "1"]

@@ -81,7 +81,7 @@ def test_M03_two_mounts_of_one_layer_see_the_same_writes(store: Store) -> None:
     exclusive = store.mounts(active).exclusive
     first = store.detached(active)
     try:
-        second = mount.clone("", at=first) if exclusive else store.detached(active)
+        second = mount.beneath(first, "") if exclusive else store.detached(active)
         try:
             one, two = f"/proc/self/fd/{first}", f"/proc/self/fd/{second}"
             steps.do(one, steps.append("a", b"+"), file("new", b"4"), steps.remove("b"))
@@ -238,19 +238,19 @@ def test_M08_a_label_is_in_the_mount_where_the_kernel_knows_labels(store: Store)
 def test_M09_a_directory_of_a_layer_is_mounted_by_itself(store: Store) -> None:
     active = store.new(image(store))
     with store.tree(active) as fd:
-        part = mount.clone("d", at=fd)
+        below = mount.beneath(fd, "d")
         try:
-            root = f"/proc/self/fd/{part}"
+            root = f"/proc/self/fd/{below}"
             assert os.listdir(root) == ["below"]
             steps.do(root, steps.append("below", b"+"), file("new", b"1"))
             with pytest.raises(OSError):
                 os.lstat(f"{root}/a")
-            mount.set_attributes(part, mount.ATTR_RDONLY)
+            mount.set_attributes(below, mount.ATTR_RDONLY)
             with pytest.raises(OSError) as raised:
                 steps.do(root, file("more"))
             assert raised.value.errno == errno.EROFS
         finally:
-            os.close(part)
+            os.close(below)
         steps.do(f"/proc/self/fd/{fd}", file("d/more"))
     with store.mount(active, read_only=True) as there:
         assert sorted(os.listdir(f"{there}/d")) == ["below", "more", "new"]

@@ -1,0 +1,64 @@
+"""Overlays as kernels before Linux 6.8 take them: all lower directories in one string, of which fsconfig(2) takes 255
+bytes and mount(2) a page. So it is mount(2), in a namespace that lives for this call only; imported only then.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed_linux import mount, process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cowshed.storage import api
+
+_PAGE = 4095  # bytes that mount(2) takes; what is beyond is cut off without a word
+_PLACE = "/proc"  # a directory that is always there; what is mounted on it is seen by one thread
+
+
+def overlay(step: api.Overlay, lowers: Sequence[str], below: Sequence[int], *, read_only: bool) -> int:
+    """A detached overlay. The mount table names its lower directories by their last parts.
+
+    lowers: the paths of the step's lower directories. below: detached mounts among them; they cannot be attached
+    afterwards. Raises OSError; E2BIG: there are too many layers for a page.
+    """
+    above = os.path.commonpath([os.path.dirname(lower) for lower in lowers])
+    named = [_escaped(os.path.relpath(lower, above)) for lower in lowers]
+    rest = [*step.options]
+    if step.upper is not None and step.work is not None:
+        rest += [("upperdir", _escaped(step.upper)), ("workdir", _escaped(step.work))]
+    fits = len(os.fsencode(_options(named, rest))) <= _PAGE
+
+    def work() -> int:
+        for fd in below:
+            mount.attach(fd, "/")  # hides nothing: paths begin below it
+        opened: list[int] = []
+        try:
+            if fits:
+                options = _options(named, rest)
+                os.chdir(above)  # of this thread, as its namespace
+            else:
+                opened.extend([os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for lower in lowers])
+                options = _options([str(fd) for fd in opened], rest)
+                if len(os.fsencode(options)) > _PAGE:
+                    text = f"{len(lowers)} layers do not fit in one page of options; Linux 6.8 has no such limit"
+                    raise OSError(7, f"mount overlay: {text}")
+                os.chdir(f"/proc/{os.getpid()}/fd")
+            mount.mount("cowshed", _PLACE, "overlay", mount.RDONLY if read_only else 0, options)
+            return mount.clone(_PLACE)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    return process.aside(-1, work)
+
+
+def _options(lowers: Sequence[str], rest: Sequence[tuple[str, str | None]]) -> str:
+    words = [name if value is None else f"{name}={value}" for name, value in rest]
+    return ",".join([f"lowerdir={':'.join(lowers)}", *words])
+
+
+def _escaped(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
