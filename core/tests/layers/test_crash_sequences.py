@@ -129,8 +129,8 @@ def test_s11_a_store_that_is_not_mounted_or_another_is_no_empty_store(layers, tm
         work.opened(root, name)
 
 
-def test_s12_an_older_database_over_a_newer_disk(layers, tmp_path):
-    """Numbers come twice and objects never: what is newer than the database is told, kept, and removed when asked."""
+def test_s12_an_older_database_over_a_newer_disk(layers, tmp_path, capsys):
+    """No number comes twice: what is newer than the database is told, kept, and removed when asked."""
     from cowshed.layers.check import remove_orphans
 
     store = layers.store
@@ -144,7 +144,10 @@ def test_s12_an_older_database_over_a_newer_disk(layers, tmp_path):
     shutil.copy(tmp_path / "copy", f"{store.root}/db.sqlite")
     again = work.opened(store.root, layers.name)
     made = work.create(again, image)
-    assert made.number == newer.number
+    assert made.number == newer.number + 1
+    assert "is older than what lies beside it: 1 layers were made since" in capsys.readouterr().err
+    work.create(again, image)
+    assert capsys.readouterr().err == "", "it is told once"
     (finding,) = again.check()
     assert (finding.code, finding.layer) == ("orphan", newer.id)
     with again.mounted(made, read_only=True) as tree:

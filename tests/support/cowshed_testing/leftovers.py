@@ -7,8 +7,10 @@ import glob
 import json
 import os
 
-_TOP = {"db.sqlite", "db.sqlite-wal", "db.sqlite-shm", "ballast", "locks", "blobs", "drivers", "containers", "volumes",
-        "cache"}  # fmt: skip
+_TOP = {
+    *("db.sqlite", "db.sqlite-wal", "db.sqlite-shm", "ballast", "numbers"),
+    *("locks", "blobs", "drivers", "containers", "volumes", "cache"),
+}
 
 
 def _column(db: _sqlite3.Connection, sql: str) -> set[str]:

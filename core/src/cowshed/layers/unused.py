@@ -143,11 +143,23 @@ def _device(driver: api.Driver, layer: api.Layer) -> str:
     for each in plan.steps if plan is not None else ():
         if isinstance(each, api.FileSystem) and each.source.startswith("/"):
             try:
-                if stat.S_ISBLK(os.stat(each.source).st_mode):
-                    return each.source
+                status = os.stat(each.source)
             except FileNotFoundError:
                 continue
+            if stat.S_ISBLK(status.st_mode) and _is_current(each.source, status.st_rdev):
+                return each.source
     return ""
+
+
+def _is_current(node: str, number: int) -> bool:
+    """Whether a node is that of a living device. Where no udevd removes them, a mapped device that the kernel took away
+    leaves its node behind, and another device may have the number by now."""
+    place = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
+    try:
+        with open(f"{place}/dm/name", encoding="utf-8") as file:
+            return file.read().rstrip("\n") == os.path.basename(node) or not node.startswith("/dev/mapper/")
+    except FileNotFoundError:
+        return os.path.exists(place)
 
 
 def _opens_alone(device: str) -> bool | None:

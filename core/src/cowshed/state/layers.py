@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cowshed import log
 from cowshed.errors import Busy, StoreError
 from cowshed.state.rows import LayerRow
 from cowshed_runtime.fastjson import dumps, loads
@@ -34,7 +35,15 @@ def next_number(tx: Transaction) -> int:
 
     The caller takes its bytes (`Transaction.take_new`), and asks for the next one if a dying command still holds them.
     """
-    number = int(tx.execute("select value from meta where key = 'next'")[0][0])
+    counted = dict(tx.execute("select key, value from meta where key in ('next', 'given')"))
+    number, given = int(counted["next"]), int(counted.get("given", 0))
+    noted, beyond = tx.store.noted_numbers()
+    if noted > given:
+        log.warn(
+            f"the database of {tx.store.root} is older than what lies beside it: {noted - given} layers were made "
+            "since (cowshed system check tells which; system prune removes them)"
+        )
+        number, given = beyond, noted
     for _ in range(LAST_NUMBER):
         if number > LAST_NUMBER:
             number = 1
@@ -42,6 +51,8 @@ def next_number(tx: Transaction) -> int:
             "select 1 from layers where number = ? union all select 1 from containers where number = ?", number, number
         ):
             tx.execute("update meta set value = ? where key = 'next'", number + 1)
+            tx.execute("insert or replace into meta values ('given', ?)", given + 1)
+            tx.note_numbers(given + 1, number + 1)
             return number
         number += 1
     raise StoreError(f"all {LAST_NUMBER} layer numbers are in use", remedy="remove containers or images")

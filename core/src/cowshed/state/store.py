@@ -81,6 +81,32 @@ class Store:
         os.makedirs(self.run, mode=0o700, exist_ok=True)
         return self.run
 
+    def noted_numbers(self) -> tuple[int, int]:
+        """How many layer numbers were ever given away, and the one to give next, as they are noted beside the database:
+        a database that says less was restored from a copy, and would give away again what is on the disk."""
+        try:
+            fd = os.open(f"{self.root}/numbers", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0, 0
+        try:
+            given, beyond = os.read(fd, 64).split()
+            return int(given), int(beyond)
+        except ValueError:
+            return 0, 0  # cut by a power cut; the database has what counts
+        finally:
+            os.close(fd)
+
+    def _note_numbers(self, given: int, beyond: int) -> None:
+        try:
+            fd = os.open(f"{self.root}/numbers", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(fd, b"%-15d %-15d\n" % (given, beyond), 0)  # in place: only the first time it takes space
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in (28, 122):  # ENOSPC, EDQUOT: what is committed stays, the next one notes it
+                raise
+
     def close(self) -> None:
         """Give everything back; with freeing, keep a ballast again where there is room for it."""
         self._db.close()
@@ -113,6 +139,11 @@ class Transaction:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._new: list[tuple[str, int]] = []
+        self._noted: tuple[int, int] | None = None
+
+    def note_numbers(self, given: int, beyond: int) -> None:
+        """What `Store.noted_numbers` tells once this transaction is durable."""
+        self._noted = given, beyond
 
     def __enter__(self) -> Transaction:
         self.store.hold()
@@ -146,6 +177,8 @@ class Transaction:
         if kind is None:
             try:
                 self.execute("commit")
+                if self._noted is not None:
+                    self.store._note_numbers(*self._noted)
                 return
             except BaseException:
                 self._back()
