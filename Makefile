@@ -78,6 +78,11 @@ bench: setup  ## time the commands against the engines installed beside: make be
 	@tools/apt $(TEST_PACKAGES)
 	PYTHONPATH=tests/support $(BIN)/python benchmarks/commands.py $(OPTIONS)
 
+.PHONY: bench-drivers
+bench-drivers: setup  ## time the storage drivers, each on a fresh file system: make bench-drivers [OPTIONS="--driver btrfs --scale 0.1"]
+	@tools/apt $(TEST_PACKAGES)
+	$(BIN)/python benchmarks/drivers.py $(OPTIONS)
+
 .PHONY: docs
 docs: setup  ## write the reference pages that come from tables of the code, and hold the links of all pages
 	@$(BIN)/python tools/docs

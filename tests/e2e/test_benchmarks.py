@@ -58,3 +58,38 @@ def test_the_script_times_every_short_command(tmp_path):
     assert {"ps -a", "images", "inspect"} <= measured
     assert "| run --rm true |" in (tmp_path / "out.md").read_text()
     assert not (tmp_path / "work").exists()
+
+
+# ---------------------------------------------------------------- of drivers
+
+
+def test_the_drivers_are_timed_with_ratios_and_controls(tmp_path):
+    words = [sys.executable, str(TOP / "benchmarks/drivers.py"), "--driver", "copy@ext4", "--driver", "overlay@ext4"]
+    done = subprocess.run(
+        [*words, "--scale", "0.002", "--rounds", "0.1", "--size", "256", "--place", tmp_path, "--out", tmp_path / "out"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["failures"] == []
+    assert [it["name"] for it in result["subjects"]] == ["overlay@ext4", "copy@ext4"]
+    groups = {row.partition(":")[0] for row in result["rows"]}
+    assert groups == {"child", "changes", "quota", "commit", "removal"}
+    for row, found in result["rows"].items():
+        for it in found.values():
+            assert len(it["samples"]) >= 1, row
+            assert 0 < it["least"] <= it["interval"][0] <= it["wall"] <= it["interval"][1] <= it["most"], row
+    commit = result["rows"]["commit: 10 new files, durable"]
+    assert all(it["written"] > 0 for it in commit.values())
+    text = (tmp_path / "out.md").read_text()
+    assert "| driver | ms | CPU ms | written | to changes: walk of both trees | runs |" in text
+    assert "| overlay@ext4 | **" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"out.json", "out.md"}
+
+
+def test_a_driver_that_cannot_be_had_here_is_told(tmp_path):
+    words = [sys.executable, str(TOP / "benchmarks/drivers.py"), "--place", str(tmp_path), "--driver", "btrfs@ext4"]
+    done = subprocess.run([*words, "--size", "64"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("btrfs@ext4: ")
+    assert list(tmp_path.iterdir()) == []

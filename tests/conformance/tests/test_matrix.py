@@ -49,14 +49,17 @@ def test_a_later_run_of_the_same_kind_replaces_the_earlier():
     assert matrix.name_of(kept) == "one-ext4-6-1"
     assert matrix.name_of({**kept, "seed": 8, "date": "2027"}) == "one-ext4-6-1"
     assert matrix.name_of({**kept, "kernel": "Linux 6.12.9 x86_64"}) == "one-ext4-6-12"
+    assert matrix.name_of({**kept, "mounted_by": "the kernel"}) == "one-ext4-6-1"
+    assert matrix.name_of({**kept, "mounted_by": "fuse-overlayfs, a stand-in"}) == "one-ext4-6-1-fuse-overlayfs"
 
 
 def test_the_page_has_a_row_for_each_case_and_a_column_for_each_run():
-    other = report(("test_Q01_a", "passed", "", ""), driver="two", options={"index": "off", "size": None})
+    other = report(("test_Q01_a", "passed", "", ""), driver="two", options={"index": "off", "size": None},
+                   mounted_by="fuse-overlayfs, a stand-in")  # fmt: skip
     text = matrix.page([matrix.condense(other), matrix.condense(ONE)], "<!-- note -->")
     assert text.splitlines()[2] == "<!-- note -->"
     assert "| 1 | one | 6.1.0-44 | ext4 (rw) | 2026-11-28 | full | 7 | 2 | 2 |" in text
-    assert "| 2 | two (index=off) |" in text
+    assert "| 2 | two, mounted by fuse-overlayfs (index=off) |" in text
     rows = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line[:2] == "| " and line[2:3].isupper()}
     assert list(rows) == list(catalogue.TITLES)
     assert rows["P01"].endswith("| passed | not run |")

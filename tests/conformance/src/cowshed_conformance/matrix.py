@@ -65,8 +65,14 @@ def condense(report: dict[str, Any]) -> Kept:
 
 def name_of(kept: Kept) -> str:
     """What to call the file that a run is kept in: the next run of that driver on such a machine replaces it."""
-    words = [kept["driver"], kept["backing"].partition(" ")[0], *release(kept).split(".")[:2]]
-    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower())
+    words = [kept["driver"], kept["backing"].partition(" ")[0], *release(kept).split(".")[:2], stand_in(kept)]
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+
+
+def stand_in(kept: Kept) -> str:
+    """What has mounted in the place of a kernel that lacks a file system, or nothing."""
+    said = kept.get("mounted_by", "the kernel")
+    return "" if said == "the kernel" else str(said).partition(",")[0]
 
 
 def release(kept: Kept) -> str:
@@ -96,7 +102,7 @@ def page(kept: Sequence[Kept], note: str) -> str:
     for n, run in enumerate(kept, 1):
         kinds = [kind(run, number) for number in TITLES]
         cells = [
-            n, run["driver"] + _options(run), release(run), run["backing"], run["date"][:10], run["level"], run["seed"],
+            n, _name(run) + _options(run), release(run), run["backing"], run["date"][:10], run["level"], run["seed"],
             *[kinds.count(what) for what in ("passed", "n/a", "not run", "failed")],
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
@@ -104,7 +110,7 @@ def page(kept: Sequence[Kept], note: str) -> str:
     for number, title in TITLES.items():
         if number[0] != area:
             area = number[0]
-            heads = " | ".join(f"{run['driver']} ({n})" for n, run in enumerate(kept, 1))
+            heads = " | ".join(f"{_name(run)} ({n})" for n, run in enumerate(kept, 1))
             lines += ["", f"## {_AREAS[area]}", "", f"| | case | {heads} |", "|---|---|" + "---|" * len(kept)]
         if number in ELSEWHERE:
             code, where_ = ELSEWHERE[number]
@@ -140,6 +146,10 @@ def _result(run: Kept, number: str, reasons: Sequence[tuple[str, str]]) -> str:
     if word == "failed":
         word = "**failed**"
     return " ".join([word, ", ".join(map(str, numbers))]).strip()
+
+
+def _name(run: Kept) -> str:
+    return run["driver"] + (f", mounted by {stand_in(run)}" if stand_in(run) else "")
 
 
 def _options(run: Kept) -> str:
