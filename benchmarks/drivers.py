@@ -1,4 +1,4 @@
-"""Times what storage drivers do, each on a fresh file system of the same size, as ratios in one run: `make bench-drivers`.
+"""Times what storage drivers do, each on a fresh file system of one size, as ratios in one run: `make bench-drivers`.
 
 README.md tells the method. Needs root, and the conformance suite installed, whose file systems and stores it uses.
 """

@@ -65,8 +65,9 @@ def test_the_script_times_every_short_command(tmp_path):
 
 def test_the_drivers_are_timed_with_ratios_and_controls(tmp_path):
     words = [sys.executable, str(TOP / "benchmarks/drivers.py"), "--driver", "copy@ext4", "--driver", "overlay@ext4"]
+    small = ["--scale", "0.002", "--rounds", "0.1", "--size", "256"]
     done = subprocess.run(
-        [*words, "--scale", "0.002", "--rounds", "0.1", "--size", "256", "--place", tmp_path, "--out", tmp_path / "out"],
+        [*words, *small, "--place", tmp_path, "--out", tmp_path / "out"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

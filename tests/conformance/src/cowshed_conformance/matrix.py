@@ -149,7 +149,7 @@ def _result(run: Kept, number: str, reasons: Sequence[tuple[str, str]]) -> str:
 
 
 def _name(run: Kept) -> str:
-    return run["driver"] + (f", mounted by {stand_in(run)}" if stand_in(run) else "")
+    return str(run["driver"]) + (f", mounted by {stand_in(run)}" if stand_in(run) else "")
 
 
 def _options(run: Kept) -> str:
