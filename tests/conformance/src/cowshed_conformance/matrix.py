@@ -9,19 +9,9 @@ from typing import Any
 
 from cowshed_conformance.catalogue import ELSEWHERE, TITLES
 
-FACTS = (
-    "driver",
-    "distribution",
-    "kernel",
-    "backing",
-    "options",
-    "date",
-    "level",
-    "seed",
-    "suite",
-    "python",
-    "verdict",
-)
+FACTS = tuple(
+    "driver distribution mounted_by kernel backing options date level seed suite python verdict".split()
+)  # of a report, that are kept
 NOT_APPLICABLE = ("capability", "plan")  # other codes say that it could not be run there
 _AREAS = {
     "P": "Probing and options", "L": "Life and names of layers", "C": "Content, copied on write",
