@@ -17,9 +17,15 @@ from cowshed.storage import api
 from cowshed.storage.errors import BadOption, Cancelled, InUse, ToolFailed, WrongStore
 from cowshed_linux import mount
 
-spec = importlib.util.spec_from_file_location("layers_work", Path(__file__).parent / "work.py")
-work = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(work)
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"layers_{name}", Path(__file__).parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+work, trees = load("work"), load("trees")
 
 
 @pytest.fixture(params=["overlay", "copy"])
@@ -159,6 +165,34 @@ def test_a_committed_layer_is_looked_at_by_two_and_not_removed_meanwhile(layers)
     other.store.close()
 
 
+def test_one_look_at_all_mount_tables_serves_many_removals(layers, monkeypatch):
+    """And one among them that is in use stays."""
+    monkeypatch.setattr(unused, "PATIENCE", 0.02)
+    for n in range(20):
+        work.pull(layers, (f"sha256:{n + 1:064x}",), name=f"{n:x}", durability="none")
+    looks = []
+
+    class Counting(unused.Shown):
+        def __init__(self):
+            looks.append(1)
+            super().__init__()
+
+    monkeypatch.setattr(unused, "Shown", Counting)
+    numbers = [row.number for row in rows.list_all(layers.store, layers.name)]
+    assert len(numbers) == 20
+    other = work.opened(layers.store.root, layers.name)
+    with layers.store.transaction() as tx:
+        tx.execute("delete from chains")
+    with other.mounted(layers.load(numbers[7]), read_only=True):
+        layers.remove_unreferenced()
+    assert [row.number for row in rows.list_all(layers.store, layers.name)] == [numbers[7]]
+    assert len(looks) == 1
+    assert journal.list_all(layers.store) == []
+    layers.remove_unreferenced()
+    assert rows.list_all(layers.store, layers.name) == []
+    other.store.close()
+
+
 # ---------------------------------------------------------------- layers
 
 
@@ -203,6 +237,29 @@ def test_check_tells_missing_layers_and_orphans(layers):
     folder = f"{layers.store.root}/drivers/{layers.name}/committed"
     os.rename(f"{folder}/{row.id}", f"{folder}/{'0' * 32}")
     assert sorted(finding.code for finding in layers.check()) == ["missing", "orphan"]
+
+
+def test_check_tells_what_a_driver_finds_of_its_own_layers(layers):
+    """Of layers that nobody works on; a layer that is busy is not shown to it."""
+    image = work.pull(layers)
+    busy = work.create(layers, image)
+    other = work.opened(layers.store.root, layers.name)
+    asked = []
+
+    class Checking(type(other.driver)):
+        @property
+        def capabilities(self):
+            return trees.with_capabilities(super().capabilities, self_check=True)
+
+        def check(self, shown, *, deep):
+            asked.append(({layer.number for layer in shown}, deep))
+            yield api.Finding("bent", f"layer {min(layer.number for layer in shown)} is bent")
+
+    other.driver.__class__ = Checking
+    assert [finding.code for finding in other.check(deep=True)] == ["bent"]
+    assert asked[0] == ({row.number for row in rows.list_all(layers.store, layers.name)} - {busy.number}, True)
+    other.store.close()
+    work.remove(layers, busy)
 
 
 def test_a_driver_store_that_is_gone_or_another_is_refused(layers):

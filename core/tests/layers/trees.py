@@ -52,6 +52,11 @@ def groups(top):
     return sorted(sorted(names) for names in found.values() if len(names) > 1)
 
 
+def with_capabilities(old, **changes):
+    names = [name for name in api.Capabilities.__annotations__ if not name.startswith("_")]
+    return api.Capabilities(**{**{name: getattr(old, name) for name in names}, **changes})
+
+
 @contextlib.contextmanager
 def opened(*paths):
     fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in paths]

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 
 def check(engine: Engine, *, deep: bool = False) -> list[str]:
-    """What does not fit, a line each. With deep every blob is read and the database checked row by row."""
+    """What does not fit, a line each. With deep every blob is read, the database checked row by row, and drivers that
+    check themselves read what is in their layers."""
     found = list(_database(engine, deep))
     for name in drivers.names(engine.store):
         try:
-            found += [f"driver {name}: {_words(finding)}" for finding in engine.layers(name).check()]
+            found += [f"driver {name}: {_words(finding)}" for finding in engine.layers(name).check(deep=deep)]
         except (CowshedError, StorageError, OSError) as error:
             found.append(f"driver {name}: cannot be opened: {error}")
     found += _at_two_looks(lambda: _blobs(engine))

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from cowshed.state.rows import LayerRow
 
 
-def check(layers: Layers) -> Iterator[api.Finding]:
-    """Every object of the driver against the rows, both ways. Layers that a living command works on are left out: what
-    is told was there at two looks."""
-    first = list(_look(layers))
-    again = {(finding.code, finding.text) for finding in _look(layers)} if first else set()
+def check(layers: Layers, *, deep: bool = False) -> Iterator[api.Finding]:
+    """Every object of the driver against the rows, both ways; then what the driver says of its own layers, if it can
+    check itself, with deep of all that is in them. Layers that a living command works on are left out: what is told was
+    there at two looks."""
+    first = list(_look(layers, deep=deep))
+    again = {(finding.code, finding.text) for finding in _look(layers, deep=deep)} if first else set()
     for finding in first:
         if (finding.code, finding.text) in again:
             yield finding
@@ -38,7 +39,14 @@ def remove_orphans(layers: Layers) -> int:
     return count
 
 
-def _look(layers: Layers) -> Iterator[api.Finding]:
+def _look(layers: Layers, *, deep: bool) -> Iterator[api.Finding]:
+    yield from _objects_and_rows(layers)
+    if api.has_self_check(layers.driver):
+        known = [row for row in rows.list_all(layers.store, layers.name) if not _busy(layers, row)]
+        yield from layers.driver.check([layers.load(row.number) for row in known], deep=deep)
+
+
+def _objects_and_rows(layers: Layers) -> Iterator[api.Finding]:
     store, name = layers.store, layers.name
     objects = list(layers.driver.scan())  # before the rows: what is made meanwhile is then in the rows, not missing
     known = {row.id: row for row in rows.list_all(store, name)}

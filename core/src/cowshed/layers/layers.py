@@ -325,11 +325,11 @@ class Layers:
 
         return repair(self, number, op)
 
-    def check(self) -> Iterator[api.Finding]:
-        """Where the database and the driver's objects disagree."""
+    def check(self, *, deep: bool = False) -> Iterator[api.Finding]:
+        """Where the database and the driver's objects disagree, and what the driver finds wrong with its layers."""
         from cowshed.layers.check import check
 
-        return check(self)
+        return check(self, deep=deep)
 
 
 class Mounted:
