@@ -227,13 +227,15 @@ class Mask:
             if stat.S_ISDIR(os.fstat(target).st_mode):
                 if empty < 0:
                     options = [("size", "4k"), ("nr_inodes", "2"), ("mode", "555")]
-                    empty = mount.file_system("tmpfs", "masked", options, mount.ATTR_RDONLY)
-                tree = mount.clone("", at=empty)
+                    tree = empty = mount.file_system("tmpfs", "masked", options, mount.ATTR_RDONLY)
+                else:  # from where the first is attached: before Linux 6.15 what is detached cannot be cloned
+                    tree = mount.clone("", at=empty)
             else:
                 tree = mount.clone("", at=null)
                 mount.set_attributes(tree, mount.ATTR_RDONLY)
             mount.attach(tree, at=target)
-            os.close(tree)
+            if tree != empty:
+                os.close(tree)
             os.close(target)
         os.close(null)
         if empty >= 0:
