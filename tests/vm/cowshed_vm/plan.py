@@ -5,6 +5,8 @@ Python takes ten to twenty times as long there, so a guest runs what depends on 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 # Several pytest runs in one guest; the first status that is not 0 counts.
@@ -12,6 +14,8 @@ HEAD = """status=0
 run() { .venv/bin/pytest -q "$@"; code=$?; [ $code = 0 ] || [ $status != 0 ] || status=$code; }
 suite() { driver=$1; shift; run --pyargs cowshed_conformance --driver $driver --report-dir /results/$driver "$@"; }
 """
+# Of the full level: a power cut, a disk that fails, a reboot.
+FAULTS = '"test_disks or X03 or X04 or X14"'
 
 
 class Plan(NamedTuple):
@@ -26,6 +30,26 @@ class Plan(NamedTuple):
 
 
 def plans() -> list[Plan]:
-    return [
+    drivers = (("devicemapper", "6.1"), ("zfs", "6.1"), ("btrfs", "6.12"), ("overlay", "6.1"))
+    found = [
+        *(_driver(name, kernel) for name, kernel in drivers if _registered(name)),
+        Plan("control-groups", "6.1", "containers with control groups v2", "run runtime/tests\n"),
         Plan("harness", "", "the tests that boot guests", "COWSHED_BOOT=6.12 run tests/vm/tests/test_boot.py\n"),
     ]
+    own = os.environ.get("COWSHED_VM_KERNEL")
+    return [*found, _driver("aufs", own)] if own else found
+
+
+def _registered(name: str) -> bool:
+    return "cowshed.storage_drivers" in (Path(__file__).parents[3] / f"drivers/{name}/pyproject.toml").read_text()
+
+
+def _driver(name: str, kernel: str) -> Plan:
+    """The suite on a driver, and the tests of its own that are marked for the guest, if there are any (pytest: 5)."""
+    script = f"""
+        suite {name} --level core
+        suite {name} -k {FAULTS} --report-dir /results/{name}-faults
+        .venv/bin/pytest -q -m guest drivers/{name}; code=$?
+        case $code in 0 | 5) ;; *) status=$code ;; esac
+    """
+    return Plan(name, kernel, f"the suite on {name}, Linux {kernel}", script)

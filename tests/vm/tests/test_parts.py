@@ -5,6 +5,7 @@ import lzma
 import os
 import struct
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -179,3 +180,23 @@ def test_the_list_of_packages_in_the_makefile_is_what_the_harness_asks_for():
     listed = set(line.partition(":=")[2].split())
     wanted = set((programs.BUILD | programs.COMPILE | programs.RUN).values())
     assert listed == wanted - {"apt", "dpkg", "util-linux"}  # essential
+
+
+def guests(*words):
+    command = [sys.executable, f"{TOP}/tests/vm/guests", *words]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def test_what_is_not_run_is_said_in_a_line_for_the_list_of_skips():
+    said = guests("overlay", "btrfs", "--not-run", "because").stdout
+    assert (
+        said == "SKIPPED [guest] tests/vm: the suite on overlay, Linux 6.1; the suite on btrfs, Linux 6.12: because\n"
+    )
+    whole = guests("--not-run", "because").stdout.splitlines()
+    assert all(line.startswith("SKIPPED [guest] tests/vm: the suite on ") for line in whole)
+
+
+def test_an_unknown_plan_is_refused():
+    done = guests("zsf")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.startswith("vm: no plan zsf: there are ")
