@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from cowshed_testing import leftovers
+from cowshed_testing.images import Image, LayerTar, busybox_layer
 
 from cowshed_linux import mount
 
 DRIVERS = ("btrfs", "loops", "devicemapper", "zfs", "aufs")
-IMAGE = "example.test/greeting:1"
+IMAGE, HASTY = "example.test/greeting:1", "example.test/hasty:1"
 # Where a driver and the engine are in the middle of something
 STEPS = (
     ("run", "layers.prepare.begin"),
@@ -211,8 +212,13 @@ def next_boot(tmp_path):
         mount.unmount(there)
 
 
-def test_after_a_reboot_containers_are_as_they_were(house, next_boot):
-    """Mounts, devices, processes, control groups and the run directory are gone, and another boot has begun."""
+def test_after_a_reboot_containers_are_as_they_were(house, next_boot, tmp_path):
+    """Mounts, devices, processes, control groups and the run directory are gone, and another boot has begun. A layer
+    that was not made durable is not trusted then, but made again from its archive."""
+    hasty = Image([busybox_layer(), LayerTar().file("hasty", "1\n").bytes()])
+    hasty.write_layout(f"{tmp_path}/hasty", HASTY)
+    (tmp_path / "config").write_text('[storage]\ndurability = "none"\n')
+    house.ok("load", "-q", "-i", f"{tmp_path}/hasty", env={"COWSHED_CONFIG": f"{tmp_path}/config"})
     house.ok("run", "-d", "--name", "up", IMAGE, "sh", "-c", "echo x > /new; sync; sleep 1000")
     until(lambda: house("exec", "up", "test", "-s", "/new").returncode == 0)
     house.ok("create", "--name", "made", IMAGE, "cat", "three")
@@ -236,8 +242,13 @@ def test_after_a_reboot_containers_are_as_they_were(house, next_boot):
     house.ok("start", "up")
     assert house.ok("exec", "up", "cat", "/new") == "x\n"
     assert house.ok("run", "--rm", IMAGE, "cat", "three") == "three\n"
+    suspect = house("system", "check")
+    assert suspect.returncode == 1
+    assert b"was written in an earlier boot and never made durable" in suspect.stdout
+    assert house.ok("run", "--rm", HASTY, "cat", "/hasty") == "1\n"
     clean(house)
     house.ok("rm", "-f", *house.names())
+    house.ok("rmi", HASTY)
     clean(house)
 
 

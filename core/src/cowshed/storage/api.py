@@ -446,7 +446,11 @@ class ChangesDriver(Driver, Protocol):
 
 class ActivationDriver(Driver, Protocol):
     """The engine calls activate, mounts, and at once deactivate: from then on the mount alone holds the device, and
-    the kernel drops it with the last mount, whoever dies (dm deferred remove, loop autoclear)."""
+    the kernel drops it with the last mount, whoever dies (dm deferred remove, loop autoclear). It may do so while the
+    layer is mounted, and calls deactivate again for a process that died in between.
+
+    No two processes of the engine do it to one layer at once, nor call usage() meanwhile. A driver that has its own
+    layers mounted (Host.mounted, Host.run) activates and deactivates them itself around that."""
 
     def activate(self, layer: Layer, *, read_only: bool) -> None: ...
     def deactivate(self, layer: Layer) -> None: ...
