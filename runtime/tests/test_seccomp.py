@@ -136,3 +136,18 @@ def test_a_profile_that_allows_no_change_of_identity(box):
     box.linux["seccomp"] = profile
     box.process["user"] = {"uid": 7, "gid": 7}
     assert box.run("/bin/echo", "through").out == "through\n"
+
+
+@pytest.mark.parametrize("request_", [0x401C5820, 0x40086602, 0x40046602])
+def test_a_file_of_a_limited_container_stays_in_its_project(tmp_path, request_):
+    if os.uname().machine != "x86_64":
+        pytest.skip("system call numbers of x86_64")
+    names = list(defaults.CAPABILITIES)
+    kept = seccomp.program(seccomp.default_profile(names, keep_projects=True), str(tmp_path))
+    ioctl, nowhere, ebadf, eperm = 16, 999, 9, 1
+    assert run_call(kept, ioctl, nowhere, request_, 0) == (-1, eperm)
+    assert run_call(kept, ioctl, nowhere, request_ | 0xABCD << 32, 0) == (-1, eperm)  # the kernel looks at 32 bits
+    for other in [request_ ^ 1 << bit for bit in range(32)] + [0, 0x5401, 0xFFFFFFFF]:
+        assert run_call(kept, ioctl, nowhere, other, 0) == (-1, ebadf), hex(other)
+    usual = seccomp.program(seccomp.default_profile(names), str(tmp_path))
+    assert run_call(usual, ioctl, nowhere, request_, 0) == (-1, ebadf)

@@ -80,10 +80,17 @@ _NO_ROOM = (28, 30, 122)  # ENOSPC, EROFS, EDQUOT: a full disk starts containers
 _NEW_NAMESPACES = 0x7E020000
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 _AF_VSOCK = 40
+# FS_IOC_FSSETXATTR, FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS (linux/fs.h): with these the owner of a file takes it out of the
+# project by which a storage driver counts it
+_LEAVE_A_PROJECT = (0x401C5820, 0x40086602, 0x40046602)
 
 
-def default_profile(capabilities: list[str]) -> dict[str, Any]:
-    """The profile of a container with these capabilities, as OCI linux.seccomp."""
+def default_profile(capabilities: list[str], *, keep_projects: bool = False) -> dict[str, Any]:
+    """The profile of a container with these capabilities, as OCI linux.seccomp.
+
+    keep_projects: its files stay in the project that their directory gave them, so that it keeps to a size limit. The
+    price is chattr(1).
+    """
 
     def allow(names: str, args: list[dict[str, int | str]] | None = None) -> dict[str, Any]:
         return {"names": names.split(), "action": "SCMP_ACT_ALLOW", "args": args or []}
@@ -91,6 +98,9 @@ def default_profile(capabilities: list[str]) -> dict[str, Any]:
     rules = [allow(_ALWAYS)]
     rules += [allow("personality", [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]) for value in _PERSONALITIES]
     rules.append(allow("socket", [{"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_NE"}]))
+    if keep_projects:
+        rules[0]["names"].remove("ioctl")
+        rules += [allow("ioctl", [test]) for test in _none_of(_LEAVE_A_PROJECT)]
     held = set(capabilities)
     rules += [allow(names) for capability, names in _BY_CAPABILITY.items() if capability in held]
     if "CAP_SYS_ADMIN" not in held:
@@ -100,6 +110,19 @@ def default_profile(capabilities: list[str]) -> dict[str, Any]:
         # C libraries fall back to clone.
         rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38, "args": []})
     return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1, "syscalls": rules}
+
+
+def _none_of(values: tuple[int, ...], *, high: int = 0, bit: int = 31) -> list[dict[str, int | str]]:
+    """Tests of an ioctl's request of which one holds if it is none of these: a rule that forbids beside one that allows
+    cannot be, and a rule has one test of an argument. high: the bits above `bit`, which all these values have."""
+    if not values:
+        mask = 0xFFFFFFFF & ~((1 << (bit + 1)) - 1)
+        return [{"index": 1, "value": mask, "valueTwo": high, "op": "SCMP_CMP_MASKED_EQ"}]
+    if bit < 0:
+        return []
+    one = 1 << bit
+    without, having = tuple(v for v in values if not v & one), tuple(v for v in values if v & one)
+    return [*_none_of(without, high=high, bit=bit - 1), *_none_of(having, high=high | one, bit=bit - 1)]
 
 
 def program(profile: dict[str, Any], cache: str) -> bytes:

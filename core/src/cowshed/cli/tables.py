@@ -40,6 +40,7 @@ _CREATE = (
     Option("-v --volume", "list", "[SOURCE:]TARGET[:OPTIONS]"),
     Option("--mount", "list", "type=bind|volume|tmpfs,source=…,target=…[,readonly]"),
     Option("--tmpfs", "list", "PATH[:OPTIONS]"),
+    Option("--storage-opt", "pairs", "size=SIZE, inodes=NUMBER: the most that what it writes to its root may take"),
     Option("--read-only", "flag", "nothing can be written to its root"),
     Option("-h --hostname", "text", "its host name"),
     Option("-l --label", "pairs", "NAME=VALUE"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cowshed.layers.layers import Layers
     from cowshed.monitor.client import Session
     from cowshed.state.rows import ImageRow
-    from cowshed.storage.api import Layer
+    from cowshed.storage.api import Layer, LayerOptions
 
 _PATIENCE = 15.0
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -70,7 +70,7 @@ def create(
         mounts.write_volumes(tx, wanted, row.number)
     step("create.written")
     try:
-        active = layers.prepare(active)
+        active = layers.prepare(active, _options(asked))
         _configure(engine, layers, active, row, own, wanted)
         step("create.configured")
         if op != "run":
@@ -81,6 +81,14 @@ def create(
         _undo(engine, layers, active, row)
         raise
     return row
+
+
+def _options(asked: dict[str, Any]) -> LayerOptions | None:
+    if "storage_opt" not in asked:
+        return None
+    from cowshed.container import limits
+
+    return limits.options(asked["storage_opt"])
 
 
 def _undo(engine: Engine, layers: Layers, layer: Layer, row: ContainerRow) -> None:

@@ -151,7 +151,7 @@ def _security(asked: dict[str, Any], config: dict[str, Any], held: list[str]) ->
     if confined:
         from cowshed_runtime import seccomp
 
-        config["linux"]["seccomp"] = seccomp.default_profile(held)
+        config["linux"]["seccomp"] = seccomp.default_profile(held, keep_projects="storage_opt" in asked)
 
 
 def _network(asked: dict[str, Any], config: dict[str, Any], files: str) -> None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _KEPT = (
     "interactive tty rm name workdir user entrypoint volume mount tmpfs read_only hostname memory memory_swap cpus "
-    "pids_limit shm_size ulimit cap_add cap_drop security_opt privileged device stop_signal stop_timeout init restart "
-    "platform"
+    "pids_limit shm_size storage_opt ulimit cap_add cap_drop security_opt privileged device stop_signal stop_timeout "
+    "init restart platform"
 ).split()
 _DETACH = "ctrl-p,ctrl-q"
 _IN_HOSTNAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
@@ -67,8 +67,25 @@ def _asked(said: Values) -> dict[str, Any]:
         from cowshed.container.signals import number
 
         number(asked["stop_signal"])
+    if "storage_opt" in asked:
+        asked["storage_opt"] = _limits(asked["storage_opt"])
     asked["env"] = _environment(said)
     return asked
+
+
+def _limits(given: dict[str, str]) -> dict[str, int]:
+    """--storage-opt as numbers."""
+    from cowshed.cli.parser import size
+
+    limits = {}
+    for name, text in given.items():
+        if name not in ("size", "inodes"):
+            raise BadUsage(f"--storage-opt {name} is not known", remedy="size=SIZE, inodes=NUMBER")
+        plain = int(text) if text.isascii() and text.isdigit() else 0
+        limits[name] = size(text, "--storage-opt size") if name == "size" else plain
+        if limits[name] < 1:
+            raise BadUsage(f"--storage-opt {name}={text}: a number above 0 is wanted", remedy="without it: no limit")
+    return limits
 
 
 def _environment(said: Values) -> list[str]:
@@ -136,6 +153,10 @@ def _make(engine: Engine, said: Values, *, op: str) -> ContainerRow:
     asked = _asked(said)
     id_file = _id_file(said.cidfile) if said.cidfile else -1
     name = said["operands"][0]
+    if "storage_opt" in asked:
+        from cowshed.container import limits
+
+        limits.require(engine.layers(), asked["storage_opt"])
     _ = engine.store  # for writing from the first, so that it is opened once
     try:
         row = lifecycle.create(engine, asked, _image(engine, name, said), name, op=op)

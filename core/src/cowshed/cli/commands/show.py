@@ -170,6 +170,7 @@ def _document(engine: Engine, row: ContainerRow, *, size: bool) -> dict[str, Any
             "MemorySwap": asked.get("memory_swap") or (asked.get("memory") or 0) * 2,
             "NanoCpus": int(float(asked.get("cpus") or 0) * 10**9),
             "PidsLimit": asked.get("pids_limit"),
+            "StorageOpt": {name: str(most) for name, most in (asked.get("storage_opt") or {}).items()} or None,
             "ShmSize": asked.get("shm_size") or 64 << 20,
             "NetworkMode": asked.get("network", "none"),
             "Binds": asked.get("volume"),

@@ -69,13 +69,19 @@ def why_not(place: str) -> tuple[str, str, str] | None:
     if not can:
         return code, f"this kernel is built without quota for {name}: no size limits", "CONFIG_XFS_QUOTA, CONFIG_QUOTA"
     device, point = _mount(place)
-    how = [f"umount {point}", f"mount -o prjquota {device} {point}"]
+    # An ext4 counts no projects until its superblock says so; where it does, tune2fs changes nothing.
+    tune = f"tune2fs -O project,quota -Q prjquota {device}" if name == "ext4" else ""
     if point == "/":
-        how = ["boot with rootflags=prjquota"]
-    if name == "ext4":  # counts no projects until its superblock says so; where it does, this changes nothing
-        how.insert(len(how) - 1, f"tune2fs -O project,quota -Q prjquota {device}")
+        how = (
+            f"from a rescue system {tune}, then boot with rootflags=prjquota"
+            if tune
+            else "boot with rootflags=prjquota"
+        )
+        how += "; or put the store (--root) on a file system of its own"
+    else:
+        how = "; ".join([f"umount {point}", *([tune] if tune else []), f"mount -o prjquota {device} {point}"])
     text = f"{name} is mounted without prjquota on {point}: no size limits"
-    return code, text, "; ".join(how)
+    return code, text, how
 
 
 _ELSEWHERE = "put the store (--root) on ext4 or xfs mounted with prjquota"
