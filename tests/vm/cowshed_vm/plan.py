@@ -18,6 +18,15 @@ suite() { driver=$1; shift; run --pyargs cowshed_conformance --driver $driver --
 FAULTS = '"test_disks or X03 or X04 or X14"'
 
 
+QUOTA = """
+    run drivers/overlay/tests tests/e2e/test_storage_opt.py
+    for kind in ext4 xfs; do
+        suite overlay --backing $kind-quota -k 'test_Q or test_H01' --report-dir /results/overlay-$kind-quota
+    done
+"""
+FEW = "'usage or limit or again or moves or names or random and (0 or 1 or 2 or 3)'"  # of tests/drivers
+
+
 class Plan(NamedTuple):
     name: str
     kernel: str  # "": on this machine, once guests are built
@@ -34,6 +43,8 @@ def plans() -> list[Plan]:
     found = [
         *(_driver(name, kernel) for name, kernel in drivers if _registered(name)),
         Plan("control-groups", "6.1", "containers with control groups v2", "run runtime/tests\n"),
+        Plan("quota", "6.12", "size limits by project quota on ext4 and xfs", QUOTA),
+        Plan("one-meaning", "6.1", "the same scripts on all drivers of Linux 6.1", f"run tests/drivers -k {FEW}\n"),
         Plan("harness", "", "the tests that boot guests", "COWSHED_BOOT=6.12 run tests/vm/tests/test_boot.py\n"),
     ]
     own = os.environ.get("COWSHED_VM_KERNEL")
