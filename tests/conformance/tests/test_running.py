@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -167,3 +168,13 @@ def test_H06_installed_packages_on_a_plug_in_out_of_tree_without_a_source_checko
     assert report["distribution"] == "elsewhere 1.5"
     assert {"P01", "L01", "S01"} <= {case["case"] for case in report["cases"] if case["outcome"] == "passed"}
     assert str(ROOT) not in done.stdout
+
+
+def test_what_shows_a_fault_shrinks_to_a_few_lines(tmp_path):
+    words = ["--pyargs", "cowshed_conformance", "--driver", "broken:plugin_ReportsTooFewChanges"]
+    done = pytest_(tmp_path, *words, "-k", "test_D22_the_quick", "--conformance-seed", "5")
+    assert done.returncode == 1
+    (below,) = re.findall(r"Failed: below: \[(.*)\]", done.stdout)
+    (above,) = re.findall(r"E +above: \[(.*)\]", done.stdout)
+    steps_ = re.findall(r"\w+\(", below + above)
+    assert 1 <= len(steps_) <= 3, (below, above)

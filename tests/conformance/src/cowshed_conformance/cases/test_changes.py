@@ -19,7 +19,7 @@ from cowshed_conformance import archive, changes, marks, randoms, steps, tree
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.cases.test_content import ACCESS, CAPABILITY, KINDS
 from cowshed_conformance.harness import Store
-from cowshed_conformance.marks import budget, core, full
+from cowshed_conformance.marks import budget, core, full, hard
 from cowshed_conformance.steps import (
     Step,
     append,
@@ -63,6 +63,7 @@ def both(store: Store, lower: api.Layer, upper: api.Layer) -> dict[str, str]:
     again = store.new(lower)
     archive.unpack(store, again, data)
     there = without_sockets(store.look(again))
+    store.driver.remove(again)
     if not store.capabilities.hard_links_survive_copy_up:
         # A file that was only opened for writing may have parted from its other names, which is no change.
         now, there = (
@@ -378,19 +379,53 @@ def naive_engine(store: Store, lower: api.Layer | None, upper: api.Layer) -> dic
 @core
 @budget(60)
 def test_D22_the_quick_way_equals_the_walk_of_both_trees(light: Store, chance: random.Random) -> None:
-    store = light
-    for _ in range(40):
+    quick_equals_walk(light, chance, 40)
+
+
+@hard
+@budget(3600)
+def test_D22_a_thousand_times(light: Store, chance: random.Random) -> None:
+    quick_equals_walk(light, chance, 1000)
+
+
+def quick_equals_walk(store: Store, chance: random.Random, count: int) -> None:
+    """Random trees and edits; of those that show a fault, the steps that are needed to show it."""
+    for _ in range(count):
         base = store.prepare(store.plan())
         with store.mount(base) as root:
-            randoms.change(root, chance, 25)
+            below = randoms.change(root, chance, 25)
         lower = store.commit(base)
         top = store.new(lower)
         with store.mount(top) as root:
-            randoms.change(root, chance, 12)
-        upper = store.commit(top)
-        assert both(store, lower, upper) == naive_engine(store, lower, upper)
+            above = randoms.change(root, chance, 12)
+        said = disagreement(store, lower, store.commit(top))
+        if said:
+            below, above = randoms.shrink([below, above], lambda scripts: bool(repeated(store, *scripts)))
+            pytest.fail(f"below: {below}\nabove: {above}\n{repeated(store, below, above) or said}")
+
+
+def repeated(store: Store, below: Sequence[Step], above: Sequence[Step]) -> str:
+    base = store.prepare(store.plan())
+    with store.mount(base) as root:
+        randoms.repeat(root, below)
+    lower = store.commit(base)
+    top = store.new(lower)
+    with store.mount(top) as root:
+        randoms.repeat(root, above)
+    return disagreement(store, lower, store.commit(top))
+
+
+def disagreement(store: Store, lower: api.Layer, upper: api.Layer) -> str:
+    """What is wrong with the changes; both layers are removed."""
+    try:
+        quick, walk = both(store, lower, upper), naive_engine(store, lower, upper)
+        return "" if quick == walk else f"the driver's way: {quick}\nthe walk: {walk}"
+    except AssertionError as error:
+        return f"{error}" or "the changes are not those of comparing all that is seen"
+    finally:
         store.driver.remove(upper)
         store.driver.remove(lower)
+        store.purge_all()
 
 
 @core
