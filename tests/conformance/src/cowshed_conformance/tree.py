@@ -8,7 +8,8 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-_HIDDEN = ("security.selinux",)
+# the host's to say; and what xfs shows root of an access list, as it lies on disk
+_HIDDEN = ("security.selinux", "trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT")
 _ATTRIBUTES = ("kind", "mode", "uid", "gid", "mtime", "size", "content", "xattrs", "links")
 
 

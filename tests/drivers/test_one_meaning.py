@@ -1,0 +1,114 @@
+"""Usage, limits and changes mean the same on all drivers: the same scripts on each that is usable on this machine."""
+
+import os
+import time
+
+import pytest
+
+from cowshed.storage import api
+from cowshed_conformance import pairs, steps, tree
+from cowshed_conformance.harness import held_to_limits, sync, usage
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
+MIB = 1 << 20
+SEEDS = range(20)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    with pairs.sides(str(tmp_path_factory.mktemp("sides"))) as found:
+        assert len(found) > 1, "one driver alone has nothing to agree with"
+        yield found
+
+
+def disagreements(sides, script):
+    """One line for each way in which two sides that declare the same come to something else."""
+    told, first = [], {}
+    for side in sides:
+        mine = pairs.carry_out(side, script)
+        if dict(mine.changes) != dict(pairs.walked(side, mine)):
+            told.append(f"{side.name}: changes() says {dict(mine.changes)}, the walk {dict(pairs.walked(side, mine))}")
+        other, theirs = first.setdefault(side.kind(script.depends), (side, mine))
+        between = f"{side.name} against {other.name}"
+        told += [f"{between}: lower: {line}" for line in tree.differences(theirs.below, mine.below)]
+        told += [f"{between}: upper: {line}" for line in tree.differences(theirs.now, mine.now)]
+        if mine.changes != theirs.changes:
+            told.append(f"{between}: changes {mine.changes} for {theirs.changes}")
+        if mine.data != theirs.data:
+            told.append(f"{between}: another archive, of {len(mine.data)} bytes for {len(theirs.data)}")
+        # The archive that another driver made, applied here, gives what was made here.
+        archived = {path: node for path, node in mine.now.items() if node.kind != "socket"}
+        applied = pairs.apply_to(side, mine.lower, theirs.data)
+        told += [f"{between}: its archive applied: {line}" for line in tree.differences(archived, applied)]
+        if side is not other:
+            pairs.forget(side, mine)
+    for side, outcome in first.values():
+        pairs.forget(side, outcome)
+    return told
+
+
+@pytest.mark.parametrize("name", pairs.SCRIPTS)
+def test_a_script_comes_to_the_same_on_every_driver(sides, name):
+    assert disagreements(sides, pairs.SCRIPTS[name]) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_random_script_comes_to_the_same_on_every_driver(sides, seed, tmp_path):
+    script = pairs.random_script(str(tmp_path), seed, sides)
+    told = disagreements(sides, script)
+    if told:
+        few = pairs.shrunk(script, lambda fewer: bool(disagreements(sides, fewer)))
+        pytest.fail(f"{few}\n" + "\n".join(told[:10]))
+
+
+def settled(look, wanted):
+    """Some file systems count, and free, in the background."""
+    until = time.monotonic() + 15
+    while not wanted(value := look()) and time.monotonic() < until:
+        time.sleep(0.1)
+    return value
+
+
+def test_usage_means_what_the_layer_itself_has_written(sides):
+    for side in sides:
+        store = side.store
+        base = store.layer(steps.file("below", os.urandom(4 * MIB)))
+        layer = store.new(base)
+        empty = usage(store, layer)
+        copied = store.capabilities.granularity is api.Granularity.TREE
+        assert empty >= 4 * MIB if copied else empty < 256 << 10, (side.name, empty)
+        store.change(layer, *[steps.file(f"f{n}", os.urandom(MIB)) for n in range(3)], steps.link("f0", "too"))
+        more = settled(lambda s=store, x=layer, e=empty: usage(s, x) - e, lambda n: n >= 3 * MIB)
+        assert 3 * MIB <= more <= 3 * MIB + (512 << 10), (side.name, more)
+        store.change(layer, *[steps.remove(f"f{n}") for n in range(3)], steps.remove("too"))
+        left = settled(lambda s=store, x=layer, e=empty: usage(s, x) - e, lambda n: n < 512 << 10)
+        assert left < 512 << 10, (side.name, left)
+        assert store.driver.usage(layer).exact == store.capabilities.usage_exact, side.name
+        store.driver.remove(layer)
+        store.driver.remove(base)
+        store.purge()
+
+
+def test_a_limit_means_the_same_wherever_it_is_had(sides):
+    """Four MiB above a layer of eight: what is the layer's own counts, or all that it shows, as is declared."""
+    limited = [side for side in sides if side.store.capabilities.quota is not api.QuotaScope.NONE]
+    if not limited:
+        pytest.skip("no driver has limits on the file systems that this kernel has")
+    for side in limited:
+        store = side.store
+        base = store.layer(*[steps.file(f"below{n}", os.urandom(MIB)) for n in range(8)])
+        layer = store.prepare(store.plan(base), api.LayerOptions(quota=api.Quota(bytes=4 * MIB)))
+        taken = 0
+        with store.mount(layer) as root, held_to_limits():
+            for n in range(8):
+                try:
+                    steps.do(root, steps.file(f"f{n}", os.urandom(MIB)))
+                    sync(root)
+                except OSError:
+                    break
+                taken += 1
+        own = store.capabilities.quota is api.QuotaScope.OWN
+        assert 2 <= taken <= 4 if own else taken == 0, (side.name, store.capabilities.quota, taken)
+        store.driver.remove(layer)
+        store.driver.remove(base)
+        store.purge()
