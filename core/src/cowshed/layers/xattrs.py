@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Private to overlay, or the host's to say (on btrfs, how a file is compressed; on xfs, an access list as it lies on disk,
+# Private to overlay, or the host's to say (on btrfs, how a file is compressed; on xfs, an access list as it lies there,
 # which system.posix_acl_* tells too): never taken from an image, and never given to one.
 REFUSED = (
     "trusted.overlay.", "user.overlay.", "security.selinux", "security.ima", "security.evm", "btrfs.",
