@@ -28,7 +28,7 @@ MAKE = {
     "btrfs": ("mkfs.btrfs", "-q", "-f"),
 }
 KINDS = ("dir", "ext4", "xfs", "btrfs", "zpool")  # in the order in which a driver's probe is asked; see `Backing`
-PROJECTS = {"ext4": ("-O", "quota,project", "-E", "quotatype=prjquota")}  # xfs needs no more than the mount option
+PROJECTS = {"ext4": ("-O", "quota,project", "-E", "quotatype=prjquota"), "xfs": ()}  # to make it with quota
 LEAST = {"ext4": 24 << 20, "xfs": 300 << 20, "btrfs": 128 << 20, "tmpfs": 1 << 20, "zpool": 160 << 20}
 _entered = False
 

@@ -84,15 +84,24 @@ def sides(folder: str, kinds: Sequence[str] = KINDS) -> Iterator[list[Side]]:
     with contextlib.ExitStack() as until:
         found = []
         for n, kind in enumerate(kinds):
-            try:
-                system = until.enter_context(backing.file_system(kind, f"{folder}/{n}", SIZE))
-            except pytest.skip.Exception:
-                continue  # this machine lacks what makes such a file system
+            system = _first(kind, f"{folder}/{n}", until)
+            if system is None:
+                continue
             for name in registry.names():
                 side = _side(name, kind, system, until)
                 if side is not None:
                     found.append(side)
         yield found
+
+
+def _first(kind: str, folder: str, until: contextlib.ExitStack) -> backing.FileSystem | None:
+    """Such a file system, with quota if the kernel has that; None if this machine lacks what makes one."""
+    for one in (f"{kind}-quota", kind) if kind in backing.PROJECTS else (kind,):
+        try:
+            return until.enter_context(backing.file_system(one, f"{folder}/{one}", SIZE))
+        except pytest.skip.Exception:
+            continue
+    return None
 
 
 def _side(name: str, kind: str, system: backing.FileSystem, until: contextlib.ExitStack) -> Side | None:
