@@ -265,6 +265,34 @@ def test_Q11_sparse_files_and_second_names_count_once(store: Store) -> None:
     assert 2 * MIB <= grown < 3 * MIB, f"one file of 2 MiB with two names and a hole of 1 GiB are {grown} bytes"
 
 
+@full
+@budget(60)
+def test_Q11_exact_usage_is_the_space_that_comes_back(target: Target, backing: Backing) -> None:
+    with backing.own(192 * MIB, backing.loop_kind()) as system, Store(target, f"{system.path}/store") as store:
+        if not store.capabilities.usage_exact:
+            marks.skip("capability", "usage_exact is denied")
+        base = store.layer(file("below", os.urandom(8 * MIB)), *[file(f"small{n}", b"x" * 3000) for n in range(500)])
+        layer = store.new(
+            base, file("own", os.urandom(6 * MIB)), file("hole"), steps.truncate("hole", 64 * MIB),
+            steps.append("below", b"+"), *[remove(f"small{n}") for n in range(300)],
+            *[file(f"more{n}", b"y" * 3000) for n in range(500)],
+        )  # fmt: skip
+        said, before = usage(store, layer), used(system)
+        assert store.driver.usage(layer).exact
+        store.driver.remove(layer)
+        store.purge_all()
+        until = time.monotonic() + 30
+        while abs(before - used(system) - said) > max(said // 10, MIB // 2) and time.monotonic() < until:
+            time.sleep(0.1)
+        back = before - used(system)
+        assert abs(back - said) <= max(said // 10, MIB // 2), f"{said} bytes were said to come back, {back} did"
+
+
+def used(system: places.FileSystem) -> int:
+    sync(system.path)
+    return system.used()
+
+
 @core
 def test_Q12_usage_leaves_out_what_is_shared_with_parents(store: Store) -> None:
     base = store.layer(file("big", os.urandom(4 * MIB)))
