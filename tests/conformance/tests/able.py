@@ -6,6 +6,7 @@ Called as `--driver able:NAME`; what a fault must be caught by is said in test_m
 import filecmp
 import json
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -14,7 +15,7 @@ from broken import plugin, with_capabilities
 
 from cowshed.storage import api
 from cowshed.storage.errors import Damaged, NotFound
-from cowshed.storage.kit.trees import copy_tree, remove_tree
+from cowshed.storage.kit.trees import copy_tree
 from cowshed_driver_copy.driver import CopyDriver
 from cowshed_linux import mount
 
@@ -192,7 +193,7 @@ class DeactivateForgotten(Activated):
 
 
 class SnapshotTorn(Able):
-    """A layer is copied file by file while it is written to."""
+    """A layer is copied while it is written to, its last file some time after the others."""
 
     @property
     def capabilities(self):
@@ -200,8 +201,15 @@ class SnapshotTorn(Able):
 
     def snapshot(self, active, new, durability):
         if not self._at.exists(new):
-            temporary = self._at.temporary(new)
-            copy_tree(self._at.require(active), f"{temporary}/root", step=lambda: time.sleep(0.02))
+            source, temporary = self._at.require(active), self._at.temporary(new)
+            copy_tree(source, f"{temporary}/root")
+            last = max((name for name in os.listdir(source) if os.path.isfile(f"{source}/{name}")), default="")
+            if last == "two":  # which is being written to
+                before = os.path.getsize(f"{source}/{last}")
+                while os.path.getsize(f"{source}/{last}") < before + 200:
+                    time.sleep(0.005)
+            if last:
+                shutil.copy2(f"{source}/{last}", f"{temporary}/root/{last}")
             os.rename(temporary, self._at.layer(new))
         return {}
 
@@ -259,16 +267,6 @@ class RemovesParentToo(Able):
         super().remove(layer)
         if layer.parent is not None and layer.kind is api.Kind.ACTIVE:
             super().remove(layer.parent)
-
-
-class ForgetsStore(Able):
-    """close() takes away what another process is making."""
-
-    def close(self):
-        if os.path.isdir(f"{self._at.root}/temp"):
-            for name in os.listdir(f"{self._at.root}/temp"):
-                remove_tree(f"{self._at.root}/temp/{name}")
-        super().close()
 
 
 class NotFoundAsEmpty(Able):

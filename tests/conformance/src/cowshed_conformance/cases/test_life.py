@@ -109,6 +109,9 @@ def test_L05_read_only_looks_at_base_deep_and_active_layers(store: Store) -> Non
             with pytest.raises(OSError) as raised:
                 steps.do(root, file("z"))
             assert raised.value.errno == errno.EROFS
+    for kind in api.Kind:
+        with pytest.raises((NotFound, OSError)), store.mount(api.Layer(new_id(), 4711, kind), read_only=True):
+            pass
 
 
 @core
