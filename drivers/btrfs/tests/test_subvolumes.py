@@ -16,8 +16,8 @@ from cowshed_driver_btrfs.driver import CONTENT
     ("name", "number"),
     [
         # as `strace btrfs` and linux/btrfs.h have them
-        ("_TREE_SEARCH_V2", 0xC0709411), ("_SPACE_INFO", 0xC0109414), ("_START_SYNC", 0x80089418),
-        ("_WAIT_SYNC", 0x40089416), ("_INO_PATHS", 0xC0389423), ("_SEND", 0x40489426), ("_QUOTA_CTL", 0xC0109428),
+        ("_TREE_SEARCH_V2", 0xC0709411), ("_SPACE_INFO", 0xC0109414), ("_SYNC", 0x9408), ("_INO_PATHS", 0xC0389423),
+        ("_SEND", 0x40489426), ("_QUOTA_CTL", 0xC0109428),
         ("_QGROUP_ASSIGN", 0x40189429), ("_QGROUP_CREATE", 0x4010942A), ("_QGROUP_LIMIT", 0x8030942B),
         ("_GET_SUBVOL_ROOTREF", 0xD000943D), ("_INO_LOOKUP_USER", 0xD000943E),
     ],

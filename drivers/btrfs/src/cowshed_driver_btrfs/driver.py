@@ -32,7 +32,7 @@ MAGIC = 0x9123683E
 NO_COW = 0x800000  # FS_NOCOW_FL
 FOLDERS = ("temp", "active", "committed")
 _KINDS = {"active": api.Kind.ACTIVE, "committed": api.Kind.COMMITTED}
-_PATIENT = 1.0  # seconds: with a budget of so much, purge() waits for the cleaner to be done with quota groups
+_PATIENT = 1.0  # seconds: with a budget of so much, purge() wakes the cleaner, and waits for it where groups count
 _BALANCE = "btrfs balance start -dusage=20 turns half-empty data chunks into room for metadata"
 
 
@@ -135,7 +135,9 @@ class BtrfsDriver:
             self._set_limit(new.number, temporary, limit)
         self._at.publish(temporary, new, durable=False)
         if options.durable:
-            self._host.call("btrfs.transaction", lambda: ioctls.commit_transaction(self._fd))
+            from cowshed_linux import files
+
+            files.sync_directory(f"{self._at.root}/active")  # of a subvolume's new name: commits the transaction
 
     def _make(self, what: str, new: api.Layer, place: str, parent: str) -> None:
         def make() -> None:
@@ -185,11 +187,9 @@ class BtrfsDriver:
             self._host.step("btrfs.commit.synced")
             os.rename(self._at.layer(active), place)
             self._host.step("btrfs.commit.renamed")
-        self._seal(place)
+        self._seal(place)  # which commits the transaction
         if self._groups is not None:
             self._groups.unlimit(active.number)
-        if durable:
-            self._host.call("btrfs.transaction", lambda: ioctls.commit_transaction(self._fd))
         return {}
 
     def snapshot(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
@@ -276,8 +276,8 @@ class BtrfsDriver:
             except OSError as error:
                 left += 1
                 problem = problem or error
-        if gone and self._mode != quota.UNKNOWN:
-            ioctls.commit_transaction(self._fd, wait=waits)  # which wakes the cleaner
+        if gone and budget >= _PATIENT and self._mode != quota.UNKNOWN:
+            ioctls.sync(self._fd)  # else it may be half a minute until the cleaner begins
         while gone and waits and monotonic() < until and subvolumes.being_cleaned(self._fd) - others:
             sleep(0.01)
         if self._groups is not None:
@@ -317,7 +317,7 @@ class BtrfsDriver:
         if self._mode == quota.UNKNOWN:
             return api.Usage(usage.unshared(content), None, None, exact=False)
         if self._groups is not None and subvolumes.made_in(place) >= self._charged_from:
-            ioctls.commit_transaction(self._fd)  # groups are counted at its end
+            ioctls.sync(self._fd)  # groups are counted at the end of a transaction
             ids = [subvolumes.identity(place), *(id_ for _, id_ in subvolumes.nested(place))]
             counted = [self._groups.own(id_) for id_ in ids]
             if None not in counted:

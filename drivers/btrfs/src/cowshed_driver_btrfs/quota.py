@@ -98,7 +98,7 @@ class Groups:
         found = [one for one in self.members(self.store) if not _exists(self._fd, one)]
         until = monotonic() + _MOMENT
         while found and monotonic() < until:
-            ioctls.commit_transaction(self._fd)
+            ioctls.sync(self._fd)
             sleep(_MOMENT / 20)
             there = set(self.members(self.store))
             found = [one for one in found if one in there]

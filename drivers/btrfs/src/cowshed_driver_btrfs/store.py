@@ -89,9 +89,9 @@ def _listed(folder: str) -> list[str]:
 def _forget(fd: int, dying: list[int]) -> None:
     """Remove the subvolumes' own groups, which kernels before 6.11 leave, once the cleaner has finished with them."""
     until = monotonic() + _PATIENCE
-    ioctls.commit_transaction(fd)
+    ioctls.sync(fd)
     while subvolumes.being_cleaned(fd).intersection(dying) and monotonic() < until:
         sleep(0.01)
-    ioctls.commit_transaction(fd)
+    ioctls.sync(fd)
     for one in dying:
         quota.removed(fd, one)
