@@ -10,11 +10,16 @@ import tempfile
 from cowshed.storage import api
 from cowshed.storage.errors import AlreadyExists
 from cowshed.storage.kit.trees import copy_tree, remove_tree
+from cowshed_driver_btrfs import ioctls, subvolumes
+from cowshed_driver_btrfs import plugin as btrfs_plugin
+from cowshed_driver_btrfs.driver import BtrfsDriver
 from cowshed_driver_copy import plugin as copy_plugin
 from cowshed_driver_copy.driver import CopyDriver
 from cowshed_driver_overlay import plugin as overlay_plugin
 from cowshed_driver_overlay.driver import OverlayDriver
 from cowshed_linux import mount
+
+DRIVERS = {copy_plugin: CopyDriver, overlay_plugin: OverlayDriver, btrfs_plugin: BtrfsDriver}
 
 
 def with_capabilities(old, **changes):
@@ -22,17 +27,22 @@ def with_capabilities(old, **changes):
     return api.Capabilities(**{**{name: getattr(old, name) for name in names}, **changes})
 
 
-def plugin(kind, *, probe=None, open=None):
+def plugin(kind, *, probe=None, init=None, open=None):
     """A plug-in like the one that the class is of, which opens this class."""
-    of = copy_plugin if issubclass(kind, CopyDriver) else overlay_plugin
+    of = next(of for of, base in DRIVERS.items() if issubclass(kind, base))
+    chosen = getattr(kind, "CHOSEN", {})  # other defaults
 
     def opened(root, options, host, *, store):
         of.open(root, options, host, store=store).close()
-        return kind(root, host) if of is copy_plugin else kind(root, options, host)
+        words = {copy_plugin: (host,), overlay_plugin: (options, host), btrfs_plugin: (options, host, store)}
+        return kind(root, *words[of])
 
     return api.DriverPlugin(
-        of.name, of.api, of.summary, of.options, probe or of.probe, of.init, open or opened, of.destroy, of.priority
-    )
+        of.name, of.api, of.summary,
+        tuple(api.Option(o.name, o.kind, chosen.get(o.name, o.default), o.doc, o.choices, o.creation_only)
+              for o in of.options),
+        probe or of.probe, init or of.init, open or opened, of.destroy, of.priority,
+    )  # fmt: skip
 
 
 def files_of(root):
@@ -289,6 +299,49 @@ class NeverTooDeep(OverlayDriver):
         return {}
 
 
+# ---------------------------------------------------------------- faults of snapshots
+
+
+class FindsNewOnly(BtrfsDriver):
+    """changes() tells what is there, as `btrfs subvolume find-new` does, and not what is gone."""
+
+    def changes(self, lower, upper):
+        own, found = self._at.require(upper), super().changes(lower, upper)
+        return (change for change in found if os.path.lexists(f"{own}/{os.fsdecode(change.path)}"))
+
+
+class LosesNested(BtrfsDriver):
+    """What a container has made as a subvolume is an empty directory in what is committed."""
+
+    def _refuse_nested(self, active): ...
+
+
+class LimitOfOneSubvolume(BtrfsDriver):
+    """A limit counts the layer's own subvolume, and not those that are made in it."""
+
+    CHOSEN = {"quota": "simple"}
+
+    def _set_limit(self, number, place, limit):
+        ioctls.limit_group(self._fd, subvolumes.identity(place), referenced=limit)
+
+
+class LeavesGroups(BtrfsDriver):
+    """The quota groups of layers that are gone stay."""
+
+    CHOSEN = {"quota": "simple"}
+
+    def __init__(self, *words):
+        super().__init__(*words)
+        self._groups.purge = lambda: None
+
+
+class SnapshotNotDurable(BtrfsDriver):
+    """Claims to survive a power cut and leaves the data to the kernel."""
+
+    def commit(self, active, new, durability):
+        return super().commit(active, new, api.Durability.NONE)
+
+
 # ---------------------------------------------------------------- faults of plug-ins
 
 
@@ -303,8 +356,17 @@ def _probe_leaves(root, options, host):
     return report
 
 
+def _switches_quota_on(root, options, host):
+    store = btrfs_plugin.init(root, options, host)
+    fd = ioctls.directory(root)
+    ioctls.quota_ctl(fd, ioctls.QUOTA_ENABLE_SIMPLE)
+    os.close(fd)
+    return store
+
+
+switches_quota_on = plugin(BtrfsDriver, init=_switches_quota_on)
 open_makes_a_store = plugin(CopyDriver, open=_open_makes)
 probe_leaves_something = plugin(CopyDriver, probe=_probe_leaves)
 for _kind in list(globals().values()):
-    if isinstance(_kind, type) and issubclass(_kind, CopyDriver | OverlayDriver):
+    if isinstance(_kind, type) and issubclass(_kind, CopyDriver | OverlayDriver | BtrfsDriver):
         globals()[f"plugin_{_kind.__name__}"] = plugin(_kind)

@@ -47,6 +47,12 @@ MUTANTS = {
     "plugin_NotDurable": ("X03", "U06"),
     "plugin_CopyNotDurable": ("X03", "U06"),
     "plugin_NeverTooDeep": ("L22", "L07 L08"),
+    "plugin_FindsNewOnly": ("D02 D22", "H01 D07 D10 D14"),
+    "plugin_LosesNested": ("D17", ""),
+    "plugin_LimitOfOneSubvolume": ("Q08", "Q01 Q04 Q05 H01"),
+    "plugin_LeavesGroups": ("Q09", "Q10 R04 X01"),
+    "plugin_SnapshotNotDurable": ("X03", "U06"),
+    "switches_quota_on": ("Q14", "H01 P11 S05"),
     "open_makes_a_store": ("S01 P13", "S02 S05 S09 X11"),
     "probe_leaves_something": ("P06", "P07"),
     # a right one: the cases catch faults, not abilities
