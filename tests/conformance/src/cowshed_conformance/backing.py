@@ -29,7 +29,7 @@ MAKE = {
 }
 KINDS = ("dir", "ext4", "xfs", "btrfs", "zpool")  # in the order in which a driver's probe is asked; see `Backing`
 PROJECTS = {"ext4": ("-O", "quota,project", "-E", "quotatype=prjquota"), "xfs": ()}  # to make it with quota
-LEAST = {"ext4": 24 << 20, "xfs": 300 << 20, "btrfs": 128 << 20, "tmpfs": 1 << 20, "zpool": 160 << 20}
+LEAST = {"ext4": 24 << 20, "xfs": 300 << 20, "btrfs": 128 << 20, "tmpfs": 64 << 20, "zpool": 160 << 20}
 _entered = False
 
 
@@ -91,6 +91,7 @@ class FileSystem:
 
     def unmount(self) -> None:
         """At once, not lazily: EBUSY tells who left something open."""
+        take_devices(self.path)
         until = time.monotonic() + (standins.used.linger if standins.used is not None else 0)
         while True:
             try:
@@ -110,6 +111,7 @@ class FileSystem:
         other.mount()
 
     def remount(self, *, read_only: bool) -> None:
+        take_devices(self.path)
         tool("mount", "-o", "remount," + ("ro" if read_only else "rw"), self.path)
 
     def used(self) -> int:
@@ -128,10 +130,12 @@ class FileSystem:
         try:
             yield
         finally:
+            take_devices(path)
             with contextlib.suppress(OSError):
                 mount.unmount(path, mount.MNT_DETACH)
 
     def discard(self) -> None:
+        take_devices(self.path)
         with contextlib.suppress(OSError):
             mount.unmount(self.path, mount.MNT_DETACH)
 
@@ -212,6 +216,26 @@ def file_system(kind: str, folder: str, size: int = 0) -> Iterator[FileSystem]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def take_devices(path: str) -> None:
+    """Take away the devices that stand on files below path, as the end of the machine's run does: those that a driver
+    sets up when a store is opened, and leaves to the next command."""
+    for name in os.listdir("/sys/block"):
+        try:
+            with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+                image = file.read().strip()
+        except OSError:
+            continue  # no loop device, or not in use
+        if image.startswith(f"{path}/"):
+            _take_holders(name)
+
+
+def _take_holders(name: str) -> None:
+    for holder in os.listdir(f"/sys/block/{name}/holders"):
+        _take_holders(holder)
+        with open(f"/sys/block/{holder}/dm/name", encoding="utf-8") as file:
+            tool("dmsetup", "remove", file.read().strip())
+
+
 class Backing:
     """Gives each case a place of its own, and takes it away again."""
 
@@ -261,6 +285,7 @@ class Backing:
             shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
+        take_devices(self.path)
         for name in os.listdir(self.path):
             if name != "lost+found":
                 remove_tree(f"{self.path}/{name}")

@@ -225,7 +225,8 @@ def test_M08_a_label_is_in_the_mount_where_the_kernel_knows_labels(store: Store)
         marks.skip("kernel", "this kernel runs without SELinux")
     label = "system_u:object_r:container_file_t:s0"
     active = store.new(image(store), file("new"))
-    fd = detached(store.driver.mounts(active, api.MountRequest(False, selinux_label=label)))
+    with store.activated(active):
+        fd = detached(store.driver.mounts(active, api.MountRequest(False, selinux_label=label)))
     try:
         for name in (".", "a", "d", "new"):
             found = os.getxattr(f"/proc/self/fd/{fd}/{name}", "security.selinux").rstrip(b"\0")
@@ -298,7 +299,7 @@ def test_M11_the_error_of_a_failed_mount_says_what_the_kernel_says_and_to_what(s
     else:
         marks.skip("plan", "the plan ends with a mount of another kind")
     before = hoststate.descriptors()
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError) as raised, store.activated(active):
         os.close(detached(api.MountPlan((*plan.steps[:-1], wrong))))
     assert raised.value.errno in (errno.ENOENT, errno.EINVAL)
     assert named in str(raised.value), f"the error does not say what could not be mounted: {raised.value}"

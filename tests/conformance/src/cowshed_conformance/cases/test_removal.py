@@ -363,7 +363,12 @@ def test_R12_a_store_that_cannot_be_written_is_listed_and_read(target: Target, b
         store.driver.close()
         system.remount(read_only=True)
         try:
-            store.driver = store.open()
+            try:
+                store.driver = store.open()
+            except StorageError as refused:
+                if not store.capabilities.activation or not refused.remedy:
+                    raise  # else its devices are set up from what lies there, and the kernel must write to them
+                marks.skip("plan", f"the devices of the store need a place that can be written: {refused}")
             assert store.living() == living
             tree.same(wanted[0], store.look(base), "on a read-only file system")
             tree.same(wanted[1], store.look(top), "on a read-only file system")

@@ -10,6 +10,7 @@ import pytest
 
 from cowshed.storage import api
 from cowshed.storage.errors import StorageError, WrongStore
+from cowshed_conformance import backing as places
 from cowshed_conformance import crash, hoststate, marks, steps
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.cases.test_discovery import files_below
@@ -55,6 +56,7 @@ def test_S02_an_unmounted_or_swapped_file_system_is_an_error(target: Target, bac
             with pytest.raises(WrongStore):
                 store.open()
         finally:
+            places.take_devices(root)
             mount.unmount(root)
         store.driver = store.open()
         assert store.read(layer, "a") == b"1"
