@@ -1,0 +1,476 @@
+"""A layer is a thin device with a file system of its own; a child is a snapshot of its parent's device.
+
+    ROOT/active/ID/thin/device   ROOT/committed/ID/thin/device    "THIN SECTORS": which device of the pool, how large
+    ROOT/pool                    see pool.py
+
+The directories are those of `cowshed.storage.kit.directories`; what is in them says which thin device belongs to which
+layer, and is on disk before the device is made. So a crash between store and pool leaves a TEMP or TRASH object that
+knows its device, and nothing in the pool that nobody knows.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+from time import monotonic
+
+from cowshed.storage import api
+from cowshed.storage.errors import Damaged, InUse, LayerId, StorageError, Unsupported, WrongStore
+from cowshed.storage.kit import directories
+from cowshed.storage.kit.trees import remove_tree
+from cowshed_driver_devicemapper import filesystems, record, tables
+from cowshed_driver_devicemapper.pool import RANGE, Lock, Pool
+from cowshed_linux import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from cowshed_driver_devicemapper.mapper import Mapper
+
+NAME = "devicemapper"
+_CONTENT = "thin"
+_TRIES = 1000
+
+
+def capabilities(*, durable: bool = True) -> api.Capabilities:
+    """What a store can. durable: the place of the store, and of a pool on loop files, survives a power cut."""
+    return api.Capabilities(
+        granularity=api.Granularity.BLOCK,
+        durability=api.Durability.COMMIT if durable else api.Durability.NONE,
+        activation=True,
+        live_snapshot=api.Consistency.FILE_SYSTEM,
+        idmapped_mounts=True,
+        selinux=True,
+    )
+
+
+class Device:
+    """Which thin device a layer is: its id in the pool, and its size in sectors."""
+
+    __slots__ = ("sectors", "thin")
+
+    def __init__(self, thin: int, sectors: int) -> None:
+        self.thin, self.sectors = thin, sectors
+
+
+def read_device(folder: str) -> Device | None:
+    """What a layer's directory says; None if nothing was made for it yet. Raises Damaged."""
+    path = f"{folder}/{_CONTENT}/device"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        words = os.read(fd, 64).split()
+    finally:
+        os.close(fd)
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        raise Damaged(f"{path} is damaged", remedy="remove the layer")
+    return Device(int(words[0]), int(words[1]))
+
+
+class DeviceMapperDriver:
+    """One open store (`cowshed.storage.api.Driver`, `ActivationDriver`, `SnapshotDriver`)."""
+
+    def __init__(self, root: str, options: api.Options, host: api.Host, pool: Pool) -> None:
+        self._at, self._host, self._pool = directories.Directories(root, _CONTENT, host), host, pool
+        self._reserve, self._discards = int(options["reserve"] or 0), bool(options["discard"])
+        self._held: dict[str, tuple[Lock, int]] = {}  # device name → its layer's lock, how often it is activated here
+        self._guard = _thread.allocate_lock()
+
+    @property
+    def capabilities(self) -> api.Capabilities:
+        return capabilities(durable=self._at.durable)
+
+    def close(self) -> None:
+        self._at.close()
+
+    def health(self) -> api.Health:
+        status, table = self._pool.status(), self._pool.table()
+        block = table.block * tables.SECTOR
+        free = (status.data_total - status.data_used) * block
+        reasons = []
+        if self._pool.known.kind == record.LOOP:
+            below = os.statvfs(self._at.root)
+            free = min(free, below.f_bavail * below.f_frsize)
+            reasons.append(LOOP_IS_POOR)
+        if not status.errors_when_full:
+            text = f"a full pool {self._pool.name} holds every writer for a minute: it lacks error_if_no_space"
+            reasons.append(api.Reason("devicemapper.queues-when-full", text, "lvchange --errorwhenfull y"))
+        if status.mode != "rw" or status.needs_check:
+            text = f"thin pool {self._pool.name} is {status.mode}{', it needs a check' if status.needs_check else ''}"
+            reasons.append(api.Reason("devicemapper.pool-mode", text, "thin_check(8)", api.Verdict.POOR))
+        return api.Health(
+            status.data_total * block,
+            free,
+            status.metadata_total * tables.METADATA_BLOCK,
+            (status.metadata_total - status.metadata_used) * tables.METADATA_BLOCK,
+            tuple(reasons),
+        )
+
+    def scan(self) -> Iterator[api.StoredObject]:
+        # Devices first: one that belongs to a layer has been told by a directory before it was made.
+        devices = self._pool.devices()
+        known: set[int] = set()
+        for found in self._at.scan():
+            device = self._device_of(f"{self._at.root}/{found.name}")
+            if device is not None:
+                known.add(device.thin)
+            yield found
+        lost = devices.keys() - known
+        if lost:  # or removed since
+            for thin in sorted(lost & self._pool.devices().keys()):
+                yield api.StoredObject(api.ObjectKind.AUXILIARY, f"device {thin} of pool {self._pool.name}")
+
+    @staticmethod
+    def _device_of(folder: str) -> Device | None:
+        try:
+            return read_device(folder)
+        except Damaged:
+            return None
+
+    # ------------------------------------------------------------ changing
+
+    def prepare(self, new: api.Layer, options: api.LayerOptions) -> api.DriverData:
+        if options.quota != api.Quota():
+            raise Unsupported("this store has no quota", layer=new.id, remedy="leave the size limit out")
+        if self._at.exists(new):
+            return {}
+        parent = new.parent
+        self._pool.require_space(self._reserve)
+        if parent is not None:
+            origin, name = self._require(parent), self._name(parent)
+        else:
+            origin, name = Device(self._pool.known.base, self._pool.known.sectors), f"{self._pool.prefix}base"
+        temporary = self._make(new, origin, name, durable=options.durable)
+        if parent is None and (options.root_uid or options.root_gid):
+            with self._mounted(new.id, self._read(temporary), frozen=False) as root:
+                os.chown(root, options.root_uid, options.root_gid)
+            self._host.step("devicemapper.prepare.owned")
+        self._at.publish(temporary, new, durable=options.durable)
+        self._host.step("devicemapper.prepare.published")
+        return {}
+
+    def _make(self, new: api.Layer, origin: Device, device: str, *, durable: bool) -> str:
+        """A temporary directory that tells of a new snapshot of origin, and the snapshot. device: origin's name."""
+        temporary = f"{self._at.root}/temp/{new.id}"
+        self._forget(temporary)  # of a call that died
+        temporary = self._at.temporary(new)
+        folder = f"{temporary}/{_CONTENT}"
+        os.mkdir(folder, 0o700)
+        self._host.step("devicemapper.made")
+        known = self._pool.known
+        with self._pool.lock():
+            for n in range(_TRIES):
+                # The layer's number, unless something has it: one in the half of the range that numbers reach late.
+                thin = known.base + (new.number if new.number < RANGE and n == 0 else _any_id())
+                self._write(folder, Device(thin, origin.sectors), durable=durable)
+                if self._pool.snapshot(thin, origin.thin, device):
+                    self._host.step("devicemapper.snapped")
+                    return temporary
+        raise Damaged(f"thin pool {self._pool.name} has no free id", layer=new.id, remedy="cowshed system prune")
+
+    def _write(self, folder: str, device: Device, *, durable: bool) -> None:
+        text = f"{device.thin} {device.sectors}\n".encode()
+        files.write_atomically(f"{folder}/device", text, durable=durable)
+        if durable:
+            for path in (os.path.dirname(folder), f"{self._at.root}/temp"):
+                files.sync_directory(path)
+
+    def commit(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
+        if new.parent != active.parent:
+            raise Unsupported(
+                f"layer {active.id} is a snapshot of what lies below it and cannot be put on another parent",
+                layer=active.id,
+                remedy="prepare a layer on that parent and copy the changes",
+            )
+        durable = durability > api.Durability.NONE
+        if not self._at.exists(new):
+            device = self._require(active)
+            with self._layer_lock(active):
+                self._close(active.id, device, durable=durable)
+        self._at.commit(active, new, durable=durable, name=NAME)
+        return {}
+
+    def _close(self, id_: LayerId, device: Device, *, durable: bool) -> None:
+        """Leave a device that nobody has mounted with a file system that can be mounted without writing to it."""
+        name = self._device_name(id_)
+        self._pool.removed(name)
+        self._pool.activate(name, device.thin, device.sectors, frozen=False)
+        try:
+            dirty = self._superblock(name, id_).dirty
+        except BaseException:
+            self._pool.removed(name)
+            raise
+        if dirty:
+            with self._mounted(id_, device, frozen=False):
+                pass  # the journal has been replayed
+            self._host.step("devicemapper.replayed")
+            self._pool.activate(name, device.thin, device.sectors, frozen=False)
+        try:
+            if durable:
+                self._pool.flush(name)
+        finally:
+            self._pool.removed(name)
+        self._host.step("devicemapper.closed")
+
+    def _superblock(self, name: str, id_: LayerId) -> filesystems.Superblock:
+        known = self._pool.known
+        found = self._pool.superblock(name)
+        return filesystems.must_be(found, known.filesystem, known.uuid, f"the device of layer {id_}")
+
+    def remove(self, layer: api.Layer) -> None:
+        self._at.discard(layer)
+        self._host.step("devicemapper.remove.renamed")
+
+    def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> api.PurgeResult:
+        until = monotonic() + budget
+        left = 0
+        problem: StorageError | OSError | None = None
+        for found in list(self._at.scan(("temp", "trash"))):
+            assert found.layer is not None
+            path = f"{self._at.root}/{found.name}"
+            try:
+                if monotonic() > until:
+                    left += 1
+                elif found.kind is api.ObjectKind.TRASH:
+                    self._empty(path, found.layer)
+                else:
+                    with claim(found.layer) as mine:
+                        if mine:
+                            self._forget(path)
+                        else:
+                            left += 1
+            except InUse:
+                left += 1  # mounted still: the next call comes by it again
+            except (StorageError, OSError) as error:
+                left += 1
+                problem = problem or error
+        if problem is not None:
+            raise problem
+        return api.PurgeResult(left)
+
+    def _empty(self, path: str, id_: LayerId) -> None:
+        """Of two that purge, the second must not delete by an id that the first has set free for others."""
+        lock = Lock(f"{path}/{_CONTENT}")
+        try:
+            lock.take()
+        except FileNotFoundError:
+            remove_tree(path)  # there is no device, or it is deleted
+            return
+        try:
+            if os.path.lexists(path):
+                self._take_away(path, id_, self._read_or_none(path))
+        finally:
+            lock.release()
+
+    def _forget(self, temporary: str) -> None:
+        """Take away what a dead call has left. It may have died before the pool told it that its id is another's."""
+        if not os.path.lexists(temporary):
+            return
+        device = self._read_or_none(temporary)
+        if device is None:
+            remove_tree(temporary)
+            return
+        with self._pool.lock():
+            others = (f"{self._at.root}/{x.name}" for x in self._at.scan())
+            if any((it := self._device_of(path)) and it.thin == device.thin for path in others if path != temporary):
+                device = None
+            self._take_away(temporary, LayerId(os.path.basename(temporary)), device)
+
+    def _take_away(self, path: str, id_: LayerId, device: Device | None) -> None:
+        if device is not None:
+            name = self._device_name(id_)
+            if not self._known_elsewhere(id_, path):
+                self._pool.removed(name)
+            if self._discards:
+                self._give_back(f"{self._pool.prefix}trash-{device.thin}", device)
+            self._pool.delete(device.thin)
+            self._host.step("devicemapper.deleted")
+        remove_tree(path)
+
+    def _known_elsewhere(self, id_: LayerId, path: str) -> bool:
+        """Whether the id has a living layer beside what is taken away, whose device has the same name."""
+        return any(
+            os.path.isdir(other) and other != path
+            for other in (f"{self._at.root}/{folder}/{id_}" for folder in ("active", "committed"))
+        )
+
+    def _give_back(self, name: str, device: Device) -> None:
+        """Discard what only this device has: deleting it would free blocks of the pool and not of what is below."""
+        try:
+            self._pool.activate(name, device.thin, device.sectors, frozen=False)
+        except Damaged:
+            return  # a call that died has deleted it
+        try:
+            self._pool.discard(name)
+        finally:
+            self._pool.removed(name)
+
+    # ------------------------------------------------------------ mounting
+
+    def activate(self, layer: api.Layer, *, read_only: bool) -> None:
+        """Holds the layer's lock until `deactivate`: of two processes, one comes after the other's mount.
+
+        read_only is no property of an active layer's device: the kernel mounts a device in one way at a time."""
+        device = self._require(layer)
+        name = self._name(layer)
+        with self._guard:
+            held = self._held.get(name)
+            if held is not None:
+                self._held[name] = held[0], held[1] + 1
+                return
+        lock = self._layer_lock(layer)
+        lock.take()
+        try:
+            self._pool.activate(name, device.thin, device.sectors, frozen=layer.kind is api.Kind.COMMITTED)
+        except BaseException:
+            lock.release()
+            raise
+        with self._guard:
+            self._held[name] = lock, 1
+
+    def deactivate(self, layer: api.Layer) -> None:
+        name = self._name(layer)
+        with self._guard:
+            lock, times = self._held.get(name, (None, 0))
+            if times > 1 and lock is not None:
+                self._held[name] = lock, times - 1
+                return
+            self._held.pop(name, None)
+        try:
+            self._pool.deactivate(name)
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def mounts(self, layer: api.Layer, request: api.MountRequest) -> api.MountPlan:
+        self._at.require(layer)
+        options = list(request.options)
+        if request.selinux_label:
+            options.append(("context", request.selinux_label))
+        return filesystems.plan(
+            self._pool.known.filesystem,
+            self._pool.node(self._name(layer)),
+            frozen=layer.kind is api.Kind.COMMITTED or self._pool.read_only,
+            read_only=request.read_only,
+            options=tuple(options),
+        )
+
+    def usage(self, layer: api.Layer) -> api.Usage:
+        below = self._require(layer.parent).thin if layer.parent is not None else self._pool.known.base
+        own = sum(count for _, count in self._pool.difference(below, self._require(layer).thin))
+        return api.Usage(own=own, shared=None, inodes=None, exact=False)
+
+    def snapshot(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
+        """A frozen file system is snapped; a device that is not mounted needs no freezing."""
+        durable = durability > api.Durability.NONE
+        if not self._at.exists(new):
+            self._pool.require_space(self._reserve)
+            origin = self._require(active)
+            with self._layer_lock(active):
+                temporary = self._make(new, origin, self._name(active), durable=durable)
+            self._close(new.id, self._read(temporary), durable=durable)
+            os.rename(temporary, self._at.layer(new))
+            self._host.step("devicemapper.snapshot.published")
+        if durable:
+            files.sync_directory(f"{self._at.root}/committed")
+        return {}
+
+    # ------------------------------------------------------------ names and what lies under them
+
+    def _name(self, layer: api.Layer) -> str:
+        return self._device_name(layer.id)
+
+    def _device_name(self, id_: LayerId) -> str:
+        return f"{self._pool.prefix}{id_}"
+
+    def _require(self, layer: api.Layer) -> Device:
+        self._at.require(layer)
+        return self._read(self._at.layer(layer))
+
+    def _read(self, folder: str) -> Device:
+        device = read_device(folder)
+        if device is None:
+            raise Damaged(f"{folder} does not say which thin device it has", remedy="remove the layer")
+        return device
+
+    @staticmethod
+    def _read_or_none(folder: str) -> Device | None:
+        return DeviceMapperDriver._device_of(folder)
+
+    def _layer_lock(self, layer: api.Layer) -> Lock:
+        return Lock(f"{self._at.layer(layer)}/{_CONTENT}")
+
+    def _mounted(self, id_: LayerId, device: Device, *, frozen: bool) -> _Mounted:
+        name = self._device_name(id_)
+        plan = filesystems.plan(self._pool.known.filesystem, self._pool.node(name), frozen=frozen, read_only=frozen)
+        return _Mounted(self._pool, self._host, name, device, plan)
+
+
+class _Mounted:
+    """A layer's tree, mounted for this process; its device is gone with the mount."""
+
+    def __init__(self, pool: Pool, host: api.Host, name: str, device: Device, plan: api.MountPlan) -> None:
+        self._pool, self._host, self._name, self._device, self._plan = pool, host, name, device, plan
+
+    def __enter__(self) -> str:
+        self._pool.activate(self._name, self._device.thin, self._device.sectors, frozen=False)
+        try:
+            self._mount = self._host.mounted(self._plan)
+            return self._mount.__enter__().path
+        finally:
+            self._pool.deactivate(self._name)
+
+    def __exit__(self, *_: object) -> None:
+        self._mount.__exit__(None, None, None)
+
+
+def _any_id() -> int:
+    return RANGE // 2 + int.from_bytes(os.urandom(3), "little") % (RANGE // 2)
+
+
+LOOP_IS_POOR = api.Reason(
+    "devicemapper.loop",
+    "the pool lies on loop files: good for trying out, slow, and full without a warning when the disk below is",
+    "give it a thin pool (option pool) or two devices (data_device, metadata_device)",
+    api.Verdict.POOR,
+)
+
+
+def init(root: str, options: api.Options, host: api.Host, *, mapper: Callable[[], Mapper]) -> api.StoreId:
+    from cowshed_driver_devicemapper.making import make  # the first command of a store only
+
+    store = directories.init_store(root, NAME)
+    make(root, options, host, mapper(), store)
+    return store
+
+
+def open_store(
+    root: str, options: api.Options, host: api.Host, *, store: api.StoreId, mapper: Callable[[], Mapper]
+) -> DeviceMapperDriver:
+    directories.check_store(root, NAME, store)
+    known = record.load(root)
+    if known is None or not known.ready:
+        raise WrongStore(f"{root} has no pool: its making was not finished", remedy="make the store again")
+    if known.uuid != store:
+        raise WrongStore(f"{root}/pool belongs to store {known.uuid}, not {store}", remedy="put the right one back")
+    pool = Pool(root, known, mapper(), host)
+    pool.up()
+    pool.resume_suspended()
+    return DeviceMapperDriver(root, options, host, pool)
+
+
+def destroy_store(
+    root: str, options: api.Options, host: api.Host, *, store: api.StoreId, mapper: Callable[[], Mapper]
+) -> None:
+    from cowshed_driver_devicemapper.making import unmake
+
+    if os.path.lexists(f"{root}/store"):
+        directories.check_store(root, NAME, store)
+        if os.path.lexists(f"{root}/pool"):
+            unmake(root, mapper(), host)
+            remove_tree(f"{root}/pool")
+    directories.destroy_store(root, NAME, store)

@@ -1,0 +1,103 @@
+"""The file system on a layer's device: made once, in the base that all layers without parent are snapshots of.
+
+The tree of a layer is the directory `root` of it, so that lost+found stays outside.
+"""
+
+from __future__ import annotations
+
+import os
+from _struct import unpack_from
+
+from cowshed.storage.api import FileSystem, MountPlan
+from cowshed.storage.errors import Damaged
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = "root"
+_EXT4_MAGIC, _EXT4_NEEDS_RECOVERY = 0xEF53, 0x4  # ext4(5), fs/ext4/ext4.h
+_XFS_MAGIC = b"XFSB"
+LEAST = {"ext4": 8 << 20, "xfs": 300 << 20}  # bytes of a layer: what mkfs takes
+
+
+class Superblock:
+    """Kind and identity (32 hex digits) of a file system, and whether its journal has to be replayed."""
+
+    __slots__ = ("dirty", "kind", "uuid")
+
+    def __init__(self, kind: str, uuid: str, *, dirty: bool) -> None:
+        self.kind, self.uuid, self.dirty = kind, uuid, dirty
+
+
+def parse_superblock(start: bytes) -> Superblock | None:
+    """What the first 4 KiB of a device say; None for a device without ext4 and xfs."""
+    if start[:4] == _XFS_MAGIC:
+        # The log tells whether it was unmounted; that is not looked at, so take it for dirty.
+        return Superblock("xfs", start[32:48].hex(), dirty=True)
+    if len(start) >= 2048 and unpack_from("<H", start, 1024 + 56)[0] == _EXT4_MAGIC:
+        incompatible = unpack_from("<I", start, 1024 + 96)[0]
+        return Superblock("ext4", start[1128:1144].hex(), dirty=bool(incompatible & _EXT4_NEEDS_RECOVERY))
+    return None
+
+
+def read_superblock(fd: int) -> Superblock | None:
+    return parse_superblock(os.pread(fd, 4096, 0))
+
+
+def mkfs(kind: str, device: str, uuid: str, size: int) -> Sequence[str]:
+    """The command that makes the base (mkfs.ext4(8), mkfs.xfs(8)). A thin device that has just been made reads as
+    zeroes and zeroes its blocks, so nothing needs to be written but what is used."""
+    dashed = f"{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
+    if kind == "xfs":
+        # The least that mkfs takes everywhere; it writes all of it, once in the base.
+        return "mkfs.xfs", "-q", "-K", "-m", f"uuid={dashed}", "-l", "size=64m", device
+    journal = max(1, min(64, size >> 26))  # MiB
+    features = "nodiscard,assume_storage_prezeroed=1"
+    return (
+        "mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-U", dashed, "-J", f"size={max(journal, 4)}",
+        "-E", features, device,
+    )  # fmt: skip
+
+
+def grow(kind: str, device: str, mounted_at: str) -> Sequence[str]:
+    """The command that lets a file system fill its device. xfs is grown where it is mounted."""
+    return ("xfs_growfs", mounted_at) if kind == "xfs" else ("resize2fs", device)
+
+
+def plan(
+    kind: str, device: str, *, frozen: bool, read_only: bool, options: tuple[tuple[str, str | None], ...] = (),
+    subpath: str = ROOT,
+) -> MountPlan:  # fmt: skip
+    """frozen: the device cannot be written, so the file system must not try. Else the file system is always mounted for
+    writing, and only the mount is read-only: the kernel refuses to mount a device in both ways."""
+    words: list[tuple[str, str | None]] = []
+    if frozen:
+        words.append(("ro", None))
+    if kind == "xfs":
+        words.append(("nouuid", None))  # snapshots have the identity of what they were taken from
+    else:
+        words.append(("errors", "remount-ro"))
+    if not frozen:
+        words.append(("discard", None))  # what containers delete goes back to the pool
+    step = FileSystem(kind, device, frozen or read_only, (*words, *options))
+    return MountPlan((step,), subpath)
+
+
+def end_retries(minor: int) -> None:
+    """Let xfs give up where it would write its metadata again and again, for ever, into a pool that is full
+    (Documentation/admin-guide/xfs.rst, error handling). Of a device that is not mounted nothing is known."""
+    for reason in ("ENOSPC", "EIO"):
+        try:
+            with open(f"/sys/fs/xfs/dm-{minor}/error/metadata/{reason}/max_retries", "w", encoding="ascii") as file:
+                file.write("0")
+        except FileNotFoundError:
+            return
+
+
+def must_be(found: Superblock | None, kind: str, uuid: str, what: str) -> Superblock:
+    """Raises Damaged if a device does not hold the file system that was made on it."""
+    if found is None or found.kind != kind or found.uuid != uuid:
+        there = f"{found.kind} {found.uuid}" if found else "no file system"
+        raise Damaged(f"{what} holds {there}, not the {kind} {uuid} that was made on it")
+    return found

@@ -1,0 +1,71 @@
+"""Drivers on the simulation with one fault each: `--driver faulty:NAME`. What must catch them: test_simulated.py."""
+
+import os
+
+import simulated
+
+from cowshed.storage import api
+from cowshed_driver_devicemapper import driver as drivers
+from cowshed_driver_devicemapper import make_plugin
+from cowshed_driver_devicemapper.driver import DeviceMapperDriver
+from cowshed_driver_devicemapper.pool import Pool
+
+
+def plugin(kind=DeviceMapperDriver, pool=Pool):
+    right = make_plugin(simulated.simulation)
+
+    def opened(root, options, host, *, store):
+        of = right.open(root, options, host, store=store)
+        of.close()
+        there = pool(root, of._pool.known, simulated.simulation(), host)
+        return kind(root, options, host, there)
+
+    return api.DriverPlugin(
+        right.name, right.api, right.summary, right.options, right.probe, right.init, opened, right.destroy
+    )
+
+
+class ForgetsDevices(DeviceMapperDriver):
+    """Deletes the directory of a layer that was removed, and not its device in the pool."""
+
+    def _take_away(self, path, id_, device):
+        super()._take_away(path, id_, None)
+
+
+class TakesOver(Pool):
+    """A thin id that is taken is taken over, instead of another being looked for."""
+
+    def snapshot(self, thin, origin, device):
+        super().snapshot(thin, origin, device)
+        return True
+
+
+class WritableWhenCommitted(DeviceMapperDriver):
+    """A committed layer is mounted like an active one."""
+
+    def mounts(self, layer, request):
+        return super().mounts(api.Layer(layer.id, layer.number, api.Kind.ACTIVE, layer.parent), request)
+
+    def activate(self, layer, *, read_only):
+        device = self._require(layer)
+        self._pool.activate(self._name(layer), device.thin, device.sectors, frozen=False)
+
+
+class DeviceBeforeRecord(DeviceMapperDriver):
+    """The device is made before anything on disk says so: one that a crash leaves is nobody's."""
+
+    def _make(self, new, origin, device, *, durable):
+        thin = self._pool.known.base + new.number
+        self._pool.snapshot(thin, origin.thin, device)
+        temporary = self._at.temporary(new)
+        folder = f"{temporary}/thin"
+        os.mkdir(folder)
+        self._host.step("devicemapper.made")
+        self._write(folder, drivers.Device(thin, origin.sectors), durable=durable)
+        return temporary
+
+
+plugin_ForgetsDevices = plugin(ForgetsDevices)
+plugin_TakesOver = plugin(pool=TakesOver)
+plugin_WritableWhenCommitted = plugin(WritableWhenCommitted)
+plugin_DeviceBeforeRecord = plugin(DeviceBeforeRecord)

@@ -1,0 +1,62 @@
+"""File systems of layers: commands, superblocks, plans."""
+
+import subprocess
+
+import pytest
+
+from cowshed.storage.errors import Damaged
+from cowshed_driver_devicemapper import filesystems
+
+UUID = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(("kind", "size"), [("ext4", 16 << 20), ("xfs", 300 << 20)])
+def test_what_mkfs_makes_is_known_again(tmp_path, kind, size):
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(size)
+    subprocess.run(filesystems.mkfs(kind, str(image), UUID, size), check=True)
+    with open(image, "rb") as file:
+        found = filesystems.read_superblock(file.fileno())
+    assert (found.kind, found.uuid) == (kind, UUID)
+    assert found.dirty == (kind == "xfs"), "a journal of ext4 that nobody has used"
+    assert filesystems.must_be(found, kind, UUID, "it") is found
+    assert image.stat().st_blocks * 512 < (72 << 20 if kind == "xfs" else 8 << 20), (
+        "mkfs has written what reads as zeroes anyway"
+    )
+
+
+def test_a_journal_that_was_not_replayed_is_seen():
+    start = bytearray(4096)
+    start[1024 + 56 : 1024 + 58] = b"\x53\xef"
+    start[1024 + 96] = 0x44
+    assert filesystems.parse_superblock(bytes(start)).dirty
+    start[1024 + 96] = 0x40
+    assert not filesystems.parse_superblock(bytes(start)).dirty
+
+
+@pytest.mark.parametrize("start", [b"", bytes(4096), b"\xff" * 4096, b"XFS"])
+def test_other_devices_have_none(start):
+    assert filesystems.parse_superblock(start) is None
+
+
+def test_another_file_system_than_the_one_that_was_made_is_refused():
+    found = filesystems.Superblock("ext4", "f" * 32, dirty=False)
+    for it in (found, None):
+        with pytest.raises(Damaged, match="the device holds"):
+            filesystems.must_be(it, "ext4", UUID, "the device")
+    with pytest.raises(Damaged):
+        filesystems.must_be(found, "xfs", "f" * 32, "the device")
+
+
+def test_plans_of_one_device_never_differ_in_how_the_file_system_is_mounted():
+    """The kernel refuses a second mount of a device that wants it otherwise (EBUSY)."""
+    for kind in ("ext4", "xfs"):
+        one, two = (filesystems.plan(kind, "/dev/x", frozen=False, read_only=ro) for ro in (False, True))
+        assert one.steps[0].options == two.steps[0].options
+        assert (one.steps[0].read_only, two.steps[0].read_only) == (False, True)
+        frozen = filesystems.plan(kind, "/dev/x", frozen=True, read_only=False).steps[0]
+        assert frozen.read_only
+        assert ("ro", None) in frozen.options
+        assert one.subpath == "root", "lost+found must stay outside"
+    assert ("nouuid", None) in one.steps[0].options, "snapshots of xfs share an identity"

@@ -1,0 +1,73 @@
+"""The suite on a simulation of device-mapper: the driver's own logic, on any machine; and the suite against drivers on
+it with one fault each. The real thing is tested in a guest."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CASES = "S01 S02 S05 S06 L01 L02 L04 L07 L08 L09 R04 R13 X12 X13 N12"
+# fault → cases that must fail
+FAULTS = {
+    "plugin_ForgetsDevices": "R04",
+    "plugin_TakesOver": "X12",
+    "plugin_WritableWhenCommitted": "L03 L04",
+    "plugin_DeviceBeforeRecord": "X01",
+}
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the suite mounts file systems")
+
+
+@pytest.fixture
+def run():
+    """One run of the suite in a process and a mount namespace of its own; the report's cases that failed."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # every mount is synced at its end
+    folder = tempfile.TemporaryDirectory(prefix="devicemapper-", dir=memory)
+    tmp_path = Path(folder.name)
+
+    def run_on(driver, cases):
+        state = tmp_path / "simulated"
+        state.mkdir()
+        env = {**os.environ, "PYTHONPATH": str(HERE), "TMPDIR": str(tmp_path), "COWSHED_SIMULATION": str(state)}
+        words = " or ".join(f"test_{case}_" for case in cases.split())
+        command = [
+            "unshare", "--mount", "--propagation", "private", sys.executable, "-m", "pytest", "-q", "-p",
+            "no:cacheprovider", "--pyargs", "cowshed_conformance", "--driver", driver, "--backing", "dir", "--level",
+            "core", "--report-dir", str(tmp_path / "report"), "-k", words,
+        ]  # fmt: skip
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        report = json.loads((tmp_path / "report" / "conformance.json").read_text())
+        assert {case["case"] for case in report["cases"]} >= set(cases.split())
+        return {x["case"]: x["reason"] for x in report["cases"] if x["outcome"] in ("failed", "error")}
+
+    yield run_on
+    _free_loops(str(tmp_path))
+    folder.cleanup()
+
+
+def _free_loops(folder):
+    """Of processes that were killed between activation and mount."""
+    for name in os.listdir("/sys/block"):
+        try:
+            with open(f"/sys/block/{name}/loop/backing_file") as file:
+                image = file.read().strip()
+        except OSError:
+            continue
+        if image.startswith(folder):
+            subprocess.run(["losetup", "-d", f"/dev/{name}"], check=False)
+
+
+def test_the_driver_passes_on_a_simulated_pool(run):
+    assert run("simulated:plugin", CASES) == {}
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_a_fault_is_caught_on_a_simulated_pool(run, name):
+    failed = run(f"faulty:{name}", FAULTS[name])
+    assert set(FAULTS[name].split()) <= set(failed)
