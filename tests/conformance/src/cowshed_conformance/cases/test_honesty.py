@@ -230,7 +230,10 @@ def test_H01_pages_are_shared_exactly_if_that_is_claimed(store: Store) -> None:
         try:
             for fd in fds:
                 os.read(fd, 64 << 10)
-                assert in_memory(fd), "what was read just now is not in memory"
+            if not any(map(in_memory, fds)):  # the file system has a cache of its own
+                marks.claim("shared_page_cache", store.capabilities.shared_page_cache, False, "no page is cached")
+                return
+            assert all(map(in_memory, fds)), "what was read just now is not in memory"
             os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_DONTNEED)
             if in_memory(fds[0]):
                 marks.skip("file-system", "pages stay in memory whatever is asked")
