@@ -38,6 +38,7 @@ int lzc_clone(const char *name, const char *origin, nvlist_t *properties);
 int lzc_snapshot(nvlist_t *snapshots, nvlist_t *properties, nvlist_t **errors);
 int lzc_destroy(const char *name);
 int lzc_destroy_snaps(nvlist_t *snapshots, boolean_t defer, nvlist_t **errors);
+int lzc_hold(nvlist_t *holds, int cleanup_fd, nvlist_t **errors);
 int lzc_rename(const char *source, const char *target);
 int lzc_promote(const char *name, char *conflict, int length);
 boolean_t lzc_exists(const char *name);

@@ -8,7 +8,9 @@ it returns, on disk too.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 
 from cowshed.storage.errors import ToolFailed
 from cowshed_driver_zfs import _abi
@@ -34,6 +36,10 @@ _C_TYPES = {
     "string": "const char **",
     "nvlist": "nvlist_t **",
 }
+# ioctl(2) of /dev/zfs that `zfs diff` uses and the library lacks. Of zfs_cmd_t, only what lies before the first member
+# that has ever moved: the name, at zc_value the other name, at zc_cookie the descriptor. The rest stays zero.
+_DEVICE = "/dev/zfs"
+_IOC_DIFF, _COMMAND, _VALUE, _COOKIE = 0x5A36, 1 << 15, 4144, 12616
 _FIRST_OWN_ERROR = 1024  # zfs_errno_t: numbers from here on are no errno of Linux
 _loaded: tuple[Any, Any] | None = None
 
@@ -58,7 +64,7 @@ class Zfs:
     def __init__(self) -> None:
         self._nv, self._core = _libraries()
         self._open = False
-        _check(self._core.libzfs_core_init(), "open /dev/zfs")
+        _check(self._core.libzfs_core_init(), f"open {_DEVICE}")
         self._open = True
 
     def close(self) -> None:
@@ -102,6 +108,36 @@ class Zfs:
         """One that is missing is no error. One that is held, or has clones, is destroyed when nothing needs it any
         more."""
         self._many("lzc_destroy_snaps", names, 1)
+
+    def hold(self, name: str, tag: str) -> int:
+        """Keep a snapshot until the descriptor that is returned is closed, or the process has died."""
+        fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        errors = ffi.new("nvlist_t **")
+        try:
+            self._call("lzc_hold", name, self._list({name: tag}), fd, errors)
+        except BaseException:
+            os.close(fd)
+            raise
+        finally:
+            self._free(errors)
+        return fd
+
+    def changed(self, lower: str, upper: str, fd: int) -> None:
+        """Write to fd which objects differ between two snapshots, the second of which came from the first: records of
+        three 64-bit numbers (dmu_diff_record_t)."""
+        self._require_open()
+        command = bytearray(_COMMAND)
+        for place, name in ((0, upper), (_VALUE, lower)):
+            raw = name.encode()
+            command[place : place + len(raw)] = raw
+        struct.pack_into("=Q", command, _COOKIE, fd)
+        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(device, _IOC_DIFF, command)
+        except OSError as error:
+            raise OSError(error.errno, f"compare {upper} with {lower}: {error.strerror}") from None
+        finally:
+            os.close(device)
 
     def _many(self, call: str, names: Sequence[str], argument: Any) -> None:
         errors = ffi.new("nvlist_t **")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from time import clock_gettime_ns, monotonic, sleep
+from time import monotonic
 
 from cowshed.storage import api
 from cowshed.storage.errors import (
@@ -40,10 +40,8 @@ if TYPE_CHECKING:
 
 NAME = "zfs"
 FORMAT = "zfs-send"
-_COARSE = 5  # CLOCK_REALTIME_COARSE: what the kernel takes the times of files from
 _NO_MOUNT = 2  # canmount=noauto
-_TOOL_TIMEOUT, _DIFF_TIMEOUT = 60.0, 3600.0
-_TOO_DEEP = b"Unable to determine path or stats"  # `zfs diff`, of paths longer than 4096 bytes
+_TOOL_TIMEOUT = 60.0
 _TRIES = 8
 
 
@@ -104,7 +102,7 @@ class ZfsDriver:
                 yield api.StoredObject(api.ObjectKind.LAYER, found.name, layer, found.number, parent, kind)
             for snapshot, clones in found.snapshots.items():
                 name, _, of = snapshot.partition(".")
-                if where == names.ACTIVE and name == "live" and not clones:
+                if where in (names.ACTIVE, names.COMMITTED) and name == "live" and not clones:
                     yield api.StoredObject(api.ObjectKind.TEMP, f"{found.name}@{snapshot}", LayerId(of))
 
     def _name(self, layer: api.Layer) -> str:
@@ -139,7 +137,6 @@ class ZfsDriver:
     def prepare(self, new: api.Layer, options: api.LayerOptions) -> api.DriverData:
         if options.quota.inodes is not None:
             raise Unsupported("ZFS has no limit on the inodes of a dataset", layer=new.id, remedy="limit bytes only")
-        before = clock_gettime_ns(_COARSE)
         name = self._name(new)
         if not self._prepared(new, name):
             if new.parent is None and (options.root_uid or options.root_gid):
@@ -147,8 +144,6 @@ class ZfsDriver:
             else:
                 self._clone(new, name, options.quota)
         self._host.step("zfs.prepare.published")
-        while clock_gettime_ns(_COARSE) == before:
-            sleep(0.001)  # `zfs diff` sees no change of a file that was last written to in the same tick of the clock
         return {}
 
     def _prepared(self, new: api.Layer, name: str) -> bool:
@@ -182,7 +177,7 @@ class ZfsDriver:
         temporary = self._temporary(new)
         self._clone(new, temporary, options.quota)
         self._host.step("zfs.prepare.cloned")
-        with self._host.mounted(_whole(temporary)) as tree:
+        with self._host.mounted(api.MountPlan((api.FileSystem("zfs", temporary),))) as tree:
             os.chown(f"{tree.path}/root", options.root_uid, options.root_gid)
         self._call("rename", new, lambda: self._zfs.rename(temporary, name))
 
@@ -344,38 +339,36 @@ class ZfsDriver:
     # ------------------------------------------------------------ changes
 
     def changes(self, lower: api.Layer | None, upper: api.Layer) -> Iterator[api.Change]:
-        everything = api.Change(b"", api.ChangeKind.CANDIDATE, subtree=True)
-        if lower is None or lower.kind is not api.Kind.COMMITTED or lower not in list(upper.chain())[1:]:
-            if not self._zfs.exists(self._name(upper)):
-                raise self._missing(upper)
-            yield everything
-            return
         from cowshed_driver_zfs import diff
 
         for layer in (lower, upper):
-            if not self._zfs.exists(self._name(layer)):
+            if layer is not None and not self._zfs.exists(self._name(layer)):
                 raise self._missing(layer)
-        now = self._snapshot(upper) if upper.kind is api.Kind.COMMITTED else self._name(upper)
-        # The tool wants both datasets mounted, and prints paths below the mount points. These directories of the store
-        # are empty; nobody but the tool sees the mounts.
-        places = f"{self._root}/committed", f"{self._root}/active"
-        plans = [_whole(self._name(layer), layer.kind) for layer in (lower, upper)]
-        done = self._host.run(
-            ("zfs", "diff", "-FH", self._snapshot(lower), now),
-            timeout=_DIFF_TIMEOUT,
-            ok=(0, 1),
-            mounts=list(zip(plans, places, strict=True)),
-        )
-        if done.returncode:
-            if _TOO_DEEP not in done.stderr:
-                said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-                raise ToolFailed(f"zfs diff of layer {upper.id} failed: {said}", layer=upper.id)
-            yield everything
-            return
-        named = diff.candidates(diff.lines(done.stdout, os.fsencode(os.path.realpath(places[1]))))
-        plans = [self.mounts(layer, api.MountRequest(read_only=True)) for layer in (lower, upper)]
-        with self._host.mounted(plans[0]) as before, self._host.mounted(plans[1]) as after:
-            yield from diff.completed(named, before.fd, after.fd)
+        committed = upper.kind is api.Kind.COMMITTED
+        if (
+            lower is None
+            or lower.kind is not api.Kind.COMMITTED
+            or lower not in list(upper.chain())[1:]
+            or (self._reader.read_only and not committed)  # no snapshot can be taken
+        ):
+            yield diff.EVERYTHING
+        elif committed:
+            yield from self._between(lower, self._snapshot(upper))
+        else:
+            with _Moment(self._zfs, f"{self._name(upper)}@live.{upper.id}") as snapshot:
+                yield from self._between(lower, snapshot)
+
+    def _between(self, lower: api.Layer, snapshot: str) -> Iterator[api.Change]:
+        from io import BytesIO
+
+        from cowshed_driver_zfs import diff, streams
+
+        origin, records = self._snapshot(lower), BytesIO()
+        streams.to(records, lambda fd: self._zfs.changed(origin, snapshot, fd))
+        changed = diff.Objects(records.getvalue())
+        before, now = (api.MountPlan((_frozen(name),), subpath="root") for name in (origin, snapshot))
+        with self._host.mounted(before) as lower_tree, self._host.mounted(now) as upper_tree:
+            yield from diff.candidates(changed, lower_tree.fd, upper_tree.fd)
 
     # ------------------------------------------------------------ transfer
 
@@ -427,10 +420,29 @@ class ZfsDriver:
         return {}
 
     def _check_received(self, new: api.Layer, snapshot: str) -> None:
-        plan = api.MountPlan((api.FileSystem("zfs", snapshot, read_only=True, options=(("ro", None),)),))
-        with self._host.mounted(plan) as tree:
+        with self._host.mounted(api.MountPlan((_frozen(snapshot),))) as tree:
             if not os.path.isdir(f"{tree.path}/root"):
                 raise Damaged(f"the stream of layer {new.id} is not that of a layer: it has no directory root")
+
+
+class _Moment:
+    """A snapshot of an active layer for the time of a block: held, and marked to go with the hold, so that the kernel
+    takes it away if this process is killed."""
+
+    def __init__(self, zfs: Zfs, name: str) -> None:
+        self._zfs, self._name, self._hold = zfs, name, -1
+
+    def __enter__(self) -> str:
+        self._zfs.destroy_snapshots([self._name])  # of a call that was killed before it was marked
+        self._zfs.snapshot(self._name, {})
+        try:
+            self._hold = self._zfs.hold(self._name, "cowshed")
+        finally:
+            self._zfs.destroy_snapshots([self._name])
+        return self._name
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._hold)
 
 
 def _identity(layer: api.Layer) -> dict[str, str]:
@@ -438,11 +450,8 @@ def _identity(layer: api.Layer) -> dict[str, str]:
     return {"cowshed:number": str(layer.number), "cowshed:parent": layer.parent.id if layer.parent else "none"}
 
 
-def _whole(name: str, kind: api.Kind = api.Kind.ACTIVE) -> api.MountPlan:
-    """A dataset with all that is in it. That of a committed layer is not for writing: its snapshot is the layer."""
-    committed = kind is api.Kind.COMMITTED
-    options = (("ro", None),) if committed else ()
-    return api.MountPlan((api.FileSystem("zfs", name, read_only=committed, options=options),))
+def _frozen(snapshot: str) -> api.FileSystem:
+    return api.FileSystem("zfs", snapshot, read_only=True, options=(("ro", None),))
 
 
 def _check_format(layer: api.Layer, fmt: str) -> None:
