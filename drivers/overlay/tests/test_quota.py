@@ -20,9 +20,14 @@ MIB = 1 << 20
 
 
 @pytest.fixture(params=["ext4-quota", "xfs-quota"])
-def place(request, tmp_path):
-    with file_system(request.param, str(tmp_path / "fs"), 64 * MIB) as system:
-        yield system.path
+def system(request, tmp_path):
+    with file_system(request.param, str(tmp_path / "fs"), 64 * MIB) as it:
+        yield it
+
+
+@pytest.fixture
+def place(system):
+    return system.path
 
 
 class Opened:
@@ -149,3 +154,29 @@ def test_a_block_in_which_somebody_else_has_an_id_is_not_taken(place):
     assert (free << 24) + 1 in ids(place)
     store.destroy()
     os.close(fd)
+
+
+def test_a_store_has_limits_once_its_file_system_has_them(system):
+    system.unmount()
+    options_, system.more = system.more, ()
+    system.mount()
+    code, _, remedy = why_not(system.path)
+    assert code in ("off", "not-enforced")
+    assert "mount -o prjquota" in remedy
+    store = Opened(f"{system.path}/store")
+    old = store.prepare(1)
+    with pytest.raises(Unsupported):
+        store.driver.set_quota(old, api.Quota(bytes=MIB))
+    store.driver.close()
+    system.unmount()
+    system.more = options_
+    system.mount()
+    store = Opened(f"{system.path}/store")
+    assert not store.driver.usage(old).exact
+    with pytest.raises(Unsupported) as raised:
+        store.driver.set_quota(old, api.Quota(bytes=MIB))
+    assert raised.value.remedy.startswith("make another container")
+    new = store.prepare(2, api.Quota(bytes=MIB))
+    store.driver.set_quota(new, api.Quota(bytes=2 * MIB))
+    assert store.driver.usage(new).exact
+    store.destroy()
