@@ -88,6 +88,12 @@ class Box:
             (self.rootfs / "bin" / name).symlink_to("busybox")
 
     @property
+    def groups(self) -> str:
+        """Where the container finds its group of the memory controller; version 2 has one for all controllers."""
+        layout = cgroup.Layout(cgroup._read("/proc/self/mountinfo"))
+        return "/sys/fs/cgroup/memory" if layout.v1 else "/sys/fs/cgroup"
+
+    @property
     def process(self) -> dict:
         return self.config["process"]
 

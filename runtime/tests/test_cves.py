@@ -249,8 +249,7 @@ def test_cve_2022_29162_no_inheritable_capabilities(box):
 
 def test_cve_2022_0492_release_agent(box):
     done = box.sh(
-        "mount -t cgroup -o memory x /tmp; ls /sys/fs/cgroup/*/release_agent;"
-        "echo 1 > /sys/fs/cgroup/memory/notify_on_release"
+        f"mount -t cgroup -o memory x /tmp; ls /sys/fs/cgroup/*/release_agent; echo 1 > {box.groups}/cgroup.procs"
     )
     assert "denied" in done.err or "not permitted" in done.err
     assert "Read-only" in done.err

@@ -133,6 +133,7 @@ def _carry_out(found: plan.Plan, running: list[subprocess.Popen[bytes]]) -> int:
     command = ["sh", "-c", found.command()]
     if found.kernel:
         words = ["--kernel", found.kernel, "--timeout", str(found.timeout), "--results", str(results)]
+        words += ["--append", found.append] if found.append else []
         command = [sys.executable, str(TOP / "tests/vm/run"), *words, "--", *command]
     began = time.monotonic()
     with open(results / "log", "wb") as log:

@@ -16,8 +16,12 @@ suite() { driver=$1; shift; run --pyargs cowshed_conformance --driver $driver --
 """
 # Of the full level: a power cut, a disk that fails, a reboot.
 FAULTS = '"test_disks or X03 or X04 or X14"'
-
-
+# A label needs a kernel that runs SELinux, and a policy that knows it.
+LABELS = """
+    tests/vm/selinux-policy > /tmp/policy.cil && secilc -M true -c 33 -o /tmp/policy -f /tmp/contexts /tmp/policy.cil &&
+        cat /tmp/policy > /sys/fs/selinux/load || exit 1
+    suite overlay -k "M08 or (H01 and selinux)"
+"""
 QUOTA = """
     run drivers/overlay/tests tests/e2e/test_storage_opt.py
     for kind in ext4 xfs; do
@@ -33,6 +37,7 @@ class Plan(NamedTuple):
     what: str  # for the line that says that it was not run
     script: str
     timeout: float = 1800  # seconds
+    append: str = ""  # kernel parameters
 
     def command(self) -> str:
         return f"{HEAD}{self.script}exit $status\n"
@@ -45,6 +50,7 @@ def plans() -> list[Plan]:
         Plan("control-groups", "6.1", "containers with control groups v2", "run runtime/tests\n"),
         Plan("quota", "6.12", "size limits by project quota on ext4 and xfs", QUOTA),
         Plan("one-meaning", "6.1", "the same scripts on all drivers of Linux 6.1", f"run tests/drivers -k {FEW}\n"),
+        Plan("selinux", "6.1", "labels of SELinux in mounts", LABELS, append="lsm=landlock,lockdown,yama,selinux,bpf"),
         Plan("harness", "", "the tests that boot guests", "COWSHED_BOOT=6.12 run tests/vm/tests/test_boot.py\n"),
     ]
     own = os.environ.get("COWSHED_VM_KERNEL")
