@@ -7,7 +7,8 @@ import pytest
 
 from cowshed.storage import api
 from cowshed_conformance import pairs, steps, tree
-from cowshed_conformance.harness import held_to_limits, sync, usage
+from cowshed_conformance.cases.test_usage import fill
+from cowshed_conformance.harness import usage
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
 MIB = 1 << 20
@@ -89,26 +90,21 @@ def test_usage_means_what_the_layer_itself_has_written(sides):
         store.purge()
 
 
-def test_a_limit_means_the_same_wherever_it_is_had(sides):
+def test_a_limit_means_the_same_wherever_it_is_had(tmp_path):
     """Four MiB above a layer of eight: what is the layer's own counts, or all that it shows, as is declared."""
-    limited = [side for side in sides if side.store.capabilities.quota is not api.QuotaScope.NONE]
-    if not limited:
-        pytest.skip("no driver has limits on the file systems that this kernel has")
-    for side in limited:
-        store = side.store
-        base = store.layer(*[steps.file(f"below{n}", os.urandom(MIB)) for n in range(8)])
-        layer = store.prepare(store.plan(base), api.LayerOptions(quota=api.Quota(bytes=4 * MIB)))
-        taken = 0
-        with store.mount(layer) as root, held_to_limits():
-            for n in range(8):
-                try:
-                    steps.do(root, steps.file(f"f{n}", os.urandom(MIB)))
-                    sync(root)
-                except OSError:
-                    break
-                taken += 1
-        own = store.capabilities.quota is api.QuotaScope.OWN
-        assert 2 <= taken <= 4 if own else taken == 0, (side.name, store.capabilities.quota, taken)
-        store.driver.remove(layer)
-        store.driver.remove(base)
-        store.purge()
+    with pairs.sides(str(tmp_path), limits=True) as limited:
+        if not limited:
+            pytest.skip("no driver has limits on the file systems that this kernel has")
+        for side in limited:
+            store = side.store
+            base = store.layer(*[steps.file(f"below{n}", os.urandom(MIB)) for n in range(8)])
+            layer = store.prepare(store.plan(base), api.LayerOptions(quota=api.Quota(bytes=4 * MIB)))
+            with store.mount(layer) as root:
+                taken = fill(root, 8)
+            own = store.capabilities.quota is api.QuotaScope.OWN
+            assert 2 <= taken <= 4 if own else taken == 0, (side.name, store.capabilities.quota, taken)
+            said = usage(store, layer)
+            assert said <= 4 * MIB + (256 << 10), (side.name, said)
+            store.driver.remove(layer)
+            store.driver.remove(base)
+            store.purge()

@@ -79,8 +79,9 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def sides(folder: str, kinds: Sequence[str] = KINDS) -> Iterator[list[Side]]:
-    """A store of every driver on each of these kinds of file system."""
+def sides(folder: str, kinds: Sequence[str] = KINDS, *, limits: bool = False) -> Iterator[list[Side]]:
+    """A store of every driver on each of these kinds of file system; with limits, only those that have them, be it by
+    an option."""
     with contextlib.ExitStack() as until:
         found = []
         for n, kind in enumerate(kinds):
@@ -88,7 +89,7 @@ def sides(folder: str, kinds: Sequence[str] = KINDS) -> Iterator[list[Side]]:
             if system is None:
                 continue
             for name in registry.names():
-                side = _side(name, kind, system, until)
+                side = _side(name, kind, system, until, limits=limits)
                 if side is not None:
                     found.append(side)
         yield found
@@ -104,15 +105,25 @@ def _first(kind: str, folder: str, until: contextlib.ExitStack) -> backing.FileS
     return None
 
 
-def _side(name: str, kind: str, system: backing.FileSystem, until: contextlib.ExitStack) -> Side | None:
-    target = resolve(name, {}, seed=0, level="full")
-    target.places[system.path] = system.options
-    root = f"{system.path}/{name}"
-    if target.plugin.probe(root, target.at(root), SuiteHost()).verdict is api.Verdict.UNUSABLE:
-        return None
-    store = Store(target, root)
-    until.callback(store.discard)
-    return Side(f"{name} on {kind}", store)
+def _side(
+    name: str, kind: str, system: backing.FileSystem, until: contextlib.ExitStack, *, limits: bool
+) -> Side | None:
+    plugin = resolve(name, {}, seed=0, level="full").plugin
+    choices = [{option.name: choice} for option in plugin.options for choice in option.choices] if limits else []
+    for given in ({}, *choices):
+        target = resolve(name, given, seed=0, level="full")
+        target.places[system.path] = system.options
+        root = f"{system.path}/{name}"
+        report = target.plugin.probe(root, target.at(root), SuiteHost())
+        if report.verdict is api.Verdict.UNUSABLE or report.capabilities is None:
+            continue
+        if not limits or report.capabilities.quota is not api.QuotaScope.NONE:
+            store = Store(target, root)
+            until.callback(store.discard)
+            return Side(
+                f"{name} on {kind}{' with ' * bool(given)}{' '.join(f'{k}={v}' for k, v in given.items())}", store
+            )
+    return None
 
 
 def carry_out(side: Side, script: Script) -> Outcome:
