@@ -111,7 +111,7 @@ def guests(words: list[str]) -> int:
     except NotHere as error:
         not_run("; ".join(found.what for found in wanted), str(error))
         return 0
-    with guest.signals_raise(), ThreadPoolExecutor(given.jobs) as pool:
+    with ThreadPoolExecutor(given.jobs) as pool:
         running: list[subprocess.Popen[bytes]] = []
         try:
             statuses = list(pool.map(lambda found: _carry_out(found, running), wanted))
@@ -151,7 +151,8 @@ def _carry_out(found: plan.Plan, running: list[subprocess.Popen[bytes]]) -> int:
 
 def main(command: Callable[[list[str]], int]) -> None:
     try:
-        sys.exit(command(sys.argv[1:]))
+        with programs.signals_raise():
+            sys.exit(command(sys.argv[1:]))
     except (VmError, OSError) as error:
         print(f"vm: {error}", file=sys.stderr)
         sys.exit(FAILED)

@@ -9,7 +9,6 @@ import os
 import select
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -18,13 +17,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from cowshed_vm import ext4
 from cowshed_vm.cache import Cache
 from cowshed_vm.errors import GuestDied
 from cowshed_vm.kernel import Kernel
-from cowshed_vm.programs import find
+from cowshed_vm.programs import find, started
 
 RESULTS_SIZE = 256 << 20
 DISK_SIZE = 4 << 30  # of /tmp, and of the empty disk; both files have holes
@@ -176,33 +174,15 @@ def _command(kernel: Kernel, disks: Sequence[tuple[Path, bool]], job: Job) -> li
 def _boot(command: list[str], seconds: float) -> tuple[int | None, bytes]:
     """QEMU's exit status (None: it was ended after that time) and the last that the console said."""
     last, until = b"", time.monotonic() + seconds
-    with signals_raise(), subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
-        try:
-            assert qemu.stdout is not None
-            while True:
-                ready, _, _ = select.select([qemu.stdout], [], [], max(0.0, until - time.monotonic()))
-                if not ready:
-                    return None, last
-                said = os.read(qemu.stdout.fileno(), 1 << 16)
-                if not said:
-                    return qemu.wait(), last
-                last = (last + said)[-1 << 16 :]
-                sys.stdout.buffer.write(said.replace(b"\r\n", b"\n"))
-                sys.stdout.buffer.flush()
-        finally:
-            qemu.kill()  # nothing of the guest is kept: no need to be gentle
-
-
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGHUP unwind as an exit does, so that QEMU and the disks go."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    old = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    with started(command, stdout=subprocess.PIPE) as qemu:
+        assert qemu.stdout is not None
+        while True:
+            ready, _, _ = select.select([qemu.stdout], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                return None, last
+            said = os.read(qemu.stdout.fileno(), 1 << 16)
+            if not said:
+                return qemu.wait(), last
+            last = (last + said)[-1 << 16 :]
+            sys.stdout.buffer.write(said.replace(b"\r\n", b"\n"))
+            sys.stdout.buffer.flush()

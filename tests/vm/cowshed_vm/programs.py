@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from types import FrameType
+from typing import IO, Any
 
 from cowshed_vm.errors import NotHere, VmError
 
@@ -61,15 +65,56 @@ def run(*argv: str | Path, cwd: Path | None = None, log: Path | None = None, **e
 
 def _run(words: list[str], cwd: Path | None, env: dict[str, str], out: int | IO[str]) -> str:
     errors = subprocess.PIPE if isinstance(out, int) else subprocess.STDOUT
-    done = subprocess.run(
-        words, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, text=True, errors="replace"
-    )
-    if done.returncode:
-        said = (done.stderr or done.stdout or "").strip().splitlines()
-        why = (
-            said[-1]
-            if said
-            else f"exit status {done.returncode}" + ("" if isinstance(out, int) else f", see {out.name}")
-        )
+    how = {"cwd": cwd, "env": env, "stdout": out, "stderr": errors, "text": True, "errors": "replace"}
+    with started(words, **how) as process:
+        printed, complained = process.communicate()
+    if process.returncode:
+        said = (complained or printed or "").strip().splitlines()
+        why = said[-1] if said else f"exit status {process.returncode}"
+        if not isinstance(out, int):
+            why += f", see {out.name}"
         raise VmError(f"{os.path.basename(words[0])} {' '.join(words[1:3])} failed: {why}")
-    return done.stdout or ""
+    return printed or ""
+
+
+class Signals:
+    """Whether one has come while a program was being started: until its pid is known, nobody could end it."""
+
+    starting = False
+    late = 0
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGHUP unwind as an exit does, so that programs end and their files go."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        if not Signals.starting:
+            raise SystemExit(128 + number)
+        Signals.late = number
+
+    old = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def started(words: list[str], **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A program in a process group of its own, which ends with the block. how: as for Popen."""
+    Signals.starting = True
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, **how)
+    try:
+        with process:
+            try:
+                Signals.starting = False
+                if Signals.late:
+                    raise SystemExit(128 + Signals.late)
+                yield process
+            finally:
+                if process.poll() is None:  # with all that it has started: a compiler would go on writing
+                    os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        Signals.starting = False

@@ -3,6 +3,8 @@
 import io
 import lzma
 import os
+import select
+import signal
 import struct
 import subprocess
 import sys
@@ -128,6 +130,20 @@ def test_a_failing_program_is_one_line(tmp_path):
     with pytest.raises(VmError, match=rf"failed: exit status 3, see {tmp_path}/log$"):
         programs.run("sh", "-c", "echo first; exit 3", log=tmp_path / "log")
     assert (tmp_path / "log").read_text() == "first\n"
+
+
+def test_a_program_that_is_given_up_ends_with_all_that_it_started(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(TOP / 'tests/vm')!r}); from cowshed_vm import programs\n"
+    script += "with programs.signals_raise(): programs.run('sh', '-c', 'sleep 1000 & echo $! > pid; wait')\n"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as process:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert process.poll() is None
+        started = int((tmp_path / "pid").read_text())
+        fd = os.pidfd_open(started)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    with os.fdopen(fd) as file:
+        assert select.select([file], [], [], 30)[0]
 
 
 def repository(folder):
