@@ -269,5 +269,4 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "V03": ("issue", "5: a conversion that is killed is resumed by `cowshed storage convert`"),
     "V04": ("issue", "5: `cowshed storage convert` keeps the source until it is accepted"),
     "V08": ("issue", "5: `cowshed storage convert` beside running containers"),
-    "X05": ("issue", "4: the device below a store fails to read (dm-flakey, in the guest)"),
 }
