@@ -1,11 +1,8 @@
 """Drivers on the simulation with one fault each: `--driver faulty:NAME`. What must catch them: test_simulated.py."""
 
-import os
-
 import simulated
 
 from cowshed.storage import api
-from cowshed_driver_devicemapper import driver as drivers
 from cowshed_driver_devicemapper import make_plugin
 from cowshed_driver_devicemapper.driver import DeviceMapperDriver
 from cowshed_driver_devicemapper.pool import Pool
@@ -51,21 +48,6 @@ class WritableWhenCommitted(DeviceMapperDriver):
         self._pool.activate(self._name(layer), device.thin, device.sectors, frozen=False)
 
 
-class DeviceBeforeRecord(DeviceMapperDriver):
-    """The device is made before anything on disk says so: one that a crash leaves is nobody's."""
-
-    def _make(self, new, origin, device, *, durable):
-        thin = self._pool.known.base + new.number
-        self._pool.snapshot(thin, origin.thin, device)
-        temporary = self._at.temporary(new)
-        folder = f"{temporary}/thin"
-        os.mkdir(folder)
-        self._host.step("devicemapper.made")
-        self._write(folder, drivers.Device(thin, origin.sectors), durable=durable)
-        return temporary
-
-
 plugin_ForgetsDevices = plugin(ForgetsDevices)
 plugin_TakesOver = plugin(pool=TakesOver)
 plugin_WritableWhenCommitted = plugin(WritableWhenCommitted)
-plugin_DeviceBeforeRecord = plugin(DeviceBeforeRecord)

@@ -15,7 +15,7 @@ def test_what_mkfs_makes_is_known_again(tmp_path, kind, size):
     image = tmp_path / "image"
     with open(image, "wb") as file:
         file.truncate(size)
-    subprocess.run(filesystems.mkfs(kind, str(image), UUID, size), check=True)
+    subprocess.run(filesystems.mkfs(kind, str(image), UUID, size, quota=True), check=True)
     with open(image, "rb") as file:
         found = filesystems.read_superblock(file.fileno())
     assert (found.kind, found.uuid) == (kind, UUID)
@@ -52,11 +52,13 @@ def test_another_file_system_than_the_one_that_was_made_is_refused():
 def test_plans_of_one_device_never_differ_in_how_the_file_system_is_mounted():
     """The kernel refuses a second mount of a device that wants it otherwise (EBUSY)."""
     for kind in ("ext4", "xfs"):
-        one, two = (filesystems.plan(kind, "/dev/x", frozen=False, read_only=ro) for ro in (False, True))
+        one, two = (filesystems.plan(kind, "/dev/x", frozen=False, read_only=ro, quota=True) for ro in (False, True))
         assert one.steps[0].options == two.steps[0].options
         assert (one.steps[0].read_only, two.steps[0].read_only) == (False, True)
-        frozen = filesystems.plan(kind, "/dev/x", frozen=True, read_only=False).steps[0]
+        frozen = filesystems.plan(kind, "/dev/x", frozen=True, read_only=False, quota=True).steps[0]
         assert frozen.read_only
         assert ("ro", None) in frozen.options
+        assert ("prjquota", None) in one.steps[0].options
+        assert ("prjquota", None) not in frozen.options, "nothing can be counted where nothing can be written"
         assert one.subpath == "root", "lost+found must stay outside"
     assert ("nouuid", None) in one.steps[0].options, "snapshots of xfs share an identity"

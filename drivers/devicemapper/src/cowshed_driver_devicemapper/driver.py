@@ -1,6 +1,7 @@
 """A layer is a thin device with a file system of its own; a child is a snapshot of its parent's device.
 
-    ROOT/active/ID/thin/device   ROOT/committed/ID/thin/device    "THIN SECTORS": which device of the pool, how large
+    ROOT/active/ID/thin/device   ROOT/committed/ID/thin/device
+        "THIN SECTORS [limited]": which device of the pool, how large, and whether it may have a limit
     ROOT/pool                    see pool.py
 
 The directories are those of `cowshed.storage.kit.directories`; what is in them says which thin device belongs to which
@@ -17,10 +18,10 @@ from time import monotonic
 from cowshed.storage import api
 from cowshed.storage.errors import Damaged, InUse, LayerId, StorageError, Unsupported, WrongStore
 from cowshed.storage.kit import directories
-from cowshed.storage.kit.trees import remove_tree
-from cowshed_driver_devicemapper import filesystems, record, tables
+from cowshed.storage.kit.trees import measure_tree, remove_tree
+from cowshed_driver_devicemapper import blockdevices, filesystems, record, tables
 from cowshed_driver_devicemapper.pool import RANGE, Lock, Pool
-from cowshed_linux import files
+from cowshed_linux import files, projects
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ _CONTENT = "thin"
 _TRIES = 1000
 
 
-def capabilities(*, durable: bool = True) -> api.Capabilities:
+def capabilities(*, durable: bool = True, quota: bool = True) -> api.Capabilities:
     """What a store can. durable: the place of the store, and of a pool on loop files, survives a power cut."""
     return api.Capabilities(
         granularity=api.Granularity.BLOCK,
         durability=api.Durability.COMMIT if durable else api.Durability.NONE,
         activation=True,
+        quota=api.QuotaScope.OWN if quota else api.QuotaScope.NONE,
+        quota_inodes=quota,
         live_snapshot=api.Consistency.FILE_SYSTEM,
         idmapped_mounts=True,
         selinux=True,
@@ -47,12 +50,12 @@ def capabilities(*, durable: bool = True) -> api.Capabilities:
 
 
 class Device:
-    """Which thin device a layer is: its id in the pool, and its size in sectors."""
+    """Which thin device a layer is: its id in the pool, its size in sectors, and whether it may have a limit."""
 
-    __slots__ = ("sectors", "thin")
+    __slots__ = ("limited", "sectors", "thin")
 
-    def __init__(self, thin: int, sectors: int) -> None:
-        self.thin, self.sectors = thin, sectors
+    def __init__(self, thin: int, sectors: int, *, limited: bool = False) -> None:
+        self.thin, self.sectors, self.limited = thin, sectors, limited
 
 
 def read_device(folder: str) -> Device | None:
@@ -66,13 +69,18 @@ def read_device(folder: str) -> Device | None:
         words = os.read(fd, 64).split()
     finally:
         os.close(fd)
-    if len(words) != 2 or not all(word.isdigit() for word in words):
+    if (
+        len(words) not in (2, 3)
+        or not words[0].isdigit()
+        or not words[1].isdigit()
+        or words[2:] not in ([], [b"limited"])
+    ):
         raise Damaged(f"{path} is damaged", remedy="remove the layer")
-    return Device(int(words[0]), int(words[1]))
+    return Device(int(words[0]), int(words[1]), limited=len(words) == 3)
 
 
 class DeviceMapperDriver:
-    """One open store (`cowshed.storage.api.Driver`, `ActivationDriver`, `SnapshotDriver`)."""
+    """One open store (`cowshed.storage.api.Driver`, `ActivationDriver`, `QuotaDriver`, `SnapshotDriver`)."""
 
     def __init__(self, root: str, options: api.Options, host: api.Host, pool: Pool) -> None:
         self._at, self._host, self._pool = directories.Directories(root, _CONTENT, host), host, pool
@@ -82,7 +90,7 @@ class DeviceMapperDriver:
 
     @property
     def capabilities(self) -> api.Capabilities:
-        return capabilities(durable=self._at.durable)
+        return capabilities(durable=self._at.durable, quota=self._pool.known.quota)
 
     def close(self) -> None:
         self._at.close()
@@ -134,7 +142,8 @@ class DeviceMapperDriver:
     # ------------------------------------------------------------ changing
 
     def prepare(self, new: api.Layer, options: api.LayerOptions) -> api.DriverData:
-        if options.quota != api.Quota():
+        limited = options.quota != api.Quota()
+        if limited and not self._pool.known.quota:
             raise Unsupported("this store has no quota", layer=new.id, remedy="leave the size limit out")
         if self._at.exists(new):
             return {}
@@ -144,16 +153,22 @@ class DeviceMapperDriver:
             origin, name = self._require(parent), self._name(parent)
         else:
             origin, name = Device(self._pool.known.base, self._pool.known.sectors), f"{self._pool.prefix}base"
-        temporary = self._make(new, origin, name, durable=options.durable)
-        if parent is None and (options.root_uid or options.root_gid):
+        temporary = self._make(new, origin, name, limited=limited, durable=options.durable)
+        owned = parent is None and (options.root_uid or options.root_gid)
+        if owned or limited:
             with self._mounted(new.id, self._read(temporary), frozen=False) as root:
-                os.chown(root, options.root_uid, options.root_gid)
-            self._host.step("devicemapper.prepare.owned")
+                if owned:
+                    os.chown(root, options.root_uid, options.root_gid)
+                if limited:
+                    with blockdevices.opened(root) as fd:
+                        below = projects.used(fd, filesystems.PROJECT) if parent is not None else (0, 0)
+                        _limit(fd, below, options.quota)
+            self._host.step("devicemapper.prepare.changed")
         self._at.publish(temporary, new, durable=options.durable)
         self._host.step("devicemapper.prepare.published")
         return {}
 
-    def _make(self, new: api.Layer, origin: Device, device: str, *, durable: bool) -> str:
+    def _make(self, new: api.Layer, origin: Device, device: str, *, limited: bool, durable: bool) -> str:
         """A temporary directory that tells of a new snapshot of origin, and the snapshot. device: origin's name."""
         temporary = f"{self._at.root}/temp/{new.id}"
         self._forget(temporary)  # of a call that died
@@ -166,14 +181,14 @@ class DeviceMapperDriver:
             for n in range(_TRIES):
                 # The layer's number, unless something has it: one in the half of the range that numbers reach late.
                 thin = known.base + (new.number if new.number < RANGE and n == 0 else _any_id())
-                self._write(folder, Device(thin, origin.sectors), durable=durable)
+                self._write(folder, Device(thin, origin.sectors, limited=limited), durable=durable)
                 if self._pool.snapshot(thin, origin.thin, device):
                     self._host.step("devicemapper.snapped")
                     return temporary
         raise Damaged(f"thin pool {self._pool.name} has no free id", layer=new.id, remedy="cowshed system prune")
 
     def _write(self, folder: str, device: Device, *, durable: bool) -> None:
-        text = f"{device.thin} {device.sectors}\n".encode()
+        text = f"{device.thin} {device.sectors}{' limited' if device.limited else ''}\n".encode()
         files.write_atomically(f"{folder}/device", text, durable=durable)
         if durable:
             for path in (os.path.dirname(folder), f"{self._at.root}/temp"):
@@ -204,9 +219,11 @@ class DeviceMapperDriver:
         except BaseException:
             self._pool.removed(name)
             raise
-        if dirty:
-            with self._mounted(id_, device, frozen=False):
-                pass  # the journal has been replayed
+        if dirty or device.limited:
+            with self._mounted(id_, device, frozen=False) as root:  # this replays the journal
+                if device.limited:  # a child would have the limit too
+                    with blockdevices.opened(root) as fd:
+                        _limit(fd, (0, 0), api.Quota())
             self._host.step("devicemapper.replayed")
             self._pool.activate(name, device.thin, device.sectors, frozen=False)
         try:
@@ -356,6 +373,7 @@ class DeviceMapperDriver:
             self._pool.node(self._name(layer)),
             frozen=layer.kind is api.Kind.COMMITTED or self._pool.read_only,
             read_only=request.read_only,
+            quota=self._pool.known.quota,
             options=tuple(options),
         )
 
@@ -364,6 +382,23 @@ class DeviceMapperDriver:
         own = sum(count for _, count in self._pool.difference(below, self._require(layer).thin))
         return api.Usage(own=own, shared=None, inodes=None, exact=False)
 
+    def set_quota(self, layer: api.Layer, quota: api.Quota) -> None:
+        """The kernel limits what the whole tree uses: what lies below is added to the limit."""
+        if not self._pool.known.quota:
+            raise Unsupported("this store has no quota", layer=layer.id, remedy="leave the size limit out")
+        device, below = self._require(layer), (0, 0)
+        if not device.limited:
+            device.limited = True
+            self._write(f"{self._at.layer(layer)}/{_CONTENT}", device, durable=True)
+        if layer.parent is not None and quota != api.Quota():
+            with self._layer_lock(layer.parent):
+                mounted = self._mounted(layer.parent.id, self._require(layer.parent), frozen=True)
+                with mounted as root:
+                    below = measure_tree(root)
+        mounted = self._mounted(layer.id, device, frozen=False)
+        with self._layer_lock(layer), mounted as root, blockdevices.opened(root) as fd:
+            _limit(fd, below, quota)
+
     def snapshot(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
         """A frozen file system is snapped; a device that is not mounted needs no freezing."""
         durable = durability > api.Durability.NONE
@@ -371,7 +406,8 @@ class DeviceMapperDriver:
             self._pool.require_space(self._reserve)
             origin = self._require(active)
             with self._layer_lock(active):
-                temporary = self._make(new, origin, self._name(active), durable=durable)
+                name = self._name(active)
+                temporary = self._make(new, origin, name, limited=origin.limited, durable=durable)
             self._close(new.id, self._read(temporary), durable=durable)
             os.rename(temporary, self._at.layer(new))
             self._host.step("devicemapper.snapshot.published")
@@ -406,18 +442,24 @@ class DeviceMapperDriver:
 
     def _mounted(self, id_: LayerId, device: Device, *, frozen: bool) -> _Mounted:
         name = self._device_name(id_)
-        plan = filesystems.plan(self._pool.known.filesystem, self._pool.node(name), frozen=frozen, read_only=frozen)
-        return _Mounted(self._pool, self._host, name, device, plan)
+        known = self._pool.known
+        plan = filesystems.plan(
+            known.filesystem, self._pool.node(name), frozen=frozen, read_only=frozen, quota=known.quota
+        )
+        return _Mounted(self._pool, self._host, name, device, plan, frozen=frozen)
 
 
 class _Mounted:
     """A layer's tree, mounted for this process; its device is gone with the mount."""
 
-    def __init__(self, pool: Pool, host: api.Host, name: str, device: Device, plan: api.MountPlan) -> None:
+    def __init__(
+        self, pool: Pool, host: api.Host, name: str, device: Device, plan: api.MountPlan, *, frozen: bool
+    ) -> None:
         self._pool, self._host, self._name, self._device, self._plan = pool, host, name, device, plan
+        self._frozen = frozen
 
     def __enter__(self) -> str:
-        self._pool.activate(self._name, self._device.thin, self._device.sectors, frozen=False)
+        self._pool.activate(self._name, self._device.thin, self._device.sectors, frozen=self._frozen)
         try:
             self._mount = self._host.mounted(self._plan)
             return self._mount.__enter__().path
@@ -426,6 +468,17 @@ class _Mounted:
 
     def __exit__(self, *_: object) -> None:
         self._mount.__exit__(None, None, None)
+
+
+def _limit(fd: int, below: tuple[int, int], quota: api.Quota) -> None:
+    """Limit the tree that fd is the root of; below: what of it (bytes, inodes) does not count."""
+    size, inodes = quota.bytes, quota.inodes
+    projects.set_limits(
+        fd,
+        filesystems.PROJECT,
+        max(below[0] + size, 1) if size is not None else 0,
+        max(below[1] + inodes, 1) if inodes is not None else 0,
+    )
 
 
 def _any_id() -> int:

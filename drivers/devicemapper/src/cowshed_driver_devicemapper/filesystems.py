@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT = "root"
+PROJECT = 1  # of all that lies in it, for the kernel to count and limit
 _EXT4_MAGIC, _EXT4_NEEDS_RECOVERY = 0xEF53, 0x4  # ext4(5), fs/ext4/ext4.h
 _XFS_MAGIC = b"XFSB"
 LEAST = {"ext4": 8 << 20, "xfs": 300 << 20}  # bytes of a layer: what mkfs takes
@@ -45,7 +46,7 @@ def read_superblock(fd: int) -> Superblock | None:
     return parse_superblock(os.pread(fd, 4096, 0))
 
 
-def mkfs(kind: str, device: str, uuid: str, size: int) -> Sequence[str]:
+def mkfs(kind: str, device: str, uuid: str, size: int, *, quota: bool) -> Sequence[str]:
     """The command that makes the base (mkfs.ext4(8), mkfs.xfs(8)). A thin device that has just been made reads as
     zeroes and zeroes its blocks, so nothing needs to be written but what is used."""
     dashed = f"{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
@@ -53,21 +54,17 @@ def mkfs(kind: str, device: str, uuid: str, size: int) -> Sequence[str]:
         # The least that mkfs takes everywhere; it writes all of it, once in the base.
         return "mkfs.xfs", "-q", "-K", "-m", f"uuid={dashed}", "-l", "size=64m", device
     journal = max(1, min(64, size >> 26))  # MiB
-    features = "nodiscard,assume_storage_prezeroed=1"
+    extended = "nodiscard,assume_storage_prezeroed=1" + (",quotatype=prjquota" if quota else "")
+    features = ("-O", "quota,project") if quota else ()
     return (
         "mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-U", dashed, "-J", f"size={max(journal, 4)}",
-        "-E", features, device,
+        *features, "-E", extended, device,
     )  # fmt: skip
 
 
-def grow(kind: str, device: str, mounted_at: str) -> Sequence[str]:
-    """The command that lets a file system fill its device. xfs is grown where it is mounted."""
-    return ("xfs_growfs", mounted_at) if kind == "xfs" else ("resize2fs", device)
-
-
 def plan(
-    kind: str, device: str, *, frozen: bool, read_only: bool, options: tuple[tuple[str, str | None], ...] = (),
-    subpath: str = ROOT,
+    kind: str, device: str, *, frozen: bool, read_only: bool, quota: bool,
+    options: tuple[tuple[str, str | None], ...] = (), subpath: str = ROOT,
 ) -> MountPlan:  # fmt: skip
     """frozen: the device cannot be written, so the file system must not try. Else the file system is always mounted for
     writing, and only the mount is read-only: the kernel refuses to mount a device in both ways."""
@@ -80,6 +77,8 @@ def plan(
         words.append(("errors", "remount-ro"))
     if not frozen:
         words.append(("discard", None))  # what containers delete goes back to the pool
+        if quota:
+            words.append(("prjquota", None))
     step = FileSystem(kind, device, frozen or read_only, (*words, *options))
     return MountPlan((step,), subpath)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from cowshed.storage.errors import BadOption, Damaged, NoSpace, SpaceKind, StorageError, WrongStore
+from cowshed.storage.errors import BadOption, Damaged, NoSpace, SpaceKind, StorageError, Unsupported, WrongStore
 from cowshed_driver_devicemapper import blockdevices, filesystems, record, tables
 from cowshed_driver_devicemapper.pool import RANGE, Lock, Pool
-from cowshed_linux import files
+from cowshed_linux import files, projects
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def plan(root: str, options: api.Options, mapper: Mapper, store: str) -> PoolRec
         capacity = _loop_sizes(status.f_bavail * status.f_frsize, options)[0] // tables.SECTOR
     filesystem = str(options["filesystem"])
     wanted = size_option(options, "layer_size") // tables.SECTOR
+    quota = options["quota"] == "on"
     sectors = min(wanted, capacity) // tables.BLOCK * tables.BLOCK
     least = filesystems.LEAST[filesystem]
     if sectors * tables.SECTOR < least:
@@ -89,7 +90,7 @@ def plan(root: str, options: api.Options, mapper: Mapper, store: str) -> PoolRec
             )
     return record.PoolRecord(
         kind=kind, name=name, data=data, metadata=metadata, filesystem=filesystem, uuid=store, sectors=sectors,
-        base=0, transaction=0, ready=False,
+        base=0, transaction=0, quota=quota, ready=False,
     )  # fmt: skip
 
 
@@ -195,16 +196,31 @@ def _base(pool: Pool, options: api.Options, host: api.Host) -> None:
     pool.activate(name, known.base, known.sectors, frozen=False)
     try:
         node = pool.node(name)
-        command = filesystems.mkfs(known.filesystem, node, known.uuid, known.sectors * tables.SECTOR)
-        host.run(command, timeout=_MKFS_TIMEOUT)
-        plan = filesystems.plan(known.filesystem, node, frozen=False, read_only=False, subpath="")
-        with host.mounted(plan) as tree:
-            os.mkdir(f"{tree.path}/{filesystems.ROOT}", 0o755)
-            os.chmod(f"{tree.path}/{filesystems.ROOT}", 0o755)
+        size = known.sectors * tables.SECTOR
+        host.run(filesystems.mkfs(known.filesystem, node, known.uuid, size, quota=known.quota), timeout=_MKFS_TIMEOUT)
+        plan = filesystems.plan(known.filesystem, node, frozen=False, read_only=False, quota=known.quota, subpath="")
+        try:
+            with host.mounted(plan) as tree:
+                _root(f"{tree.path}/{filesystems.ROOT}", quota=known.quota)
+        except OSError as error:
+            if not known.quota:
+                raise
+            raise Unsupported(
+                f"{known.filesystem} with quota cannot be mounted here: {error}",
+                remedy="a kernel with project quota, or the option quota=off",
+            ) from None
         host.step("devicemapper.init.base")
         pool.flush(name)
     finally:
         pool.deactivate(name)
+
+
+def _root(path: str, *, quota: bool) -> None:
+    os.mkdir(path, 0o755)
+    os.chmod(path, 0o755)  # whatever the umask
+    if quota:
+        with blockdevices.opened(path) as fd:
+            projects.set_project(fd, filesystems.PROJECT, inherit=True)
 
 
 def unmake(root: str, mapper: Mapper, host: api.Host) -> None:

@@ -50,7 +50,8 @@ def probe(root: str, options: Options, host: Host, *, mapper: Callable[[], Mappe
     reasons.append(LOOP_IS_POOR if loop else Reason("devicemapper.works", "the kernel has thin pools"))
     if not durable:
         reasons.append(Reason("devicemapper.in-memory", f"{facts['file_system']} forgets all layers at the next boot"))
-    return ProbeReport(capabilities(durable=durable), facts, tuple(reasons))
+    quota = options["quota"] == "on"
+    return ProbeReport(capabilities(durable=durable, quota=quota), facts, tuple(reasons))
 
 
 def _permitted(facts: Facts) -> None:

@@ -15,7 +15,7 @@ LOOP, DEVICES, GIVEN = "loop", "devices", "given"
 _FORMAT = 1
 _FIELDS = {
     "kind": str, "name": str, "data": str, "metadata": str, "filesystem": str, "uuid": str, "sectors": int,
-    "base": int, "transaction": int, "ready": bool,
+    "base": int, "transaction": int, "quota": bool, "ready": bool,
 }  # fmt: skip
 
 
@@ -26,6 +26,7 @@ class PoolRecord:
     filesystem, uuid, sectors   of the base, and so of each layer
     base         thin id of the base; ids of layers are base + 1 … base + RANGE - 1
     transaction  the pool's, or one more: it is written before the pool's is raised
+    quota        whether the file systems count by project, and can be limited
     ready        whether init() has finished
     """
 
@@ -44,6 +45,7 @@ class PoolRecord:
     sectors: int
     base: int
     transaction: int
+    quota: bool
     ready: bool
 
 

@@ -249,14 +249,16 @@ def test_Q11_usage_follows_what_is_written_and_deleted(store: Store) -> None:
     layer = store.new()
     empty = usage(store, layer)
     assert 0 <= empty < 256 << 10, f"an empty layer uses {empty} bytes"
+    # Where blocks of a device are shared, the layer has a file system of its own, with a journal that it writes.
+    own = MIB if store.capabilities.granularity is api.Granularity.BLOCK else 0
     store.change(layer, file("big", os.urandom(10 * MIB)))
     grown = usage(store, layer) - empty
-    assert 10 * MIB <= grown <= 10 * MIB + (512 << 10), f"10 MiB more are {grown} bytes"
+    assert 10 * MIB <= grown <= 10 * MIB + (512 << 10) + own, f"10 MiB more are {grown} bytes"
     store.change(layer, remove("big"))
     until = time.monotonic() + 15
-    while (left := usage(store, layer) - empty) >= 256 << 10 and time.monotonic() < until:
+    while (left := usage(store, layer) - empty) >= (256 << 10) + own and time.monotonic() < until:
         time.sleep(0.1)  # some file systems free what was deleted in the background
-    assert left < 256 << 10, f"{left} bytes stay when all is deleted"
+    assert left < (256 << 10) + own, f"{left} bytes stay when all is deleted"
 
 
 @core

@@ -1,0 +1,277 @@
+"""What only the kernel can show: `pytest -m guest` in a guest of tests/vm."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import threading
+import time
+
+import pytest
+
+from cowshed.storage import api, options
+from cowshed.storage.errors import BadOption, NoSpace, WrongStore
+from cowshed_conformance import steps
+from cowshed_conformance.backing import take_devices
+from cowshed_conformance.harness import Store, sync
+from cowshed_conformance.target import Target
+from cowshed_driver_devicemapper import blockdevices, filesystems, plugin, tables
+from cowshed_driver_devicemapper.libdevmapper import Target as Line
+from cowshed_driver_devicemapper.mapper import Mapper
+from cowshed_driver_devicemapper.metadata import Metadata
+
+pytestmark = pytest.mark.guest
+MIB = 1 << 20
+
+
+def target(**given):
+    return Target("devicemapper", plugin, options.check(plugin, given), given, installed=True, seed=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules():
+    for name in ("dm_mod", "dm_thin_pool", "loop", "xfs"):
+        subprocess.run(["modprobe", name], check=True)
+
+
+@contextlib.contextmanager
+def pool(folder, size=64 * MIB):
+    """The name of a thin pool that somebody has made."""
+    mapper, name, numbers, opened = Mapper(), f"test-{os.urandom(4).hex()}", [], []
+    for part, length in (("metadata", 4 * MIB), ("data", size)):
+        with open(f"{folder}/{part}", "wb") as file:
+            file.truncate(length)
+        opened.append(blockdevices.attach_loop(f"{folder}/{part}"))
+        numbers.append(blockdevices.device_number(opened[-1]))
+    mapper.create(name, Line(0, size // 512, "thin-pool", tables.pool_parameters(*numbers)))
+    for fd in opened:
+        os.close(fd)
+    try:
+        yield name
+    finally:
+        take_devices(str(folder))
+
+
+@pytest.fixture
+def made(tmp_path):
+    with pool(tmp_path) as name:
+        yield name
+
+
+@pytest.fixture
+def store(tmp_path):
+    there = Store(target(layer_size="64M"), f"{tmp_path}/store")
+    yield there
+    there.discard()
+    take_devices(str(tmp_path))
+
+
+def test_two_stores_and_strangers_share_a_pool(tmp_path, made):
+    mapper = Mapper()
+    mapper.message(made, "create_thin 1")  # as LVM would
+    mapper.message(made, f"create_thin {1 << 20}")  # even where the first slot begins
+    one, two = (Store(target(pool=made), f"{tmp_path}/{name}") for name in ("one", "two"))
+    layer = one.new(None, steps.file("a", b"one"))
+    two.prepare(api.Layer(layer.id, layer.number, layer.kind))
+    two.change(layer, steps.file("a", b"two"))
+    with one.mount(layer) as here, two.mount(layer) as there:
+        assert (steps.read(here, "a"), steps.read(there, "a")) == (b"one", b"two")
+    assert len(mapper.thin_devices(made)) == 6
+    two.discard()
+    assert one.read(layer, "a") == b"one"
+    one.discard()
+    assert sorted(mapper.thin_devices(made)) == [1, 1 << 20]
+    assert [name for name in mapper.names() if name.startswith(made)] == [made]
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_full_pool_is_an_error_and_no_hang(tmp_path, kind):
+    with pool(tmp_path, 64 * MIB if kind == "ext4" else 176 * MIB) as name:
+        size = "56M" if kind == "ext4" else "300M"
+        there = Store(target(pool=name, filesystem=kind, layer_size=size), f"{tmp_path}/store")
+        layers = [there.new(), there.new()]
+        began = time.monotonic()
+        with there.mount(layers[0]) as root, there.mount(layers[1]) as other:
+            with pytest.raises(OSError) as raised:  # noqa: PT012 - whichever of them is the last that fits
+                for n in range(200):
+                    for at in (root, other):
+                        steps.do(at, steps.file(f"f{n}", os.urandom(MIB)))
+                        sync(at)
+            assert raised.value.errno in (errno.ENOSPC, errno.EIO, errno.EROFS)
+        assert time.monotonic() - began < 200, "a full pool holds its writers"
+        with pytest.raises(NoSpace):
+            there.new()
+        for layer in layers:
+            there.driver.remove(layer)
+        there.purge_all()
+        layer = there.new(None, steps.file("again", b"1"))
+        assert there.read(layer, "again") == b"1"
+        there.discard()
+
+
+def test_the_metadata_are_read_as_the_tools_read_them(store):
+    base = store.layer(steps.file("a", os.urandom(3 * MIB)))
+    child = store.new(base, steps.file("b", os.urandom(MIB)), steps.append("a", b"+"))
+    mapper, name = Mapper(), store.driver._pool.name
+    node = blockdevices.node_of(tables.parse_pool_table(mapper.table(name)[0].parameters).metadata)
+    with Metadata(node) as metadata:
+        devices = metadata.devices()
+        difference = metadata.difference(base.number, child.number)
+        assert metadata.difference(base.number, base.number) == []
+    mapper.message(name, "reserve_metadata_snap")
+    try:
+        listed = subprocess.run(
+            ["thin_ls", "--no-headers", "-m", "-o", "DEV,MAPPED_BLOCKS", node],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        words = ["thin_delta", "-m", "--thin1", str(base.number), "--thin2", str(child.number), node]
+        xml = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    finally:
+        mapper.message(name, "release_metadata_snap")
+    assert devices == {int(a): int(b) for a, b in (line.split() for line in listed.splitlines())}
+    told = []
+    for line in xml.splitlines():
+        kind = line.strip().partition(" ")[0].lstrip("<")
+        if kind in ("different", "left_only", "right_only"):
+            told.append((int(line.split('"')[1]), int(line.split('"')[3])))
+    blocks = [n for first, count in told for n in range(first, first + count)]
+    assert [n for first, count in difference for n in range(first, first + count)] == blocks
+    assert 16 <= len(blocks) < 40
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_snapshot_of_a_busy_layer_needs_no_repair(tmp_path, kind):
+    there = Store(target(filesystem=kind, loop_size="400M", layer_size="300M"), f"{tmp_path}/store")
+    layer = there.new()
+    stop = threading.Event()
+
+    def writes(root):
+        for n in range(10_000):
+            steps.do(root, steps.file(f"f{n}", b"x" * 20_000))
+            if stop.is_set():
+                return
+
+    with there.mount(layer) as root:
+        writer = threading.Thread(target=writes, args=(root,))
+        writer.start()
+        time.sleep(1)
+        new = api.Layer(there.plan().id, 77, api.Kind.COMMITTED)
+        there.driver.snapshot(layer, new, api.Durability.COMMIT)
+        assert there.driver.snapshot(layer, new, api.Durability.COMMIT) == {}
+        seen = len(os.listdir(root))
+        stop.set()
+        writer.join()
+        assert len(os.listdir(root)) >= seen, "the layer does not go on"
+    names = there.look(new)
+    assert 1 < len(names) <= seen + 1
+    there.driver.activate(new, read_only=True)
+    node = there.mounts(new).steps[0].source
+    check = ["e2fsck", "-fn", node] if kind == "ext4" else ["xfs_repair", "-n", node]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    there.driver.deactivate(new)
+    assert done.returncode == 0, done.stdout + done.stderr
+    there.discard()
+    take_devices(str(tmp_path))
+
+
+def test_what_a_dead_snapshot_holds_goes_on_at_the_next_open(store):
+    layer = store.new()
+    mapper = Mapper()
+    with store.mount(layer) as root:
+        mapper.suspend(f"{store.driver._pool.prefix}{layer.id}")
+        store.reopen()
+        steps.do(root, steps.file("a", b"1"))
+        sync(root)
+    assert store.read(layer, "a") == b"1"
+
+
+def test_after_a_reboot_the_pool_is_set_up_and_an_older_one_is_refused(tmp_path, store):
+    layer = store.new(None, steps.file("a", b"1"))
+    metadata = f"{store.root}/pool/metadata"
+
+    def reboot():
+        store.driver.close()
+        take_devices(str(tmp_path))
+
+    reboot()
+    with open(metadata, "rb") as file:
+        older = file.read()
+    for n in range(2):
+        store.driver = store.open()
+        assert store.read(layer, "a") == b"1"
+        store.change(layer, steps.file(f"b{n}"))
+        reboot()
+    with open(metadata, "rb") as file:
+        newer = file.read()
+    with open(metadata, "wb") as file:
+        file.write(older)
+    with pytest.raises(WrongStore, match="another time"):
+        store.open()
+    assert not [name for name in Mapper().names() if name.startswith("cowshed-")], "a refused pool is left"
+    with open(metadata, "wb") as file:
+        file.write(newer)
+    store.driver = store.open()
+    assert store.read(layer, "a") == b"1"
+
+
+def test_a_base_that_is_not_the_stores_is_noticed(store):
+    layer = store.new(None, steps.file("a", b"1"))
+    store.driver.activate(layer, read_only=False)
+    node = store.mounts(layer).steps[0].source
+    size = store.driver._pool.known.sectors * 512
+    subprocess.run(filesystems.mkfs("ext4", node, "f" * 32, size, quota=True), check=True)
+    store.driver.deactivate(layer)
+    with pytest.raises(Exception, match="not the ext4") as raised:
+        store.commit(layer)
+    assert raised.value.code == "damaged"
+
+
+def test_devices_that_hold_data_are_not_taken_and_come_back_blank(tmp_path):
+    opened = []
+    for name, size in (("metadata", 4), ("data", 64)):
+        with open(f"{tmp_path}/{name}", "wb") as file:
+            file.truncate(size * MIB)
+        opened.append(blockdevices.attach_loop(f"{tmp_path}/{name}"))
+    nodes = [blockdevices.node_of(blockdevices.device_number(fd)) for fd in opened]
+    given = target(metadata_device=nodes[0], data_device=nodes[1], layer_size="32M")
+    try:
+        for _ in range(2):
+            there = Store(given, f"{tmp_path}/store")
+            layer = there.layer(steps.file("a", b"1"))
+            with pytest.raises(BadOption, match="holds data"):
+                Store(given, f"{tmp_path}/other")
+            there.driver.close()
+            Mapper().remove(there.driver._pool.name)  # a reboot
+            there.driver = there.open()
+            assert there.read(layer, "a") == b"1"
+            there.discard()
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def test_with_udevd_beside_it_nothing_is_busy(store):
+    daemon = next(
+        (p for p in ("/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd") if os.path.exists(p)), ""
+    )
+    if not daemon:
+        pytest.skip("no udevd is installed")
+    udevd = subprocess.Popen([daemon], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 30
+        while not os.path.exists("/run/udev/control"):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        layer = store.new(None, steps.file("a", b"1"))
+        for _ in range(12):
+            store.change(layer, steps.append("a", b"+"))
+            child = store.new(store.commit(store.new(None, steps.file("b"))))
+            store.driver.remove(child)
+        store.purge_all()
+        assert store.read(layer, "a") == b"1" + b"+" * 12
+        assert not [name for name in Mapper().names() if name.startswith(store.driver._pool.prefix)]
+    finally:
+        udevd.terminate()
+        udevd.wait()
