@@ -27,7 +27,7 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 
 # Debian packages of the demo and the tests: a registry, an image's contents, file systems to test on
 DEMO_PACKAGES := docker-registry busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps skopeo zsh fish runc crun
+TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps skopeo zsh fish runc crun fuse-overlayfs
 
 # What guests are built and run with, where they can be (tests/vm)
 VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs kmod busybox-static debian-archive-keyring git gcc-12 make binutils libc6-dev libelf1
@@ -47,7 +47,7 @@ test: setup  ## all tests, the conformance suite on every driver, then the list 
 .PHONY: conformance
 conformance: setup  ## the suite alone: make conformance DRIVER=overlay [OPTIONS="--backing xfs"]
 	@tools/apt $(TEST_PACKAGES)
-	$(BIN)/pytest --pyargs cowshed_conformance --driver $(or $(DRIVER),overlay) $(OPTIONS)
+	tools/suite $(or $(DRIVER),overlay) $(OPTIONS)
 
 .PHONY: vm
 vm: setup  ## build a guest (kernel with device-mapper, zfs, cgroup v2) and boot it; tests/vm/run runs tests there

@@ -13,13 +13,20 @@ from cowshed.storage.kit.trees import copy_tree, remove_tree
 from cowshed_driver_btrfs import ioctls, subvolumes
 from cowshed_driver_btrfs import plugin as btrfs_plugin
 from cowshed_driver_btrfs.driver import BtrfsDriver
+from cowshed_driver_aufs import plugin as aufs_plugin
+from cowshed_driver_aufs.driver import AufsDriver
 from cowshed_driver_copy import plugin as copy_plugin
 from cowshed_driver_copy.driver import CopyDriver
 from cowshed_driver_overlay import plugin as overlay_plugin
 from cowshed_driver_overlay.driver import OverlayDriver
 from cowshed_linux import mount
 
-DRIVERS = {copy_plugin: CopyDriver, overlay_plugin: OverlayDriver, btrfs_plugin: BtrfsDriver}
+DRIVERS = {
+    copy_plugin: CopyDriver,
+    overlay_plugin: OverlayDriver,
+    btrfs_plugin: BtrfsDriver,
+    aufs_plugin: AufsDriver,
+}
 
 
 def with_capabilities(old, **changes):
@@ -34,8 +41,8 @@ def plugin(kind, *, probe=None, init=None, open=None):
 
     def opened(root, options, host, *, store):
         of.open(root, options, host, store=store).close()
-        words = {copy_plugin: (host,), overlay_plugin: (options, host), btrfs_plugin: (options, host, store)}
-        return kind(root, *words[of])
+        words = {overlay_plugin: (options, host), btrfs_plugin: (options, host, store)}
+        return kind(root, *words.get(of, (host,)))
 
     return api.DriverPlugin(
         of.name, of.api, of.summary,
@@ -342,6 +349,62 @@ class SnapshotNotDurable(BtrfsDriver):
         return super().commit(active, new, api.Durability.NONE)
 
 
+# ---------------------------------------------------------------- faults of branches
+
+
+class TidiesWhiteouts(AufsDriver):
+    """Whiteouts are taken for bookkeeping: what was deleted is back when the layer is committed."""
+
+    def commit(self, active, new, durability):
+        data = super().commit(active, new, durability)
+        for path in list(files_of(self._at.content(new))):
+            if os.path.basename(path).startswith(".wh.") and not os.path.basename(path).startswith(".wh..wh."):
+                os.unlink(path)
+        return data
+
+
+class TidiesOpaque(AufsDriver):
+    """Marks of opaque directories are taken for bookkeeping: what they hid is back."""
+
+    def commit(self, active, new, durability):
+        data = super().commit(active, new, durability)
+        for path in list(files_of(self._at.content(new))):
+            if os.path.basename(path) == ".wh..wh..opq":
+                os.unlink(path)
+        return data
+
+
+class DiffOfAnotherKind(AufsDriver):
+    """The diff tree says that deletions are told as overlay tells them: nothing is deleted, .wh. names are files."""
+
+    def diff_tree(self, layer):
+        return api.DiffTree(super().diff_tree(layer).directory, api.Whiteout.CHAR, "user.fuseoverlayfs.")
+
+
+class BindsTheLowest(AufsDriver):
+    """A layer with nothing below it is a plain directory, in which everybody can make whiteouts."""
+
+    def mounts(self, layer, request):
+        plan = super().mounts(layer, request)
+        (step,) = plan.steps
+        return plan if len(step.branches) > 1 else api.MountPlan((api.Bind(step.branches[0], not step.writable),))
+
+
+class BranchesReversed(AufsDriver):
+    def mounts(self, layer, request):
+        plan = super().mounts(layer, request)
+        (step,) = plan.steps
+        branches = (step.branches[0], *reversed(step.branches[1:]))
+        return api.MountPlan((api.Aufs(branches, step.writable, step.options),), exclusive=plan.exclusive)
+
+
+class BranchNotDurable(AufsDriver):
+    """Claims to survive a power cut and syncs nothing: copies of lower files are empty then."""
+
+    def commit(self, active, new, durability):
+        return super().commit(active, new, api.Durability.NONE)
+
+
 # ---------------------------------------------------------------- faults of plug-ins
 
 
@@ -368,5 +431,5 @@ switches_quota_on = plugin(BtrfsDriver, init=_switches_quota_on)
 open_makes_a_store = plugin(CopyDriver, open=_open_makes)
 probe_leaves_something = plugin(CopyDriver, probe=_probe_leaves)
 for _kind in list(globals().values()):
-    if isinstance(_kind, type) and issubclass(_kind, CopyDriver | OverlayDriver | BtrfsDriver):
+    if isinstance(_kind, type) and issubclass(_kind, tuple(DRIVERS.values())):
         globals()[f"plugin_{_kind.__name__}"] = plugin(_kind)

@@ -291,18 +291,6 @@ class Layers:
             self.store, driver, layer, lambda: self.plan(layer, read_only=read_only), read_only=read_only
         )
 
-    def unmount(self, layer: api.Layer, tree: int, *, read_only: bool) -> None:
-        """End a mount that `mount` made, and that nobody else uses, by its last descriptor."""
-        if read_only or api.has_activation(self.driver):
-            os.close(tree)
-            return
-        try:
-            plan = self.plan(layer, read_only=False)
-        except BaseException:
-            os.close(tree)
-            raise
-        release(tree, plan)
-
     def plan(self, layer: api.Layer, *, read_only: bool) -> api.MountPlan:
         return self.driver.mounts(layer, api.MountRequest(read_only=read_only))
 
@@ -343,7 +331,12 @@ class Mounted:
         if not layers.store.locks.try_take("mounts", layer.number, shared=layer.kind is api.Kind.COMMITTED):
             raise InUse(f"layer {layer.id[:12]} is mounted by another command", layer=layer.id)
         try:
-            self._fd = layers.mount(layer, read_only=self._read_only)
+            self._plan: api.MountPlan | None = None
+            if not api.has_activation(layers.driver):
+                self._plan = layers.plan(layer, read_only=self._read_only)
+                self._fd = detached(self._plan)
+            else:
+                self._fd = layers.mount(layer, read_only=self._read_only)
         except BaseException:
             layers.store.locks.release("mounts", layer.number)
             raise
@@ -353,7 +346,10 @@ class Mounted:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._layers.unmount(self._layer, self._fd, read_only=self._read_only)
+            if self._plan is None:
+                os.close(self._fd)
+            else:
+                release(self._fd, self._plan)
         finally:
             self._layers.store.locks.release("mounts", self._layer.number)
 

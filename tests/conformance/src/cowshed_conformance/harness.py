@@ -178,10 +178,7 @@ class Store:
         try:
             yield fd
         finally:
-            if read_only or api.has_activation(driver or self.driver):
-                os.close(fd)
-            else:
-                release(fd, plan)
+            release(fd, plan)
 
     @contextlib.contextmanager
     def mount(self, layer: api.Layer, *, read_only: bool = False, driver: api.Driver | None = None) -> Iterator[str]:
