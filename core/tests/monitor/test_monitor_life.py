@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -311,3 +312,36 @@ def test_a_command_killed_before_it_is_answered_leaves_a_monitored_container(sto
         else:
             assert not store.held("monitors", box.number)
             assert not box.groups()
+
+
+# What a command finds of the container's root when it is called with the descriptor of its mount: no process is left.
+SETTLE = """import json, os, sys
+os.mkdir("settled", dir_fd=int(sys.argv[2]))
+json.dump([os.listdir(f"/proc/self/fd/{sys.argv[2]}"), os.path.exists(sys.argv[3])], open(sys.argv[1], "w"))
+"""
+
+
+def test_what_is_to_be_done_before_the_root_goes_is_done_before_the_end_is_told(store, tmp_path):
+    """aufs keeps hard links only if they are settled while its mount lives."""
+    said = tmp_path / "said"
+    box = store.container("sh", "-c", "echo; exit 3")
+    box.request["settle"] = [
+        sys.executable,
+        "-c",
+        SETTLE.replace("sys.argv[3]", repr(str(box.place / "exit"))),
+        str(said),
+    ]
+    box.detached()
+    assert box.ended()["status"] == 3
+    assert "error" not in box.ended()
+    entries, told = json.loads(said.read_text())
+    assert "settled" in entries
+    assert told is False, "the end was told before"
+
+
+def test_what_could_not_be_done_before_the_root_went_is_told(store):
+    box = store.container("sh", "-c", "exit 4")
+    box.request["settle"] = ["/bin/false"]
+    box.detached()
+    assert box.ended()["status"] == 4
+    assert "several files" in box.ended()["error"]

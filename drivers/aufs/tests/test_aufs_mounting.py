@@ -252,7 +252,7 @@ def test_every_name_of_a_pseudo_link_is_touched_and_nothing_else(mounted, monkey
 
     monkeypatch.setattr(os, "utime", utime)
     before = os.stat(tree / "g")
-    assert aufs.settle(fd, step) == 1
+    assert aufs.settle(fd, step.branches[0]) == 1
     assert sorted(touched) == ["g", "g2", "g3"]
     after = os.stat(tree / "g")
     assert stat.S_IMODE(after.st_mode) == 0o4755, "a set-user-id bit was lost"
@@ -264,9 +264,9 @@ def test_every_name_of_a_pseudo_link_is_touched_and_nothing_else(mounted, monkey
 def test_without_pseudo_links_nothing_is_asked_of_the_kernel(mounted):
     fd, step, _, branch, maintenance = mounted
     maintenance.unlink()
-    assert aufs.settle(fd, step) == 0
+    assert aufs.settle(fd, step.branches[0]) == 0
     (branch / ".wh..wh.plnk").rmdir()
-    assert aufs.settle(fd, step) == 0
+    assert aufs.settle(fd, step.branches[0]) == 0
 
 
 def test_a_mount_ends_even_if_its_links_cannot_be_kept(mounted, monkeypatch):

@@ -59,7 +59,7 @@ MUTANTS = {
         "H01 D02 D07",
         "A01 C26 D01 D03 D04 D05 D06 D08 D09 D10 D11 D12 D13 D14 D15 D16 D18 D19",
     ),
-    "plugin_BindsTheLowest": ("C22", "L01 M05"),
+    "plugin_BindsTheLowest": ("L01", "C22 H01 L02 L05 L07 L08 M05 X12"),
     "plugin_BranchesReversed": ("L21", "L02 L05 C04 C05 C08 X01 A03 A12"),
     "plugin_BranchNotDurable": ("X03", "U06"),
     "open_makes_a_store": ("S01 P13", "S02 S05 S09 X11"),

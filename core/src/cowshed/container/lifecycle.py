@@ -189,6 +189,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
     try:
         root = layers.mount(layer, read_only=False)
         try:
+            request.update(_settling(layers, layer))
             step("start.mounted")
             session = client.start(
                 engine.store.run, request, root, attached=attached, connection=connection,
@@ -214,15 +215,28 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
     return session
 
 
-def _worker(engine: Engine, row: ContainerRow) -> dict[str, Any]:
-    """What the monitor becomes when the container has ended: the restart, or the removal that nobody else does."""
+def _python(statement: str, *words: str) -> list[str]:
+    """The words of a command that runs a statement of ours."""
     import sys
 
-    base = [
-        sys.executable, "-I", "-S", "-c",
-        f"import sys; sys.path[:0] = {sys.path!r}; from cowshed.cli.main import main; main()",
+    return [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {statement}", *words]
+
+
+def _settling(layers: Layers, layer: Layer) -> dict[str, Any]:
+    """What the monitor lets run on the root's mount when the container has ended, before the mount goes with it."""
+    branch = layers.settled(layer)
+    if not branch:
+        return {}
+    statement = "from cowshed.layers import aufs; aufs.settle(int(sys.argv[2]), sys.argv[1])"
+    return {"settle": _python(statement, branch)}
+
+
+def _worker(engine: Engine, row: ContainerRow) -> dict[str, Any]:
+    """What the monitor becomes when the container has ended: the restart, or the removal that nobody else does."""
+    base = _python(
+        "from cowshed.cli.main import main; main()",
         "--root", engine.settings.root, "--run-root", engine.settings.run_root,
-    ]  # fmt: skip
+    )  # fmt: skip
     policy = row.config.get("restart") or "no"
     if policy != "no":
         words, always = [*base, "start", "--restarted", row.id], True
@@ -253,7 +267,7 @@ def ended(engine: Engine, row: ContainerRow) -> None:
     with engine.store.transaction() as tx:
         containers.update(
             tx, row.number, state="exited", finished=record["finished"], exit_code=record["status"], pid=None,
-            oom=int(record["oom"]),
+            oom=int(record["oom"]), error=record.get("error", ""),
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from cowshed.container.access import Held
     from cowshed.engine import Engine
+    from cowshed.storage.api import MountPlan
 
 _PATH = os.O_PATH
 
@@ -31,6 +32,7 @@ class View:
     def __init__(self, engine: Engine, held: Held) -> None:
         self._engine, self._held = engine, held
         self._fds: list[int] = []
+        self._plan: MountPlan | None = None  # of the first of them, if it is this command's own mount
         self._mounted = 0  # number of the layer whose byte is held
 
     def __enter__(self) -> int:
@@ -49,12 +51,19 @@ class View:
         self._close()
 
     def _close(self) -> None:
-        for fd in reversed(self._fds):
+        for fd in reversed(self._fds[1 if self._plan else 0 :]):
             os.close(fd)
-        self._fds.clear()
-        if self._mounted:
-            self._engine.store.locks.release("mounts", self._mounted)
-            self._mounted = 0
+        try:
+            if self._plan:
+                from cowshed.layers.mounting import release
+
+                release(self._fds[0], self._plan)
+        finally:
+            self._fds.clear()
+            self._plan = None
+            if self._mounted:
+                self._engine.store.locks.release("mounts", self._mounted)
+                self._mounted = 0
 
     def _assembled(self) -> int:
         engine, row = self._engine, self._held.row
@@ -64,6 +73,8 @@ class View:
         self._mounted = row.number
         root = layers.mount(layer, read_only=False)
         self._fds.append(root)
+        if layers.settled(layer):
+            self._plan = layers.plan(layer, read_only=False)
         mounts = lifecycle.config_of(engine, row)["mounts"]
         # Any directory does: only this thread's namespace, which nobody else enters, has the mount there.
         place = engine.folder(row)

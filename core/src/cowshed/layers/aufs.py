@@ -175,21 +175,21 @@ def in_use(branch: str) -> bool | None:
 # ---------------------------------------------------------------- before a mount ends
 
 
-def settle(tree: int, step: api.Aufs) -> int:
+def settle(tree: int, branch: str) -> int:
     """Give every name of a hard-linked file that was changed through another of its names a place in the writable
-    branch; how many files. Only the living mount knows them: after it they would be different files. Nobody may use
-    the mount meanwhile.
+    branch of a mount; how many files. Only the living mount knows them: after it they would be different files. Nobody
+    may use the mount meanwhile.
 
     aufs keeps such files in a directory of its own, each called by its number in the mount (aufs.5, Pseudo Link).
     """
-    kept = f"{step.branches[0]}/{_LINKS}"
+    kept = f"{branch}/{_LINKS}"
     try:
         entries = os.listdir(kept)
     except FileNotFoundError:
         return 0
     if not entries:
         return 0
-    place = os.path.realpath(step.branches[0])
+    place = os.path.realpath(branch)
     said = next((said for said in _all() if _branches(said)[:1] == [(place, _TOP)]), "")
     if not said:
         raise OSError(errno.EIO, f"{_SYSFS} does not show the mount of {place}")

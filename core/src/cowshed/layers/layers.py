@@ -12,7 +12,7 @@ import os
 from cowshed.errors import StoreError
 from cowshed.layers import unused
 from cowshed.layers.faults import step
-from cowshed.layers.mounting import detached, release
+from cowshed.layers.mounting import detached, release, settled
 from cowshed.state import journal as journal_rows
 from cowshed.state import layers as rows
 from cowshed.storage import api
@@ -290,6 +290,11 @@ class Layers:
         return activation.mount(
             self.store, driver, layer, lambda: self.plan(layer, read_only=read_only), read_only=read_only
         )
+
+    def settled(self, layer: api.Layer) -> str:
+        """The directory into which something is to be written (`cowshed.layers.aufs.settle`) before a writable mount of
+        the layer ends; "" if nothing is."""
+        return "" if api.has_activation(self.driver) else settled(self.plan(layer, read_only=False))
 
     def plan(self, layer: api.Layer, *, read_only: bool) -> api.MountPlan:
         return self.driver.mounts(layer, api.MountRequest(read_only=read_only))

@@ -65,13 +65,19 @@ def release(tree: int, plan: api.MountPlan) -> None:
     """End a mount that `detached` made, and that nobody else uses, by its last descriptor. What of it only the living
     mount knows is written into its branches before; without that, names of one changed file become several files."""
     try:
-        last = plan.steps[-1]
-        if isinstance(last, api.Aufs) and last.writable:
+        branch = settled(plan)
+        if branch:
             from cowshed.layers import aufs
 
-            aufs.settle(tree, last)
+            aufs.settle(tree, branch)
     finally:
         os.close(tree)
+
+
+def settled(plan: api.MountPlan) -> str:
+    """The directory into which something is to be written before the plan's mount ends; "" if nothing is."""
+    last = plan.steps[-1]
+    return last.branches[0] if isinstance(last, api.Aufs) and last.writable else ""
 
 
 def _execute(step: api.Mount, done: list[int]) -> int:

@@ -167,7 +167,7 @@ def _pipes() -> tuple[list[int], list[int]]:
 
 
 def exit_record(place: str) -> dict[str, Any] | None:
-    """{"status", "finished", "oom"} of a container that has ended and was not started again."""
+    """{"status", "finished", "oom", perhaps "error"} of a container that has ended and was not started again."""
     try:
         fd = os.open(f"{place}/exit", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

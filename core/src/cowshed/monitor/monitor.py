@@ -275,13 +275,25 @@ class _Monitor:
             os.close(end)
         connection.close()
 
+    def settle(self) -> bool:
+        """Let a command do on the mount of the container's root what has to be done before it goes, and before anybody
+        is told of the end; whether it could."""
+        words, root = self.known["settle"], self.known["root"]
+        os.set_inheritable(root, True)
+        _, status = os.waitpid(os.posix_spawn(words[0], [*words, str(root)], {}), 0)
+        os.close(root)
+        return status == 0
+
     def end(self, status: int) -> None:
         """Leave the record, clean up, tell the clients; become the worker if it is to be."""
         known = self.known
         oom = cgroup.oom_killed(known["name"])
+        record: dict[str, Any] = {"status": status, "finished": time_ns(), "oom": oom}
+        if "settle" in known and not self.settle():
+            record["error"] = "names of one changed file may have become several files"
         # Into the space kept for it: a run directory that is full does not lose the status.
-        record = dumps({"status": status, "finished": time_ns(), "oom": oom})
-        starting.write(f"{self.place}/exit.new", record.ljust(starting.RECORD), truncate=False)
+        text = dumps(record).ljust(starting.RECORD)
+        starting.write(f"{self.place}/exit.new", text, truncate=False)
         os.rename(f"{self.place}/exit.new", f"{self.place}/exit")
         cgroup.remove(known["name"])
         self.listener.close()

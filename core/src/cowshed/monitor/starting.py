@@ -101,7 +101,10 @@ def _container(known: dict[str, Any], connection: Any, descriptors: list[int], s
     if log:
         known["log"] = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     _streams(known, root)
-    os.close(root)
+    if "settle" in known:
+        known["root"] = root  # the mount outlives the container by that much
+    else:
+        os.close(root)
     pid = known["pid"]
     known["pidfd"], known["listener"] = os.pidfd_open(pid), _listen(place)
     write(f"{place}/exit.new", " " * RECORD)
