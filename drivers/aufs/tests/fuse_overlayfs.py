@@ -95,6 +95,8 @@ class Differs:
             "char_0_0_visible": False,
             "shared_page_cache": False,
             "sparse": False,
+            "time_granularity": 1,
+            "xattrs_removable": True,
             "name_max": 251,
             "lost_xattrs": (OWN, "trusted.overlay.", "user.overlay."),
         }  # fmt: skip

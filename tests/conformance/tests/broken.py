@@ -10,11 +10,11 @@ import tempfile
 from cowshed.storage import api
 from cowshed.storage.errors import AlreadyExists
 from cowshed.storage.kit.trees import copy_tree, remove_tree
+from cowshed_driver_aufs import plugin as aufs_plugin
+from cowshed_driver_aufs.driver import AufsDriver
 from cowshed_driver_btrfs import ioctls, subvolumes
 from cowshed_driver_btrfs import plugin as btrfs_plugin
 from cowshed_driver_btrfs.driver import BtrfsDriver
-from cowshed_driver_aufs import plugin as aufs_plugin
-from cowshed_driver_aufs.driver import AufsDriver
 from cowshed_driver_copy import plugin as copy_plugin
 from cowshed_driver_copy.driver import CopyDriver
 from cowshed_driver_overlay import plugin as overlay_plugin

@@ -208,8 +208,9 @@ def settle(tree: int, branch: str) -> int:
 
 
 def _touch(tree: int, numbers: set[int]) -> None:
-    """Set the times of each name of these files to what they are: aufs makes its link in the writable branch then.
-    (chown(2), which its own tool uses, would take set-user-id bits and capabilities away.)"""
+    """Set the mode of each name of these files to what it is: aufs makes its link in the writable branch then.
+    (chown(2), which its own tool uses, would take set-user-id bits and capabilities away, utimensat(2) parts of
+    seconds.)"""
     walk = Descent(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree))
     try:
         stack = [names(walk.fd)]
@@ -226,9 +227,9 @@ def _touch(tree: int, numbers: set[int]) -> None:
                 walk.down(name)
                 stack.append(names(walk.fd))
             elif status.st_ino in numbers:
-                above = os.fstat(walk.fd)
-                times = (status.st_atime_ns, status.st_mtime_ns)
-                os.utime(name, ns=times, dir_fd=walk.fd, follow_symlinks=False)
-                os.utime(walk.fd, ns=(above.st_atime_ns, above.st_mtime_ns))
+                if stat.S_ISLNK(status.st_mode):  # has none of those, and no mode that can be set
+                    os.chown(name, status.st_uid, status.st_gid, dir_fd=walk.fd, follow_symlinks=False)
+                else:
+                    os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=walk.fd)
     finally:
         walk.close()

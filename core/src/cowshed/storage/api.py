@@ -269,6 +269,7 @@ class Capabilities:
     rename_lower_directory: bool = True  # False: EXDEV
     hard_links_survive_copy_up: bool = True
     parent_times_survive_copy_up: bool = True  # False: the directories above a lower file get the time of its change
+    time_granularity: int = 1  # ns: times that are set are cut to a multiple of it
     inodes_stable: bool = True
     stale_reads_after_copy_up: bool = False  # what was opened or mapped before the first write shows old bytes
     char_0_0_visible: bool = True
@@ -280,6 +281,7 @@ class Capabilities:
     acl: bool = True
     sparse: bool = True
     lost_xattrs: tuple[str, ...] = ()
+    xattrs_removable: bool = True  # False: one that is removed stays, with an empty value
     name_max: int = 255  # bytes; longer names are ENAMETOOLONG
     reserved_names: tuple[str, ...] = ()  # beginnings of names that nobody can make or see
     usage_exact: bool = False

@@ -47,9 +47,11 @@ def capabilities(*, branches: int, durable: bool) -> api.Capabilities:
         rename_lower_directory=False,
         hard_links_survive_copy_up=True,
         parent_times_survive_copy_up=False,
+        time_granularity=1_000_000_000,  # it never tells the kernel that it keeps parts of seconds (s_time_gran)
         inodes_stable=False,
         stale_reads_after_copy_up=True,
         shared_page_cache=True,
+        xattrs_removable=False,
         name_max=NAME_MAX,
         reserved_names=(RESERVED,),
     )

@@ -78,6 +78,7 @@ class Store:
         self.number = 0
         self.id = target.plugin.init(root, target.at(root), self.host)
         self.driver = self.open()
+        trees.granularity = max(trees.granularity, self.driver.capabilities.time_granularity)
 
     # ------------------------------------------------------------ the store
 
