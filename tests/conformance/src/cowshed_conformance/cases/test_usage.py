@@ -333,6 +333,8 @@ def test_Q12_layers_use_no_more_in_sum_than_the_file_system_has_given(target: Ta
 def test_Q12_usage_that_is_exact_is_what_the_files_of_the_layer_take(store: Store) -> None:
     if not store.capabilities.usage_exact:
         marks.skip("capability", "usage_exact is denied")
+    if store.capabilities.granularity is not api.Granularity.FILE:
+        marks.skip("plan", "the layer's files share extents with its parent's: Q11 holds it to what comes back")
     base = store.layer(file("big", os.urandom(2 * MIB)), *[file(f"f{n}", b"x" * 5000) for n in range(50)])
     layer = store.new(base, file("own", os.urandom(MIB)), steps.remove("f1"), steps.chmod("f2", 0o600))
     for one in (base, layer):
