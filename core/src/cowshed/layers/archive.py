@@ -165,7 +165,10 @@ class _Writer:
             size = left = status.st_size
             self._header(path, b"0", status, xattrs.read(fd, private=self._private), size=size)
             while left > 0:
-                piece = os.read(fd, min(left, _BATCH))
+                try:
+                    piece = os.read(fd, min(left, _BATCH))
+                except OSError as error:  # the device below: a person must know which file it was
+                    raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
                 if not piece:
                     raise _moved(path)
                 left -= len(piece)

@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from cowshed.errors import CowshedError
+from cowshed.layers.archive import stream
+from cowshed.layers.changes import of_trees
 from cowshed.storage import api
 from cowshed.storage.errors import LayerId, NoSpace, StorageError, ToolFailed, WrongStore
-from cowshed_conformance import changes, crash, marks, steps, tree
+from cowshed_conformance import changes, crash, fiemap, marks, steps, tree
 from cowshed_conformance.backing import Backing, FileSystem
+from cowshed_conformance.cases.test_discovery import files_below
 from cowshed_conformance.harness import Store, SuiteHost, mine, sync
 from cowshed_conformance.marks import budget, core, full, hard
 from cowshed_conformance.steps import directory, file, remove, set_xattr
@@ -344,6 +348,70 @@ def test_X14_after_a_reboot_every_layer_is_usable(target: Target, backing: Backi
 
 
 # ---------------------------------------------------------------- errors
+
+
+@full
+@budget(60)
+def test_X05_a_file_that_the_device_cannot_read_is_an_error_that_names_it(target: Target, backing: Backing) -> None:
+    """The end of the image is cut off under its loop device, which then fails to read what lay there, and put back."""
+    with backing.own(64 << 20, backing.loop_kind()) as system, Store(target, f"{system.path}/store") as store:
+        if not system.image:
+            marks.skip("file-system", "there is no device below the store")
+        base = store.layer(directory("d"), *[file(f"d/f{n}", os.urandom(1 << 20)) for n in range(6)])
+        top = store.new(base, file("b", b"2"))
+        wanted = store.look(base)
+        with store.mount(base, read_only=True) as root:
+            places = {name: place(f"{root}/d/{name}") for name in os.listdir(f"{root}/d")}
+        victim = max(places, key=lambda name: places[name])
+        store.driver.close()
+        system.unmount()
+        system.mount()  # nothing of it is in memory now
+        store.driver = store.open()
+        with store.tree(base, read_only=True) as fd, store.mount(top, read_only=True) as root:
+            known = of_trees(None, fd)  # so that only the bytes of files are still to be read
+            files_below(root)
+            with cut_off(system.image, places[victim]):
+                lost = {name: problem_of(lambda name=name: steps.read(root, f"d/{name}")) for name in places}  # type: ignore[misc]
+                problem = lost[victim]
+                assert isinstance(problem, OSError), f"what the device does not give is read as {problem}"
+                assert problem.errno == errno.EIO
+                with pytest.raises((CowshedError, OSError)) as told:
+                    b"".join(stream(known, fd))
+                names = [name for name in lost if lost[name] is not None]
+                assert any(f"d/{name}" in str(told.value) for name in names), f"{told.value} names none of {names}"
+                if api.has_self_check(store.driver):
+                    found = list(store.driver.check([base, top], deep=True))
+                    assert {finding.layer for finding in found} == {base.id}, f"a check of it says {found}"
+        store.driver.close()
+        system.unmount()
+        system.mount()
+        store.driver = store.open()
+        tree.same(wanted, store.look(base), "when the device reads again")
+
+
+def place(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return fiemap.first_extent(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def cut_off(image: str, size: int) -> Iterator[None]:
+    """Let a file end there meanwhile; what was read of it before is forgotten."""
+    fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        whole = os.fstat(fd).st_size
+        kept = os.pread(fd, whole - size, size)
+        os.ftruncate(fd, size)
+        try:
+            yield
+        finally:
+            os.pwrite(fd, kept, size)
+            os.ftruncate(fd, whole)
+    finally:
+        os.close(fd)
 
 
 @core
