@@ -12,6 +12,7 @@ from cowshed_conformance.catalogue import ELSEWHERE, TITLES
 FACTS = tuple(
     "driver distribution mounted_by kernel backing options date level seed suite python verdict".split()
 )  # of a report, that are kept
+WHOLE = 200  # numbers: a run with fewer was of chosen cases, and says nothing of the others
 NOT_APPLICABLE = ("capability", "plan")  # other codes say that it could not be run there
 _AREAS = {
     "P": "Probing and options", "L": "Life and names of layers", "C": "Content, copied on write",
@@ -50,12 +51,18 @@ def condense(report: dict[str, Any]) -> Kept:
         else:
             cases[number] = sorted(found, key=lambda each: (each != "passed", str(each)))
     facts = {name: report[name] for name in FACTS if name in report}
-    return {**facts, "reasons": reasons, "cases": {number: cases[number] for number in TITLES if number in cases}}
+    return {
+        **facts,
+        "whole": len(cases) >= WHOLE,
+        "reasons": reasons,
+        "cases": {number: cases[number] for number in TITLES if number in cases},
+    }
 
 
-def name_of(kept: Kept) -> str:
-    """What to call the file that a run is kept in: the next run of that driver on such a machine replaces it."""
-    words = [kept["driver"], kept["backing"].partition(" ")[0], *release(kept).split(".")[:2], stand_in(kept)]
+def name_of(kept: Kept, run: str) -> str:
+    """What to call the file that a run is kept in, which was called so: the next one of that name on such a machine
+    replaces it."""
+    words = [run, kept["backing"].partition(" ")[0], *release(kept).split(".")[:2], stand_in(kept)]
     return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
 
 
@@ -71,7 +78,7 @@ def release(kept: Kept) -> str:
 
 def page(kept: Sequence[Kept], note: str) -> str:
     """The matrix, for people."""
-    kept = sorted(kept, key=lambda run: (run["driver"], name_of(run)))
+    kept = sorted(kept, key=lambda run: (run["driver"], not run["whole"], name_of(run, _options(run))))
     reasons: list[tuple[str, str]] = []
     for run in kept:
         reasons += [(code, text) for code, text in run["reasons"] if (code, text) not in reasons]
@@ -85,6 +92,7 @@ def page(kept: Sequence[Kept], note: str) -> str:
         "*n/a* does not apply: a capability that the driver does not claim, or a thing that its plans do not have.",
         "*not run* needs another kernel, file system or tool. The number tells [the reason](#reasons);",
         "after *passed* it is the reason for which a part of the case was left out.",
+        "A run of chosen cases has no word for the others.",
         "",
         "| | driver | kernel | on | date | level | seed | passed | n/a | not run | failed |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -120,7 +128,7 @@ def kind(run: Kept, number: str) -> str:
     if number in ELSEWHERE:
         return ""
     if found is None:
-        return "not run"
+        return "not run" if run["whole"] else ""
     if isinstance(found, str):
         return found
     if "passed" in found:
