@@ -19,6 +19,7 @@ from cowshed_testing.registry import Registry
 
 TOP = Path(__file__).parents[2]
 COMMAND = str(TOP / ".venv/bin/cowshed")
+SLOWDOWN = float(os.environ.get("COWSHED_TEST_SLOWDOWN", "1"))  # in a guest without hardware to help
 
 
 class Engine:
@@ -43,7 +44,7 @@ class Engine:
             stdin=subprocess.DEVNULL if feed is None else None,
             capture_output=True,
             env={**self.env, **(env or {})},
-            timeout=timeout,
+            timeout=timeout * SLOWDOWN,
         )
 
     def ok(self, *words: str, feed: bytes | None = None, env: dict | None = None, status: int = 0) -> str:
@@ -94,7 +95,7 @@ class Engine:
                 os.kill(pid, signal.SIGTERM)
             except ProcessLookupError:
                 continue
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 10 * SLOWDOWN
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.02)
         for pid in self.processes():

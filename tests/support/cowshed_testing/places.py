@@ -48,6 +48,8 @@ def place(name: str, folder: Path) -> Iterator[Place]:
         if driver == "loops":
             command = with_loops(folder)
         elif driver == "devicemapper":
+            if "COWSHED_GUEST" in os.environ:
+                subprocess.run(["modprobe", "dm_thin_pool"], check=True)
             words = option("loop_size=1500M", "layer_size=1200M")
         elif driver == "zfs":
             words = option(f"dataset={stack.enter_context(zfs_pool(folder))}")

@@ -62,11 +62,14 @@ def _registered(name: str) -> bool:
 
 
 def _driver(name: str, kernel: str) -> Plan:
-    """The suite on a driver, and the tests of its own that are marked for the guest, if there are any (pytest: 5)."""
+    """The suite on a driver, the tests of its own that are marked for the guest, if there are any (pytest: 5), and
+    containers on it."""
     script = f"""
         suite {name} --level core
         suite {name} -k {FAULTS} --report-dir /results/{name}-faults
         .venv/bin/pytest -q -m guest drivers/{name}; code=$?
         case $code in 0 | 5) ;; *) status=$code ;; esac
     """
+    if name in ("devicemapper", "zfs"):  # the others run outside as well
+        script += f"        run tests/e2e/test_drivers.py -k '{name} and (made or told or two)'\n"
     return Plan(name, kernel, f"the suite on {name}, Linux {kernel}", script)
