@@ -10,7 +10,7 @@ from cowshed.layers.mounting import mounted
 from cowshed.storage import api, options
 from cowshed.storage.errors import LayerId
 from cowshed_conformance.backing import file_system
-from cowshed_driver_btrfs import ioctls, plugin
+from cowshed_driver_btrfs import ioctls, plugin, quota, subvolumes
 
 
 def pytest_collection_modifyitems(items):
@@ -20,12 +20,26 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="mounts file systems"))
 
 
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    with file_system("btrfs", str(tmp_path_factory.mktemp("btrfs") / "fs"), 512 << 20) as made:
+        yield made
+
+
 @pytest.fixture
-def place(tmp_path):
-    """A directory in a subvolume of a btrfs, which is not its top."""
-    with file_system("btrfs", str(tmp_path / "fs"), 256 << 20) as system:
-        os.mkdir(f"{system.path}/host")
-        yield f"{system.path}/host"
+def place(system, request):
+    """A directory in a btrfs, which is not its top. What is left there goes."""
+    path = f"{system.path}/{len(os.listdir(system.path))}-{request.node.name[:20]}"
+    os.mkdir(path)
+    yield path
+    for name in os.listdir(path):
+        subvolumes.remove(f"{path}/{name}")
+
+
+@pytest.fixture
+def simple_quotas(place):
+    if not quota.kernel_has_simple():  # which is known when the module is loaded
+        pytest.skip("simple quotas need Linux 6.7")
 
 
 @pytest.fixture

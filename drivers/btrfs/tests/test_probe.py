@@ -47,7 +47,7 @@ def test_options_that_exclude_each_other(place):
     assert codes(report) == ["btrfs.options"]
 
 
-@pytest.mark.skipif(not quota.kernel_has_simple(), reason="simple quotas need Linux 6.7")
+@pytest.mark.usefixtures("simple_quotas")
 def test_simple_quotas_are_promised_before_they_are_on(place, fd):
     report = probe(place, quota="simple")
     assert report.verdict is api.Verdict.GOOD

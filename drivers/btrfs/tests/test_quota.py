@@ -7,11 +7,20 @@ import pytest
 
 from cowshed.storage import api
 from cowshed.storage.errors import BadOption, LayerId, Unsupported
+from cowshed_conformance.backing import file_system
 from cowshed_driver_btrfs import ioctls, quota, subvolumes
 from cowshed_linux import files
 
 MIB = 1 << 20
-simple = pytest.mark.skipif(not quota.kernel_has_simple(), reason="simple quotas need Linux 6.7")
+simple = pytest.mark.usefixtures("simple_quotas")
+
+
+@pytest.fixture
+def place(tmp_path):
+    """On a file system of its own, whose state of quota is not another test's."""
+    with file_system("btrfs", str(tmp_path / "fs"), 256 << 20) as system:
+        os.mkdir(f"{system.path}/host")
+        yield f"{system.path}/host"
 
 
 def fill(folder, mebibytes, name="f"):

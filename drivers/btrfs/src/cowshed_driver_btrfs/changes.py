@@ -60,7 +60,7 @@ def _concerned(upper: int, lower: int) -> tuple[dict[bytes, bool], dict[bytes, b
     """Paths in the lower and in the upper tree, by a stream that is held in memory: some hundred bytes for a change."""
     stream = os.memfd_create("btrfs-send", os.MFD_CLOEXEC)
     try:
-        ioctls.send(upper, lower, stream)
+        ioctls.send(upper, lower, stream, data=False)
         size = os.lseek(stream, 0, os.SEEK_END)
         from mmap import ACCESS_READ, mmap
 

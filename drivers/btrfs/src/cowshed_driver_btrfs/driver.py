@@ -26,6 +26,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from typing import BinaryIO
+
+    from cowshed_driver_btrfs.transfer import Receiver
 
 NAME, CONTENT, TRASH = "btrfs", "root", ".trash"
 MAGIC = 0x9123683E
@@ -46,6 +49,7 @@ def capabilities(mode: str, options: api.Options) -> api.Capabilities:
         changes=mode != quota.UNKNOWN,  # send is root's
         quota=api.QuotaScope.OWN if limits else api.QuotaScope.NONE,
         live_snapshot=api.Consistency.CRASH,
+        transfer_formats=("btrfs-send",) if mode != quota.UNKNOWN else (),
         nested_subvolumes=True,
         idmapped_mounts=True,
         rootless=options["quota"] in ("auto", quota.OFF),  # the others are for root
@@ -54,7 +58,7 @@ def capabilities(mode: str, options: api.Options) -> api.Capabilities:
 
 
 class BtrfsDriver:
-    """One open store (`cowshed.storage.api.Driver`, `ChangesDriver`, `QuotaDriver`, `SnapshotDriver`)."""
+    """One open store: `Driver`, `ChangesDriver`, `QuotaDriver`, `SnapshotDriver`, `TransferDriver` of the interface."""
 
     def __init__(self, root: str, options: api.Options, host: api.Host, store: api.StoreId) -> None:
         self._at, self._host, self._options = directories.Directories(root, CONTENT, host), host, options
@@ -358,6 +362,79 @@ class BtrfsDriver:
         for path, _ in subvolumes.nested(own):  # empty in the snapshot
             found.append(api.Change(os.fsencode(_below(path)), api.ChangeKind.CANDIDATE, subtree=True))
         return found
+
+    # ------------------------------------------------------------ streams
+
+    def send(self, layer: api.Layer, base: api.Layer | None, fmt: str, out: BinaryIO) -> None:
+        from cowshed_driver_btrfs import transfer
+
+        self._check_format(layer, fmt)
+        known = layer.kind is api.Kind.COMMITTED and (base is None or base in list(layer.chain())[1:])
+        if not known:
+            raise Unsupported(
+                "a stream is of a committed layer, and continues one below it", layer=layer.id, remedy="commit it first"
+            )
+        parent = 0
+        for one in (layer, base) if base is not None else (layer,):
+            self._at.require(one)
+            self._seal(self._at.layer(one))
+        if base is not None:
+            parent = subvolumes.identity(self._at.layer(base))
+        subvolume = ioctls.directory(self._at.layer(layer))
+        try:
+            transfer.pump(out, lambda to: ioctls.send(subvolume, parent, to, data=True))
+        finally:
+            os.close(subvolume)
+
+    def receive(
+        self, new: api.Layer, base: api.Layer | None, fmt: str, source: BinaryIO, durability: api.Durability
+    ) -> api.DriverData:
+        from cowshed_driver_btrfs import transfer
+        from cowshed_driver_btrfs.sendstream import BadStream
+
+        self._check_format(new, fmt)
+        place, temporary = self._at.layer(new), f"{self._at.root}/temp/{new.id}"
+        if not self._at.exists(new):
+            if base is not None:
+                self._at.require(base)
+            self._destroy(temporary)
+            try:
+                self._take_in(new, base, temporary, transfer.Receiver(source))
+                if durability > api.Durability.NONE:
+                    self._at.sync()
+                self._host.step("btrfs.receive.received")
+                os.rename(temporary, place)
+            except BadStream as error:
+                self._destroy(temporary)
+                raise Damaged(f"the stream of layer {new.id} cannot be received: {error}", layer=new.id) from None
+            except BaseException:
+                self._destroy(temporary)
+                raise
+        self._seal(place)
+        return {}
+
+    def _take_in(self, new: api.Layer, base: api.Layer | None, place: str, receiver: Receiver) -> None:
+        header = receiver.header()
+        below = self._at.layer(base) if base is not None else ""
+        if header.base not in (subvolumes.identities(below) if below else (b"",)):
+            raise Unsupported(
+                f"the stream does not continue {'the layer that was named' if below else 'nothing'}",
+                layer=new.id,
+                remedy="send it without a base, or receive it on that base",
+            )
+        self._make("snapshot" if below else "create", new, place, below)
+        top = ioctls.directory(place)
+        try:
+            receiver.into(top, lambda: self._host.progress("receiving", 0, None))
+            if not os.path.isdir(f"{place}/{CONTENT}"):
+                raise Damaged(f"the stream is not that of a layer: it has no directory {CONTENT}", layer=new.id)
+            self._host.call("btrfs.received", lambda: ioctls.set_received(top, header.uuid, header.transaction))
+        finally:
+            os.close(top)
+
+    def _check_format(self, layer: api.Layer, fmt: str) -> None:
+        if fmt not in self.capabilities.transfer_formats:
+            raise Unsupported(f"streams of format {fmt} are unknown here", layer=layer.id, remedy="use an archive")
 
     # ------------------------------------------------------------ limits
 

@@ -32,7 +32,7 @@ _TREE_SEARCH_V2 = _request(3, 17, 112)
 _SPACE_INFO = _request(3, 20, 16)
 _SYNC = _request(0, 8, 0)
 _INO_PATHS = _request(3, 35, 56)
-_SEND = _request(1, 38, 72)
+_SET_RECEIVED, _SEND = _request(3, 37, 200), _request(1, 38, 72)
 _QUOTA_CTL = _request(3, 40, 16)
 _QGROUP_ASSIGN, _QGROUP_CREATE, _QGROUP_LIMIT = _request(1, 41, 24), _request(1, 42, 16), _request(2, 43, 48)
 _GET_SUBVOL_ROOTREF, _INO_LOOKUP_USER = _request(3, 61, 4096), _request(3, 62, 4096)
@@ -156,11 +156,17 @@ def assign_group(fd: int, member: int, group: int, *, assign: bool) -> None:
     fcntl.ioctl(fd, _QGROUP_ASSIGN, bytearray(pack("<QQQ", assign, member, group)))
 
 
-def send(subvolume: int, parent: int, out: int) -> None:
-    """Write to descriptor out the stream of what subvolume (a descriptor) changed of the subvolume with id parent,
-    without the data of files (BTRFS_SEND_FLAG_NO_FILE_DATA, stream version 1). Both must be read-only."""
-    argument = bytearray(pack("<qQQQQ32x", out, 0, 0, parent, 1))
+def send(subvolume: int, parent: int, out: int, *, data: bool) -> None:
+    """Write to descriptor out the stream of what subvolume (a descriptor) changed of the subvolume with id parent, or
+    of all of it if that is 0: version 1; without data of files by BTRFS_SEND_FLAG_NO_FILE_DATA. Both must be
+    read-only."""
+    argument = bytearray(pack("<qQQQQ32x", out, 0, 0, parent, not data))
     fcntl.ioctl(subvolume, _SEND, argument)
+
+
+def set_received(subvolume: int, uuid: bytes, transaction: int) -> None:
+    """Write down which subvolume, elsewhere, this one was received of; it must be writable."""
+    fcntl.ioctl(subvolume, _SET_RECEIVED, bytearray(pack("<16sQ176x", uuid, transaction)))
 
 
 def inode_paths(subvolume: int, inode: int) -> list[bytes] | None:

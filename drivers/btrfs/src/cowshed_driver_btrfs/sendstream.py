@@ -23,7 +23,10 @@ MAGIC = b"btrfs-stream\0"
 _HEAD = len(MAGIC) + 4
 SUBVOL, SNAPSHOT, MKFILE, MKDIR, MKNOD, MKFIFO, MKSOCK, SYMLINK, RENAME, LINK, UNLINK, RMDIR = range(1, 13)
 SET_XATTR, REMOVE_XATTR, WRITE, CLONE, TRUNCATE, CHMOD, CHOWN, UTIMES, END, UPDATE_EXTENT = range(13, 23)
-PATH, PATH_TO, PATH_LINK = 15, 16, 17
+UUID, CTRANSID, _, SIZE, MODE, UID, GID, RDEV, _, MTIME, ATIME, _, XATTR_NAME, XATTR_DATA = range(1, 15)
+PATH, PATH_TO, PATH_LINK, FILE_OFFSET, DATA, CLONE_UUID, CLONE_CTRANSID, CLONE_PATH, CLONE_OFFSET, CLONE_LEN = range(
+    15, 25
+)
 _MAKING = (MKFILE, MKDIR, MKNOD, MKFIFO, MKSOCK, SYMLINK)
 _TOUCHING = (SET_XATTR, REMOVE_XATTR, WRITE, CLONE, TRUNCATE, CHMOD, CHOWN, UTIMES, UPDATE_EXTENT)
 
@@ -48,7 +51,7 @@ def commands(stream: bytes | memoryview) -> Iterator[Command]:
             at += 10
             if length > size - at:
                 raise BadStream(f"command {command} is cut off")
-            yield command, _attributes(stream, at, at + length)
+            yield command, attributes(stream, at, at + length)
             if command == END:
                 return
             at += length
@@ -56,7 +59,8 @@ def commands(stream: bytes | memoryview) -> Iterator[Command]:
         raise BadStream("it is cut off") from None
 
 
-def _attributes(stream: bytes | memoryview, at: int, end: int) -> dict[int, bytes]:
+def attributes(stream: bytes | memoryview, at: int, end: int) -> dict[int, bytes]:
+    """By number. Raises BadStream, struct.error."""
     found = {}
     while at < end:
         kind, length = unpack_from("<HH", stream, at)

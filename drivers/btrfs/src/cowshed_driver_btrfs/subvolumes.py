@@ -60,6 +60,12 @@ def made_in(path: str) -> int:
     return int(_call(btrfsutil.subvolume_info, path).otransid)
 
 
+def identities(path: str) -> tuple[bytes, bytes]:
+    """Its UUID, and that of the subvolume that it was received of (zeroes if of none)."""
+    info = _call(btrfsutil.subvolume_info, path)
+    return bytes(info.uuid), bytes(info.received_uuid)
+
+
 def read_only(path: str) -> bool:
     return bool(_call(btrfsutil.get_subvolume_read_only, path))
 
