@@ -154,9 +154,9 @@ class ZfsPool(FileSystem):
     killed stays imported."""
 
     def __init__(self, folder: str, size: int) -> None:
-        if not os.path.exists("/dev/zfs") and shutil.which("modprobe"):
+        if not os.path.exists("/sys/module/zfs") and shutil.which("modprobe"):
             subprocess.run(["modprobe", "-q", "zfs"], stdin=subprocess.DEVNULL, check=False)
-        if not os.path.exists("/dev/zfs"):
+        if not os.path.exists("/sys/module/zfs"):  # /dev/zfs may be there before the module is
             marks.skip("kernel", "this kernel has no ZFS")
         self.pool = _pool_name()
         super().__init__("zpool", folder, size)
