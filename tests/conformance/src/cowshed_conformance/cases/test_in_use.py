@@ -63,10 +63,12 @@ def held(engine: Engine, layer: api.Layer, how: str) -> Iterator[int]:
 
 def shows_detached_mounts(engine: Engine, layer: api.Layer) -> bool:
     """Whether the kernel tells of a mount that no namespace shows: of overlay by its upper directory, of what is
-    activated by its device."""
+    activated by its device, of aufs in sysfs."""
     if engine.driver.capabilities.activation:
         return True
     last = engine.layers.plan(layer, read_only=False).steps[-1]
+    if isinstance(last, api.Aufs):
+        return os.path.isdir("/sys/fs/aufs")
     return isinstance(last, api.Overlay) and last.upper is not None
 
 
