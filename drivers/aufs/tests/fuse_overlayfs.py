@@ -121,6 +121,8 @@ CANNOT = {
     "test_I08_": _FIFOS,
     "test_I09_": _FIFOS,
     "test_L26_a_root_with_odd_characters_works_or_is_refused_at_once[fuse-overlayfs-:colon]": "splits paths at colons",
+    "script device 0:0": "takes a device 0:0 for a whiteout of overlay",
+    "script one of two names written to": _LINKS,
     "test_R02_": "names files by path, which may be too long",
 }
 stand_in = StandIn(PROGRAM, api.Aufs, mounted, Differs, CANNOT, spares=("link", "fifo"), linger=5.0)

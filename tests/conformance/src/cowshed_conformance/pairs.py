@@ -11,13 +11,13 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from cowshed.layers.changes import of_trees
 from cowshed.storage import api, registry
-from cowshed_conformance import archive, backing, randoms, tree
+from cowshed_conformance import archive, backing, randoms, standins, tree
 from cowshed_conformance.harness import Store, SuiteHost
 from cowshed_conformance.steps import (
     Step,
@@ -63,9 +63,16 @@ class Side:
 
     name: str
     store: Store
+    stand_in: standins.StandIn | None = None  # what mounts its layers here
 
-    def kind(self, depends: Sequence[str]) -> tuple[object, ...]:
-        return tuple(getattr(self.store.capabilities, name) for name in depends)
+    def kind(self, depends: Sequence[str], *, times: bool) -> tuple[object, ...]:
+        """Sides of one kind come to the same. With times: also the times of directories above what was changed."""
+        names = (*depends, "parent_times_survive_copy_up") if times else depends
+        return tuple(getattr(self.store.capabilities, name) for name in names)
+
+    def can(self, name: str) -> bool:
+        """Whether a script of this name tells of the driver, and not of a fault of its stand-in."""
+        return self.stand_in is None or f"script {name}" not in self.stand_in.cannot
 
 
 @dataclass(frozen=True)
@@ -79,19 +86,26 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def sides(folder: str, kinds: Sequence[str] = KINDS, *, limits: bool = False) -> Iterator[list[Side]]:
+def sides(
+    folder: str, kinds: Sequence[str] = KINDS, *, limits: bool = False, stand_in: str = ""
+) -> Iterator[list[Side]]:
     """A store of every driver on each of these kinds of file system; with limits, only those that have them, be it by
-    an option."""
+    an option. Drivers that this kernel has nothing for take part with a stand-in, if one is named that serves them."""
     with contextlib.ExitStack() as until:
+        systems = [(kind, system) for kind in kinds if (system := _first(kind, f"{folder}/{kind}", until)) is not None]
         found = []
-        for n, kind in enumerate(kinds):
-            system = _first(kind, f"{folder}/{n}", until)
-            if system is None:
-                continue
+        without = set(registry.names())
+        for kind, system in systems:
             for name in registry.names():
                 side = _side(name, kind, system, until, limits=limits)
                 if side is not None:
                     found.append(side)
+                    without.discard(name)
+        if stand_in:
+            until.callback(setattr, standins, "used", None)
+            standins.use(stand_in)
+            more = [_side(name, *systems[0], until, limits=limits) for name in sorted(without)]
+            found += [side for side in more if side is not None]
         yield found
 
 
@@ -112,6 +126,7 @@ def _side(
     choices = [{option.name: choice} for option in plugin.options for choice in option.choices] if limits else []
     for given in ({}, *choices):
         target = resolve(name, given, seed=0, level="full")
+        target = replace(target, plugin=standins.under(target.plugin))
         target.places[system.path] = system.options
         root = f"{system.path}/{name}"
         report = target.plugin.probe(root, target.at(root), SuiteHost())
@@ -120,9 +135,8 @@ def _side(
         if not limits or report.capabilities.quota is not api.QuotaScope.NONE:
             store = Store(target, root)
             until.callback(store.discard)
-            return Side(
-                f"{name} on {kind}{' with ' * bool(given)}{' '.join(f'{k}={v}' for k, v in given.items())}", store
-            )
+            words = [name, *(f"{key}={value}" for key, value in given.items()), "on", kind]
+            return Side(" ".join(words), store, standins.used)
     return None
 
 
