@@ -78,6 +78,9 @@ def test_a_container_is_made_started_entered_stopped_and_removed(house):
     assert int(json.loads(house.ok("ps", "-s", "--format", "json", "-f", "name=life"))["Size"].split()[0] != "")
     house.ok("rm", "-f", "life")
     clean(house)
+    if house.driver == "loops":
+        for command in ("df", "check"):
+            assert b"driver loops: its layers are images, for tests: use overlay" in house("system", command).stderr
 
 
 WORK = """

@@ -200,7 +200,8 @@ class Frozen:
             if error.errno not in (errno.ENOENT, errno.ETIMEDOUT):
                 raise
             raise Conflict(
-                f"container {self._called} cannot be paused: {error.strerror or error}", remedy="use --pause=false"
+                f"container {self._called} cannot be paused: {error.strerror or error}",
+                remedy="stop it first, or commit it with --pause=false",
             ) from None
         except BaseException:
             self._end()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from cowshed.container import state
+from cowshed.container.usage import warn_of_health
 from cowshed.errors import CowshedError
 from cowshed.image.blobs import BlobStore
 from cowshed.monitor import client
@@ -30,7 +31,9 @@ def check(engine: Engine, *, deep: bool = False) -> list[str]:
     found = list(_database(engine, deep))
     for name in drivers.names(engine.store):
         try:
-            found += [f"driver {name}: {_words(finding)}" for finding in engine.layers(name).check(deep=deep)]
+            held = engine.layers(name)
+            warn_of_health(held)
+            found += [f"driver {name}: {_words(finding)}" for finding in held.check(deep=deep)]
         except (CowshedError, StorageError, OSError) as error:
             found.append(f"driver {name}: cannot be opened: {error}")
     found += _at_two_looks(lambda: _blobs(engine))

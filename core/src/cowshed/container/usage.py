@@ -16,6 +16,7 @@ from cowshed.storage.record import record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowshed.engine import Engine
+    from cowshed.layers.layers import Layers
 
 
 @record(frozen=True)
@@ -44,6 +45,7 @@ def usage(engine: Engine) -> tuple[Used, ...]:
         except (CowshedError, StorageError, OSError) as error:
             log.warn(f"the layers of driver {name} are left out: it cannot be opened: {error}")
             continue
+        warn_of_health(held)
         for row in layers.list_all(store, name):
             try:
                 size = held.usage(held.load(row.number)).own
@@ -62,6 +64,12 @@ def usage(engine: Engine) -> tuple[Used, ...]:
         Used("Containers", len(rows), len(running), *_sums(container_sizes, running)),
         Used("Local Volumes", len(held_volumes), len(mounted), *_sums(volume_sizes, mounted)),
     )
+
+
+def warn_of_health(held: Layers) -> None:
+    """Tell what a driver has to say of its back end: a pool that is nearly full, or was made for trying out."""
+    for reason in held.driver.health().reasons:
+        log.warn(f"driver {held.name}: {reason.text}" + (f": {reason.remedy}" if reason.remedy else ""))
 
 
 def _sums(sizes: dict[int, int] | dict[str, int], kept: set[int] | set[str]) -> tuple[int, int]:
