@@ -14,7 +14,7 @@ def plugin(kind=DeviceMapperDriver, pool=Pool):
     def opened(root, options, host, *, store):
         of = right.open(root, options, host, store=store)
         of.close()
-        there = pool(root, of._pool.known, simulated.simulation(), host)
+        there = pool(root, of.pool.known, simulated.simulation(), host)
         return kind(root, options, host, there)
 
     return api.DriverPlugin(
@@ -44,8 +44,8 @@ class WritableWhenCommitted(DeviceMapperDriver):
         return super().mounts(api.Layer(layer.id, layer.number, api.Kind.ACTIVE, layer.parent), request)
 
     def activate(self, layer, *, read_only):
-        device = self._require(layer)
-        self._pool.activate(self._name(layer), device.thin, device.sectors, frozen=False)
+        device = self.device(layer)
+        self.pool.activate(self._name(layer), device.thin, device.sectors, frozen=False)
 
 
 plugin_ForgetsDevices = plugin(ForgetsDevices)

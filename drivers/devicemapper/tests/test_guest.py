@@ -35,9 +35,10 @@ def modules():
 
 
 @contextlib.contextmanager
-def pool(folder, size=64 * MIB):
+def pool(folder, size=64 * MIB, name=""):
     """The name of a thin pool that somebody has made."""
-    mapper, name, numbers, opened = Mapper(), f"test-{os.urandom(4).hex()}", [], []
+    mapper, numbers, opened = Mapper(), [], []
+    name = name or f"test-{os.urandom(4).hex()}"
     for part, length in (("metadata", 4 * MIB), ("data", size)):
         with open(f"{folder}/{part}", "wb") as file:
             file.truncate(length)
@@ -84,6 +85,25 @@ def test_two_stores_and_strangers_share_a_pool(tmp_path, made):
     assert [name for name in mapper.names() if name.startswith(made)] == [made]
 
 
+def test_another_pool_of_the_same_name_is_refused(tmp_path):
+    folders = [f"{tmp_path}/{name}" for name in ("first", "second")]
+    for folder in folders:
+        os.mkdir(folder)
+    with pool(folders[0]) as name:
+        there = Store(target(pool=name), f"{tmp_path}/store")
+        layer = there.new(None, steps.file("a", b"1"))
+        there.reopen()
+        assert there.read(layer, "a") == b"1"
+        there.driver.close()
+    with pool(folders[1], name=name):
+        with pytest.raises(WrongStore, match="another one"):
+            there.open()
+        other = Store(target(pool=name), f"{tmp_path}/other")  # has the same slot there
+        with pytest.raises(WrongStore, match="another one"):
+            there.open()
+        other.discard()
+
+
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_a_full_pool_is_an_error_and_no_hang(tmp_path, kind):
     with pool(tmp_path, 64 * MIB if kind == "ext4" else 176 * MIB) as name:
@@ -112,7 +132,7 @@ def test_a_full_pool_is_an_error_and_no_hang(tmp_path, kind):
 def test_the_metadata_are_read_as_the_tools_read_them(store):
     base = store.layer(steps.file("a", os.urandom(3 * MIB)))
     child = store.new(base, steps.file("b", os.urandom(MIB)), steps.append("a", b"+"))
-    mapper, name = Mapper(), store.driver._pool.name
+    mapper, name = Mapper(), store.driver.pool.name
     node = blockdevices.node_of(tables.parse_pool_table(mapper.table(name)[0].parameters).metadata)
     with Metadata(node) as metadata:
         devices = metadata.devices()
@@ -180,7 +200,7 @@ def test_what_a_dead_snapshot_holds_goes_on_at_the_next_open(store):
     layer = store.new()
     mapper = Mapper()
     with store.mount(layer) as root:
-        mapper.suspend(f"{store.driver._pool.prefix}{layer.id}")
+        mapper.suspend(f"{store.driver.pool.prefix}{layer.id}")
         store.reopen()
         steps.do(root, steps.file("a", b"1"))
         sync(root)
@@ -220,7 +240,7 @@ def test_a_base_that_is_not_the_stores_is_noticed(store):
     layer = store.new(None, steps.file("a", b"1"))
     store.driver.activate(layer, read_only=False)
     node = store.mounts(layer).steps[0].source
-    size = store.driver._pool.known.sectors * 512
+    size = store.driver.pool.known.sectors * 512
     subprocess.run(filesystems.mkfs("ext4", node, "f" * 32, size, quota=True), check=True)
     store.driver.deactivate(layer)
     with pytest.raises(Exception, match="not the ext4") as raised:
@@ -240,13 +260,18 @@ def test_devices_that_hold_data_are_not_taken_and_come_back_blank(tmp_path):
         for _ in range(2):
             there = Store(given, f"{tmp_path}/store")
             layer = there.layer(steps.file("a", b"1"))
-            with pytest.raises(BadOption, match="holds data"):
+            with pytest.raises(BadOption, match="Device or resource busy"):
                 Store(given, f"{tmp_path}/other")
             there.driver.close()
-            Mapper().remove(there.driver._pool.name)  # a reboot
+            Mapper().remove(there.driver.pool.name)  # a reboot
             there.driver = there.open()
             assert there.read(layer, "a") == b"1"
             there.discard()
+            assert not os.path.exists(f"{tmp_path}/store")
+        with open(nodes[0], "r+b") as device:
+            device.write(b"something")
+        with pytest.raises(BadOption, match="holds data"):
+            Store(given, f"{tmp_path}/other")
     finally:
         for fd in opened:
             os.close(fd)
@@ -271,7 +296,10 @@ def test_with_udevd_beside_it_nothing_is_busy(store):
             store.driver.remove(child)
         store.purge_all()
         assert store.read(layer, "a") == b"1" + b"+" * 12
-        assert not [name for name in Mapper().names() if name.startswith(store.driver._pool.prefix)]
+        until = time.monotonic() + 10
+        while [name for name in Mapper().names() if name.startswith(store.driver.pool.prefix)]:
+            assert time.monotonic() < until, "a device outlives its mount"
+            time.sleep(0.05)
     finally:
         udevd.terminate()
         udevd.wait()

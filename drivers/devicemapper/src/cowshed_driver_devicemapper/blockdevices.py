@@ -12,7 +12,7 @@ _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _READ_ONLY, _AUTOCLEAR = 1, 4  # LO_FLAGS_*
 _CONFIG_SIZE = 304  # struct loop_config
 _LOOP_MAJOR = 7
-_BLKDISCARD, _BLKGETSIZE64 = 0x1277, 0x80081272
+_BLKDISCARD, _BLKGETSIZE64, _BLKFLSBUF = 0x1277, 0x80081272, 0x1261
 _TRIES = 64
 _STEP = 1 << 30  # bytes discarded by one call
 
@@ -114,6 +114,11 @@ def size(fd: int) -> int:
     answer = bytearray(8)
     fcntl.ioctl(fd, _BLKGETSIZE64, answer)
     return int.from_bytes(answer, "little")
+
+
+def forget_cached(fd: int) -> None:
+    """What is read next comes from the device: device-mapper writes beside the page cache."""
+    fcntl.ioctl(fd, _BLKFLSBUF)
 
 
 def discard(fd: int, start: int, length: int) -> None:

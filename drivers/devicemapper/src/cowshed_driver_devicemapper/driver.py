@@ -25,7 +25,7 @@ from cowshed_linux import files, projects
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from cowshed_driver_devicemapper.mapper import Mapper
@@ -43,6 +43,7 @@ def capabilities(*, durable: bool = True, quota: bool = True) -> api.Capabilitie
         activation=True,
         quota=api.QuotaScope.OWN if quota else api.QuotaScope.NONE,
         quota_inodes=quota,
+        self_check=True,
         live_snapshot=api.Consistency.FILE_SYSTEM,
         idmapped_mounts=True,
         selinux=True,
@@ -80,35 +81,36 @@ def read_device(folder: str) -> Device | None:
 
 
 class DeviceMapperDriver:
-    """One open store (`cowshed.storage.api.Driver`, `ActivationDriver`, `QuotaDriver`, `SnapshotDriver`)."""
+    """One open store (`cowshed.storage.api.Driver`, `ActivationDriver`, `QuotaDriver`, `SnapshotDriver`,
+    `SelfCheckDriver`)."""
 
     def __init__(self, root: str, options: api.Options, host: api.Host, pool: Pool) -> None:
-        self._at, self._host, self._pool = directories.Directories(root, _CONTENT, host), host, pool
+        self._at, self.host, self.pool = directories.Directories(root, _CONTENT, host), host, pool
         self._reserve, self._discards = int(options["reserve"] or 0), bool(options["discard"])
         self._held: dict[str, tuple[Lock, int]] = {}  # device name → its layer's lock, how often it is activated here
         self._guard = _thread.allocate_lock()
 
     @property
     def capabilities(self) -> api.Capabilities:
-        return capabilities(durable=self._at.durable, quota=self._pool.known.quota)
+        return capabilities(durable=self._at.durable, quota=self.pool.known.quota)
 
     def close(self) -> None:
         self._at.close()
 
     def health(self) -> api.Health:
-        status, table = self._pool.status(), self._pool.table()
+        status, table = self.pool.status(), self.pool.table()
         block = table.block * tables.SECTOR
         free = (status.data_total - status.data_used) * block
         reasons = []
-        if self._pool.known.kind == record.LOOP:
+        if self.pool.known.kind == record.LOOP:
             below = os.statvfs(self._at.root)
             free = min(free, below.f_bavail * below.f_frsize)
             reasons.append(LOOP_IS_POOR)
         if not status.errors_when_full:
-            text = f"a full pool {self._pool.name} holds every writer for a minute: it lacks error_if_no_space"
+            text = f"a full pool {self.pool.name} holds every writer for a minute: it lacks error_if_no_space"
             reasons.append(api.Reason("devicemapper.queues-when-full", text, "lvchange --errorwhenfull y"))
         if status.mode != "rw" or status.needs_check:
-            text = f"thin pool {self._pool.name} is {status.mode}{', it needs a check' if status.needs_check else ''}"
+            text = f"thin pool {self.pool.name} is {status.mode}{', it needs a check' if status.needs_check else ''}"
             reasons.append(api.Reason("devicemapper.pool-mode", text, "thin_check(8)", api.Verdict.POOR))
         return api.Health(
             status.data_total * block,
@@ -120,7 +122,7 @@ class DeviceMapperDriver:
 
     def scan(self) -> Iterator[api.StoredObject]:
         # Devices first: one that belongs to a layer has been told by a directory before it was made.
-        devices = self._pool.devices()
+        devices = self.pool.devices()
         known: set[int] = set()
         for found in self._at.scan():
             device = self._device_of(f"{self._at.root}/{found.name}")
@@ -129,8 +131,9 @@ class DeviceMapperDriver:
             yield found
         lost = devices.keys() - known
         if lost:  # or removed since
-            for thin in sorted(lost & self._pool.devices().keys()):
-                yield api.StoredObject(api.ObjectKind.AUXILIARY, f"device {thin} of pool {self._pool.name}")
+            for thin in sorted(lost & self.pool.devices().keys()):
+                name = f"device {thin} of pool {self.pool.name}"
+                yield api.StoredObject(api.ObjectKind.AUXILIARY, name, data={"thin": thin})
 
     @staticmethod
     def _device_of(folder: str) -> Device | None:
@@ -143,16 +146,16 @@ class DeviceMapperDriver:
 
     def prepare(self, new: api.Layer, options: api.LayerOptions) -> api.DriverData:
         limited = options.quota != api.Quota()
-        if limited and not self._pool.known.quota:
+        if limited and not self.pool.known.quota:
             raise Unsupported("this store has no quota", layer=new.id, remedy="leave the size limit out")
         if self._at.exists(new):
             return {}
         parent = new.parent
-        self._pool.require_space(self._reserve)
+        self.pool.require_space(self._reserve)
         if parent is not None:
-            origin, name = self._require(parent), self._name(parent)
+            origin, name = self.device(parent), self._name(parent)
         else:
-            origin, name = Device(self._pool.known.base, self._pool.known.sectors), f"{self._pool.prefix}base"
+            origin, name = Device(self.pool.known.base, self.pool.known.sectors), f"{self.pool.prefix}base"
         temporary = self._make(new, origin, name, limited=limited, durable=options.durable)
         owned = parent is None and (options.root_uid or options.root_gid)
         if owned or limited:
@@ -163,9 +166,9 @@ class DeviceMapperDriver:
                     with blockdevices.opened(root) as fd:
                         below = projects.used(fd, filesystems.PROJECT) if parent is not None else (0, 0)
                         _limit(fd, below, options.quota)
-            self._host.step("devicemapper.prepare.changed")
+            self.host.step("devicemapper.prepare.changed")
         self._at.publish(temporary, new, durable=options.durable)
-        self._host.step("devicemapper.prepare.published")
+        self.host.step("devicemapper.prepare.published")
         return {}
 
     def _make(self, new: api.Layer, origin: Device, device: str, *, limited: bool, durable: bool) -> str:
@@ -175,17 +178,17 @@ class DeviceMapperDriver:
         temporary = self._at.temporary(new)
         folder = f"{temporary}/{_CONTENT}"
         os.mkdir(folder, 0o700)
-        self._host.step("devicemapper.made")
-        known = self._pool.known
-        with self._pool.lock():
+        self.host.step("devicemapper.made")
+        known = self.pool.known
+        with self.pool.lock():
             for n in range(_TRIES):
                 # The layer's number, unless something has it: one in the half of the range that numbers reach late.
                 thin = known.base + (new.number if new.number < RANGE and n == 0 else _any_id())
                 self._write(folder, Device(thin, origin.sectors, limited=limited), durable=durable)
-                if self._pool.snapshot(thin, origin.thin, device):
-                    self._host.step("devicemapper.snapped")
+                if self.pool.snapshot(thin, origin.thin, device):
+                    self.host.step("devicemapper.snapped")
                     return temporary
-        raise Damaged(f"thin pool {self._pool.name} has no free id", layer=new.id, remedy="cowshed system prune")
+        raise Damaged(f"thin pool {self.pool.name} has no free id", layer=new.id, remedy="cowshed system prune")
 
     def _write(self, folder: str, device: Device, *, durable: bool) -> None:
         text = f"{device.thin} {device.sectors}{' limited' if device.limited else ''}\n".encode()
@@ -203,7 +206,7 @@ class DeviceMapperDriver:
             )
         durable = durability > api.Durability.NONE
         if not self._at.exists(new):
-            device = self._require(active)
+            device = self.device(active)
             with self._layer_lock(active):
                 self._close(active.id, device, durable=durable)
         self._at.commit(active, new, durable=durable, name=NAME)
@@ -211,36 +214,36 @@ class DeviceMapperDriver:
 
     def _close(self, id_: LayerId, device: Device, *, durable: bool) -> None:
         """Leave a device that nobody has mounted with a file system that can be mounted without writing to it."""
-        name = self._device_name(id_)
-        self._pool.removed(name)
-        self._pool.activate(name, device.thin, device.sectors, frozen=False)
+        name = self.device_name(id_)
+        self.pool.removed(name)
+        self.pool.activate(name, device.thin, device.sectors, frozen=False)
         try:
             dirty = self._superblock(name, id_).dirty
         except BaseException:
-            self._pool.removed(name)
+            self.pool.removed(name)
             raise
         if dirty or device.limited:
             with self._mounted(id_, device, frozen=False) as root:  # this replays the journal
                 if device.limited:  # a child would have the limit too
                     with blockdevices.opened(root) as fd:
                         _limit(fd, (0, 0), api.Quota())
-            self._host.step("devicemapper.replayed")
-            self._pool.activate(name, device.thin, device.sectors, frozen=False)
+            self.host.step("devicemapper.replayed")
+            self.pool.activate(name, device.thin, device.sectors, frozen=False)
         try:
             if durable:
-                self._pool.flush(name)
+                self.pool.flush(name)
         finally:
-            self._pool.removed(name)
-        self._host.step("devicemapper.closed")
+            self.pool.removed(name)
+        self.host.step("devicemapper.closed")
 
     def _superblock(self, name: str, id_: LayerId) -> filesystems.Superblock:
-        known = self._pool.known
-        found = self._pool.superblock(name)
+        known = self.pool.known
+        found = self.pool.superblock(name)
         return filesystems.must_be(found, known.filesystem, known.uuid, f"the device of layer {id_}")
 
     def remove(self, layer: api.Layer) -> None:
         self._at.discard(layer)
-        self._host.step("devicemapper.remove.renamed")
+        self.host.step("devicemapper.remove.renamed")
 
     def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> api.PurgeResult:
         until = monotonic() + budget
@@ -291,7 +294,7 @@ class DeviceMapperDriver:
         if device is None:
             remove_tree(temporary)
             return
-        with self._pool.lock():
+        with self.pool.lock():
             others = (f"{self._at.root}/{x.name}" for x in self._at.scan())
             if any((it := self._device_of(path)) and it.thin == device.thin for path in others if path != temporary):
                 device = None
@@ -299,13 +302,13 @@ class DeviceMapperDriver:
 
     def _take_away(self, path: str, id_: LayerId, device: Device | None) -> None:
         if device is not None:
-            name = self._device_name(id_)
+            name = self.device_name(id_)
             if not self._known_elsewhere(id_, path):
-                self._pool.removed(name)
+                self.pool.removed(name)
             if self._discards:
-                self._give_back(f"{self._pool.prefix}trash-{device.thin}", device)
-            self._pool.delete(device.thin)
-            self._host.step("devicemapper.deleted")
+                self._give_back(f"{self.pool.prefix}trash-{device.thin}", device)
+            self.pool.delete(device.thin)
+            self.host.step("devicemapper.deleted")
         remove_tree(path)
 
     def _known_elsewhere(self, id_: LayerId, path: str) -> bool:
@@ -318,13 +321,13 @@ class DeviceMapperDriver:
     def _give_back(self, name: str, device: Device) -> None:
         """Discard what only this device has: deleting it would free blocks of the pool and not of what is below."""
         try:
-            self._pool.activate(name, device.thin, device.sectors, frozen=False)
+            self.pool.activate(name, device.thin, device.sectors, frozen=False)
         except Damaged:
             return  # a call that died has deleted it
         try:
-            self._pool.discard(name)
+            self.pool.discard(name)
         finally:
-            self._pool.removed(name)
+            self.pool.removed(name)
 
     # ------------------------------------------------------------ mounting
 
@@ -332,7 +335,7 @@ class DeviceMapperDriver:
         """Holds the layer's lock until `deactivate`: of two processes, one comes after the other's mount.
 
         read_only is no property of an active layer's device: the kernel mounts a device in one way at a time."""
-        device = self._require(layer)
+        device = self.device(layer)
         name = self._name(layer)
         with self._guard:
             held = self._held.get(name)
@@ -342,7 +345,7 @@ class DeviceMapperDriver:
         lock = self._layer_lock(layer)
         lock.take()
         try:
-            self._pool.activate(name, device.thin, device.sectors, frozen=layer.kind is api.Kind.COMMITTED)
+            self.pool.activate(name, device.thin, device.sectors, frozen=layer.kind is api.Kind.COMMITTED)
         except BaseException:
             lock.release()
             raise
@@ -358,7 +361,7 @@ class DeviceMapperDriver:
                 return
             self._held.pop(name, None)
         try:
-            self._pool.deactivate(name)
+            self.pool.deactivate(name)
         finally:
             if lock is not None:
                 lock.release()
@@ -369,30 +372,30 @@ class DeviceMapperDriver:
         if request.selinux_label:
             options.append(("context", request.selinux_label))
         return filesystems.plan(
-            self._pool.known.filesystem,
-            self._pool.node(self._name(layer)),
-            frozen=layer.kind is api.Kind.COMMITTED or self._pool.read_only,
+            self.pool.known.filesystem,
+            self.pool.node(self._name(layer)),
+            frozen=layer.kind is api.Kind.COMMITTED or self.pool.read_only,
             read_only=request.read_only,
-            quota=self._pool.known.quota,
+            quota=self.pool.known.quota,
             options=tuple(options),
         )
 
     def usage(self, layer: api.Layer) -> api.Usage:
-        below = self._require(layer.parent).thin if layer.parent is not None else self._pool.known.base
-        own = sum(count for _, count in self._pool.difference(below, self._require(layer).thin))
+        below = self.device(layer.parent).thin if layer.parent is not None else self.pool.known.base
+        own = sum(count for _, count in self.pool.difference(below, self.device(layer).thin))
         return api.Usage(own=own, shared=None, inodes=None, exact=False)
 
     def set_quota(self, layer: api.Layer, quota: api.Quota) -> None:
         """The kernel limits what the whole tree uses: what lies below is added to the limit."""
-        if not self._pool.known.quota:
+        if not self.pool.known.quota:
             raise Unsupported("this store has no quota", layer=layer.id, remedy="leave the size limit out")
-        device, below = self._require(layer), (0, 0)
+        device, below = self.device(layer), (0, 0)
         if not device.limited:
             device.limited = True
             self._write(f"{self._at.layer(layer)}/{_CONTENT}", device, durable=True)
         if layer.parent is not None and quota != api.Quota():
             with self._layer_lock(layer.parent):
-                mounted = self._mounted(layer.parent.id, self._require(layer.parent), frozen=True)
+                mounted = self._mounted(layer.parent.id, self.device(layer.parent), frozen=True)
                 with mounted as root:
                     below = measure_tree(root)
         mounted = self._mounted(layer.id, device, frozen=False)
@@ -403,27 +406,39 @@ class DeviceMapperDriver:
         """A frozen file system is snapped; a device that is not mounted needs no freezing."""
         durable = durability > api.Durability.NONE
         if not self._at.exists(new):
-            self._pool.require_space(self._reserve)
-            origin = self._require(active)
+            self.pool.require_space(self._reserve)
+            origin = self.device(active)
             with self._layer_lock(active):
                 name = self._name(active)
                 temporary = self._make(new, origin, name, limited=origin.limited, durable=durable)
             self._close(new.id, self._read(temporary), durable=durable)
             os.rename(temporary, self._at.layer(new))
-            self._host.step("devicemapper.snapshot.published")
+            self.host.step("devicemapper.snapshot.published")
         if durable:
             files.sync_directory(f"{self._at.root}/committed")
         return {}
 
+    # ------------------------------------------------------------ checking
+
+    def check(self, layers: Sequence[api.Layer], *, deep: bool) -> Iterator[api.Finding]:
+        from cowshed_driver_devicemapper import check
+
+        return check.findings(self, layers, deep=deep)
+
+    def repair(self, finding: api.Finding) -> None:
+        from cowshed_driver_devicemapper import check
+
+        check.repair(self, finding)
+
     # ------------------------------------------------------------ names and what lies under them
 
     def _name(self, layer: api.Layer) -> str:
-        return self._device_name(layer.id)
+        return self.device_name(layer.id)
 
-    def _device_name(self, id_: LayerId) -> str:
-        return f"{self._pool.prefix}{id_}"
+    def device_name(self, id_: LayerId) -> str:
+        return f"{self.pool.prefix}{id_}"
 
-    def _require(self, layer: api.Layer) -> Device:
+    def device(self, layer: api.Layer) -> Device:
         self._at.require(layer)
         return self._read(self._at.layer(layer))
 
@@ -441,12 +456,12 @@ class DeviceMapperDriver:
         return Lock(f"{self._at.layer(layer)}/{_CONTENT}")
 
     def _mounted(self, id_: LayerId, device: Device, *, frozen: bool) -> _Mounted:
-        name = self._device_name(id_)
-        known = self._pool.known
+        name = self.device_name(id_)
+        known = self.pool.known
         plan = filesystems.plan(
-            known.filesystem, self._pool.node(name), frozen=frozen, read_only=frozen, quota=known.quota
+            known.filesystem, self.pool.node(name), frozen=frozen, read_only=frozen, quota=known.quota
         )
-        return _Mounted(self._pool, self._host, name, device, plan, frozen=frozen)
+        return _Mounted(self.pool, self.host, name, device, plan, frozen=frozen)
 
 
 class _Mounted:
@@ -455,16 +470,16 @@ class _Mounted:
     def __init__(
         self, pool: Pool, host: api.Host, name: str, device: Device, plan: api.MountPlan, *, frozen: bool
     ) -> None:
-        self._pool, self._host, self._name, self._device, self._plan = pool, host, name, device, plan
+        self.pool, self.host, self._name, self._device, self._plan = pool, host, name, device, plan
         self._frozen = frozen
 
     def __enter__(self) -> str:
-        self._pool.activate(self._name, self._device.thin, self._device.sectors, frozen=self._frozen)
+        self.pool.activate(self._name, self._device.thin, self._device.sectors, frozen=self._frozen)
         try:
-            self._mount = self._host.mounted(self._plan)
+            self._mount = self.host.mounted(self._plan)
             return self._mount.__enter__().path
         finally:
-            self._pool.deactivate(self._name)
+            self.pool.deactivate(self._name)
 
     def __exit__(self, *_: object) -> None:
         self._mount.__exit__(None, None, None)
@@ -512,6 +527,8 @@ def open_store(
         raise WrongStore(f"{root}/pool belongs to store {known.uuid}, not {store}", remedy="put the right one back")
     pool = Pool(root, known, mapper(), host)
     pool.up()
+    if known.kind == record.GIVEN:
+        pool.identify()
     pool.resume_suspended()
     return DeviceMapperDriver(root, options, host, pool)
 

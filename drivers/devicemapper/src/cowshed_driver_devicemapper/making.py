@@ -80,14 +80,12 @@ def plan(root: str, options: api.Options, mapper: Mapper, store: str) -> PoolRec
     quota = options["quota"] == "on"
     sectors = min(wanted, capacity) // tables.BLOCK * tables.BLOCK
     least = filesystems.LEAST[filesystem]
-    if sectors * tables.SECTOR < least:
-        if kind == record.LOOP and wanted * tables.SECTOR >= least:
-            sectors = -(-least // tables.SECTOR // tables.BLOCK) * tables.BLOCK
-        else:
-            raise BadOption(
-                f"layers of {sectors * tables.SECTOR} bytes are too small for {filesystem}, which needs {least}",
-                remedy="a larger layer_size, a larger pool, or filesystem=ext4",
-            )
+    if wanted * tables.SECTOR < least:
+        raise BadOption(
+            f"layers of {wanted * tables.SECTOR} bytes are too small for {filesystem}, which needs {least}",
+            remedy="a larger layer_size, or filesystem=ext4",
+        )
+    sectors = max(sectors, -(-least // tables.SECTOR // tables.BLOCK) * tables.BLOCK)
     return record.PoolRecord(
         kind=kind, name=name, data=data, metadata=metadata, filesystem=filesystem, uuid=store, sectors=sectors,
         base=0, transaction=0, quota=quota, ready=False,
@@ -120,7 +118,8 @@ def _blank(path: str, option: str) -> int:
         raise BadOption("options data_device and metadata_device of driver devicemapper are needed both")
     try:
         blockdevices.number_of(path)
-        with blockdevices.opened(path) as fd:
+        with blockdevices.opened(path, os.O_RDONLY | os.O_EXCL) as fd:
+            blockdevices.forget_cached(fd)
             if any(os.pread(fd, 1 << 20, 0)):
                 raise BadOption(
                     f"option {option} of driver devicemapper: {path} holds data",
@@ -128,7 +127,10 @@ def _blank(path: str, option: str) -> int:
                 )
             return blockdevices.size(fd)
     except OSError as error:
-        raise BadOption(f"option {option} of driver devicemapper: {path}: {error.strerror}") from None
+        raise BadOption(
+            f"option {option} of driver devicemapper: {path}: {error.strerror}",
+            remedy="name a device that is not in use",
+        ) from None
 
 
 def _loop_sizes(free: int, options: api.Options) -> tuple[int, int]:

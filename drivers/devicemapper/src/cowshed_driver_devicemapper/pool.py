@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from cowshed_driver_devicemapper.record import PoolRecord
 
 RANGE = 1 << 20
-_PATIENCE = 0.5  # seconds in which the users of a device that has just been unmounted go away
+_PATIENCE = 3.0  # seconds in which the users of a device that has just been unmounted go away
+_REMOVAL = 30.0  # seconds for a removal that the kernel has begun
 
 
 class Lock:
@@ -139,6 +140,26 @@ class Pool:
         record.save(self.root, self.known)
         self._host.step("devicemapper.pool.transaction")
         self._host.call("transaction", lambda: self.message(f"set_transaction_id {found} {found + 1}"))
+
+    def identify(self) -> None:
+        """Whether a pool that others look after is still the one: by the base, whose file system has the store's
+        identity. Raises WrongStore."""
+        name = f"{self.prefix}base"
+        found = None
+        with self.lock():
+            try:
+                self.activate(name, self.known.base, self.known.sectors, frozen=True)
+                try:
+                    found = self.superblock(name)
+                finally:
+                    self.deactivate(name)
+            except Damaged:
+                pass  # there is no such device
+        if found is None or found.uuid != self.known.uuid:
+            raise WrongStore(
+                f"thin pool {self.name} is another one than the store of {self.root} was made on",
+                remedy="set the right one up under this name",
+            )
 
     def down(self) -> None:
         """Take the store's devices away, and the pool if it is its own. Raises InUse."""
@@ -252,7 +273,7 @@ class Pool:
     def activate(self, name: str, thin: int, sectors: int, *, frozen: bool) -> None:
         """Make the device NAME, or keep the one that is there, with its node in /dev/mapper. A removal that waits for
         the last user is called off; one that has begun is waited for."""
-        until = monotonic() + _PATIENCE
+        until = monotonic() + _REMOVAL
         info = None
         while info is None:
             try:
@@ -297,7 +318,9 @@ class Pool:
         info = self._mapper.info(name)
         if info is None:
             self.drop_node(name)
-        elif self.known.filesystem == "xfs":
+            return
+        blockdevices.make_node(self.node(name), info.number)  # libdevmapper has taken it away
+        if self.known.filesystem == "xfs":
             filesystems.end_retries(info.minor)
 
     def _drop_stale(self, name: str, number: str) -> None:

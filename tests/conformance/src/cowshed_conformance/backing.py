@@ -238,10 +238,26 @@ def take_devices(path: str) -> None:
 
 
 def _take_holders(name: str) -> None:
-    for holder in os.listdir(f"/sys/block/{name}/holders"):
-        _take_holders(holder)
-        with open(f"/sys/block/{holder}/dm/name", encoding="utf-8") as file:
-            tool("dmsetup", "remove", file.read().strip())
+    until = time.monotonic() + 10
+    while holders := _holders(name):
+        for holder in holders:
+            _take_holders(holder)
+            try:
+                with open(f"/sys/block/{holder}/dm/name", encoding="utf-8") as file:
+                    tool("dmsetup", "remove", file.read().strip())
+            except OSError:
+                continue  # the kernel takes it with its last user
+            except RuntimeError:
+                if time.monotonic() > until:  # else its last user is going
+                    raise
+        time.sleep(0.02)
+
+
+def _holders(name: str) -> list[str]:
+    try:
+        return os.listdir(f"/sys/block/{name}/holders")
+    except FileNotFoundError:
+        return []
 
 
 class Backing:

@@ -149,7 +149,7 @@ class Engine:
             tx.execute("delete from chains")
             tx.execute("delete from images")
         self.layers.remove_unreferenced()
-        self.layers.purge(10)
+        self.layers.purge(120)
 
     # ------------------------------------------------------------ looking
 
