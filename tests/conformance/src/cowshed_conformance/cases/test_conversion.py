@@ -37,7 +37,7 @@ def chain(store: Store) -> list[api.Layer]:
         steps.remove("gone"), steps.remove_all("e"), directory("e"), file("e/new", b"7"), steps.append("a", b"+"),
         chmod("d/one", 0o4700), file("first", b"8"), steps.link("first", "second"), parent=base,
     )  # fmt: skip
-    top = store.layer(steps.rename("first", "d/first"), steps.remove("p"), chown(".", 1, 2), parent=middle)
+    top = store.layer(steps.rename("d/one", "d/moved"), steps.remove("p"), chown(".", 1, 2), parent=middle)
     return [base, middle, top]
 
 
@@ -160,6 +160,8 @@ def test_V05_what_is_lost_was_known_before_from_the_capabilities(
                 layer = source.commit(active)
                 before = {path: node for path, node in source.look(layer).items() if node.kind != "socket"}
                 before["."] = source.look(layer)["."]
+                if len(before) == 1 and feature != "sockets":
+                    continue  # it takes the file for something of its own
                 known = carry.losses(before, source.capabilities) | carry.losses(before, sink.capabilities)
                 where = f"{feature} of {source.target.name} in {sink.target.name}"
                 try:
