@@ -1,5 +1,6 @@
 """The engine's diff of layers in a store, on both drivers, and what a driver's own candidates are worth."""
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -12,6 +13,7 @@ from cowshed.layers import changes
 from cowshed.layers.difference import LayerDifference
 from cowshed.layers.mounting import detached
 from cowshed.storage import api
+from cowshed.storage.errors import Damaged, ToolFailed, Unsupported
 
 
 def load(name):
@@ -99,19 +101,63 @@ def test_a_directory_that_is_no_plain_diff_falls_back_to_the_trees(layers, activ
         assert b".wh.bb" in b"".join(difference.stream())
 
 
-def test_candidates_of_a_driver_are_compared(layers, active, monkeypatch):
-    named = [b"aa", b"bb", b"cc", b"made/new", b"never/there"]
+@contextlib.contextmanager
+def telling(layers, monkeypatch, changes_of):
+    """The same driver, which tells changes itself."""
     monkeypatch.setattr(api, "has_changes", lambda driver: True)
-    driver = type("Naming", (), {
-        "changes": lambda self, lower, upper: [api.Change(path, api.ChangeKind.CANDIDATE) for path in (b"", *named)],
-        "__getattr__": lambda self, name: getattr(layers_driver, name),
+    real = layers.driver
+    layers.driver = type("Telling", (), {
+        "changes": lambda self, lower, upper: changes_of(), "__getattr__": lambda self, name: getattr(real, name),
     })()  # fmt: skip
-    layers_driver, layers.driver = layers.driver, driver
     try:
-        with LayerDifference(layers, active) as difference:
-            assert said(difference) == WANTED
+        yield
     finally:
-        layers.driver = layers_driver
+        layers.driver = real
+
+
+def candidates(*paths):
+    return [api.Change(path, api.ChangeKind.CANDIDATE) for path in paths]
+
+
+def test_candidates_of_a_driver_are_compared(layers, active, monkeypatch):
+    named = candidates(b"", b"aa", b"bb", b"cc", b"made/new", b"never/there")
+    with telling(layers, monkeypatch, lambda: named), LayerDifference(layers, active) as difference:
+        assert said(difference) == WANTED
+        assert difference.disagreements() == []
+
+
+def test_what_a_driver_misses_is_found_when_it_is_asked_for(layers, active, monkeypatch):
+    with telling(layers, monkeypatch, lambda: candidates(b"aa")), LayerDifference(layers, active) as difference:
+        assert said(difference) == [("aa", "C")]
+        assert difference.disagreements() == [
+            "/: unchanged, and C in the trees",
+            "/bb: unchanged, and D in the trees",
+            "/made: unchanged, and A in the trees",
+            "/made/new: unchanged, and A in the trees",
+        ]
+
+
+def test_a_directory_of_changes_is_held_against_the_trees(layers, active):
+    with LayerDifference(layers, active) as difference:
+        assert difference.disagreements() == []
+
+
+@pytest.mark.parametrize("error", [Unsupported("not in here"), ToolFailed("no tool")])
+def test_a_driver_that_cannot_tell_this_time_is_helped_by_the_trees(layers, active, monkeypatch, error):
+    def fails():
+        yield from candidates(b"aa")
+        raise error
+
+    with telling(layers, monkeypatch, fails), LayerDifference(layers, active) as difference:
+        assert said(difference) == WANTED
+
+
+def test_an_error_that_is_no_refusal_comes_out(layers, active, monkeypatch):
+    def fails():
+        raise Damaged("torn")
+
+    with telling(layers, monkeypatch, fails), pytest.raises(Damaged), LayerDifference(layers, active):
+        pass
 
 
 def test_a_layer_without_a_parent(layers):
