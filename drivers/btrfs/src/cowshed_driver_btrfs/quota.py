@@ -95,14 +95,18 @@ class Groups:
         Newer kernels take an empty group away a moment after its subvolume, when a transaction has ended: so what is
         found is looked at again.
         """
-        found = [one for one in self.members(self.store) if not _exists(self._fd, one)]
+        found = self._dead()
+        if found:
+            ioctls.sync(self._fd)
         until = monotonic() + _MOMENT
         while found and monotonic() < until:
-            ioctls.sync(self._fd)
             sleep(_MOMENT / 20)
             there = set(self.members(self.store))
             found = [one for one in found if one in there]
         return found
+
+    def _dead(self) -> list[int]:
+        return [one for one in self.members(self.store) if not _exists(self._fd, one)]
 
     def unused(self) -> list[int]:
         """Groups of layers in which no subvolume lives."""
@@ -140,7 +144,7 @@ class Groups:
         """Remove what is left of subvolumes that are gone."""
         for group in self.unused():
             self._drop(group)
-        empty = [one for one in self.dead() if not self.own(one)]
+        empty = [one for one in self._dead() if not self.own(one)]
 
         def forget() -> None:
             for one in empty:
