@@ -10,12 +10,13 @@ from cowshed_driver_devicemapper import filesystems
 UUID = "0123456789abcdef0123456789abcdef"
 
 
+@pytest.mark.parametrize("zeroed", [True, False])
 @pytest.mark.parametrize(("kind", "size"), [("ext4", 16 << 20), ("xfs", 300 << 20)])
-def test_what_mkfs_makes_is_known_again(tmp_path, kind, size):
+def test_what_mkfs_makes_is_known_again(tmp_path, kind, size, zeroed):
     image = tmp_path / "image"
     with open(image, "wb") as file:
         file.truncate(size)
-    subprocess.run(filesystems.mkfs(kind, str(image), UUID, size, quota=True), check=True)
+    subprocess.run(filesystems.mkfs(kind, str(image), UUID, size, quota=True, zeroed=zeroed), check=True)
     with open(image, "rb") as file:
         found = filesystems.read_superblock(file.fileno())
     assert (found.kind, found.uuid) == (kind, UUID)

@@ -305,7 +305,7 @@ class DeviceMapperDriver:
             name = self.device_name(id_)
             if not self._known_elsewhere(id_, path):
                 self.pool.removed(name)
-            if self._discards:
+            if self._discards and self.pool.status().discards:
                 self._give_back(f"{self.pool.prefix}trash-{device.thin}", device)
             self.pool.delete(device.thin)
             self.host.step("devicemapper.deleted")

@@ -46,15 +46,16 @@ def read_superblock(fd: int) -> Superblock | None:
     return parse_superblock(os.pread(fd, 4096, 0))
 
 
-def mkfs(kind: str, device: str, uuid: str, size: int, *, quota: bool) -> Sequence[str]:
+def mkfs(kind: str, device: str, uuid: str, size: int, *, quota: bool, zeroed: bool) -> Sequence[str]:
     """The command that makes the base (mkfs.ext4(8), mkfs.xfs(8)). A thin device that has just been made reads as
-    zeroes and zeroes its blocks, so nothing needs to be written but what is used."""
+    zeroes, and if its pool zeroes new blocks (zeroed), nothing needs to be written but what is used."""
     dashed = f"{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
     if kind == "xfs":
         # The least that mkfs takes everywhere; it writes all of it, once in the base.
         return "mkfs.xfs", "-q", "-K", "-m", f"uuid={dashed}", "-l", "size=64m", device
     journal = max(1, min(64, size >> 26))  # MiB
-    extended = "nodiscard,assume_storage_prezeroed=1" + (",quotatype=prjquota" if quota else "")
+    lazy = "assume_storage_prezeroed=1" if zeroed else "lazy_itable_init=0,lazy_journal_init=0"
+    extended = f"nodiscard,{lazy}" + (",quotatype=prjquota" if quota else "")
     features = ("-O", "quota,project") if quota else ()
     return (
         "mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-U", dashed, "-J", f"size={max(journal, 4)}",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SONAME = "libdevmapper.so.1.02.1"
 _CREATE, _RELOAD, _REMOVE, _SUSPEND, _RESUME, _INFO = 0, 1, 2, 4, 5, 6
-_STATUS, _TABLE, _LIST, _CLEAR, _LIST_VERSIONS, _MESSAGE = 10, 11, 13, 14, 16, 17
+_STATUS, _TABLE, _LIST, _LIST_VERSIONS, _MESSAGE = 10, 11, 13, 16, 17
 # DM_UDEV_DISABLE_DM_RULES, _SUBSYSTEM_RULES, _DISK_RULES, _OTHER_RULES
 _KEEP_OFF = 0x1 | 0x2 | 0x4 | 0x8
 
@@ -185,16 +185,6 @@ class DeviceMapper:
             )
             task.run()
         self.resume(name)
-
-    def reload(self, name: str, target: Target) -> None:
-        """Give a device another table, with its I/O held meanwhile."""
-        said = _KernelLog()
-        try:
-            self._load(name, target, read_only=False)
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}{said.since()}") from None
-        finally:
-            said.close()
 
     def suspend(self, name: str) -> None:
         """Hold all I/O; a file system mounted from the device is frozen first, with all of it written."""

@@ -198,8 +198,9 @@ def _base(pool: Pool, options: api.Options, host: api.Host) -> None:
     pool.activate(name, known.base, known.sectors, frozen=False)
     try:
         node = pool.node(name)
-        size = known.sectors * tables.SECTOR
-        host.run(filesystems.mkfs(known.filesystem, node, known.uuid, size, quota=known.quota), timeout=_MKFS_TIMEOUT)
+        size, zeroed = known.sectors * tables.SECTOR, "skip_block_zeroing" not in pool.table().features
+        command = filesystems.mkfs(known.filesystem, node, known.uuid, size, quota=known.quota, zeroed=zeroed)
+        host.run(command, timeout=_MKFS_TIMEOUT)
         plan = filesystems.plan(known.filesystem, node, frozen=False, read_only=False, quota=known.quota, subpath="")
         try:
             with host.mounted(plan) as tree:
