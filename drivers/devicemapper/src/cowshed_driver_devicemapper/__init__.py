@@ -59,7 +59,7 @@ _OPTIONS = (
     Option("filesystem", str, "ext4", "what each layer is formatted with", ("ext4", "xfs"), creation_only=True),
     Option("layer_size", str, "10G", "what a layer can hold, with all below it, if the pool is as large",
            creation_only=True),
-    Option("quota", str, "off", "size limits on layers: the kernel counts in each file system what its tree uses",
+    Option("quota", str, "on", "size limits on layers: the kernel counts in each file system what its tree uses",
            ("on", "off"), creation_only=True),
     Option("reserve", int, 10, "percent of the pool that new layers leave free"),
     Option("discard", bool, True, "give the space of removed layers back to what lies below the pool"),
