@@ -102,9 +102,11 @@ def sides(
                     found.append(side)
                     without.discard(name)
         if stand_in:
-            until.callback(setattr, standins, "used", None)
             standins.use(stand_in)
-            more = [_side(name, *systems[0], until, limits=limits) for name in sorted(without)]
+            try:
+                more = [_side(name, *systems[0], until, limits=limits) for name in sorted(without)]
+            finally:
+                standins.used = None  # it is for these only; its mounts are of a kind that the others do not have
             found += [side for side in more if side is not None]
         yield found
 
@@ -193,6 +195,14 @@ def random_script(folder: str, seed: int, all_sides: Sequence[Side]) -> Script:
     chance = random.Random(seed)
     root = f"{folder}/model{seed}"
     os.mkdir(root)
+    standins.used = next((side.stand_in for side in all_sides if side.stand_in is not None), None)
+    try:
+        return _random(root, chance, all_sides)
+    finally:
+        standins.used = None
+
+
+def _random(root: str, chance: random.Random, all_sides: Sequence[Side]) -> Script:
     lower = randoms.change(root, chance, 30)
     several: set[int] = set()
     places: set[int] = set()
