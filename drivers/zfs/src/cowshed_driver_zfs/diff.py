@@ -23,7 +23,7 @@ from bisect import bisect_right
 
 from cowshed.storage.api import Change, ChangeKind
 from cowshed.storage.errors import ToolFailed
-from cowshed.storage.kit.descent import DIRECTORY, Descent
+from cowshed.storage.kit.descent import DIRECTORY, Descent, Moved
 from cowshed_linux import paths
 
 TYPE_CHECKING = False
@@ -34,6 +34,7 @@ _RECORD = struct.Struct("=QQQ")  # dmu_diff_record_t: kind, first object, last o
 _NONE, _IN_USE, _FREE = 1, 2, 4  # diff_type_t
 _LONGEST = 4000  # of a path that the kernel takes; one byte of PATH_MAX ends it, and a name comes after it
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the last: a link where a directory was
+_GONE = (FileNotFoundError, NotADirectoryError)
 EVERYTHING = Change(b"", ChangeKind.CANDIDATE, subtree=True)
 
 
@@ -62,7 +63,10 @@ class Objects:
 
 
 def candidates(changed: Objects, lower: int, upper: int) -> Iterator[Change]:
-    """The paths that may differ between two trees, given as descriptors of their roots: none is missed."""
+    """The paths that may differ between two trees, given as descriptors of their roots: none is missed.
+
+    The upper one may be written to meanwhile; what is done to it then may be told or not.
+    """
     tree = Descent(os.open(".", DIRECTORY, dir_fd=upper))
     try:
         top = os.fstat(tree.fd).st_ino
@@ -75,11 +79,18 @@ def candidates(changed: Objects, lower: int, upper: int) -> Iterator[Change]:
             path, below = stack[-1]
             if not below:
                 stack.pop()
-                if stack:
-                    tree.up()
+                try:
+                    if stack:
+                        tree.up()
+                except Moved:
+                    yield EVERYTHING
+                    return
                 continue
             name, number = below.pop()
-            tree.down(name)
+            try:
+                tree.down(name)
+            except _GONE:
+                continue
             inner: list[tuple[bytes, int]] = []
             path += name + b"/"
             if len(path) > _LONGEST:

@@ -353,12 +353,12 @@ class ZfsDriver:
         ):
             yield diff.EVERYTHING
         elif committed:
-            yield from self._between(lower, self._snapshot(upper))
+            yield from self._between(lower, self._snapshot(upper), upper)
         else:
             with _Moment(self._zfs, f"{self._name(upper)}@live.{upper.id}") as snapshot:
-                yield from self._between(lower, snapshot)
+                yield from self._between(lower, snapshot, upper)
 
-    def _between(self, lower: api.Layer, snapshot: str) -> Iterator[api.Change]:
+    def _between(self, lower: api.Layer, snapshot: str, upper: api.Layer) -> Iterator[api.Change]:
         from io import BytesIO
 
         from cowshed_driver_zfs import diff, streams
@@ -366,7 +366,9 @@ class ZfsDriver:
         origin, records = self._snapshot(lower), BytesIO()
         streams.to(records, lambda fd: self._zfs.changed(origin, snapshot, fd))
         changed = diff.Objects(records.getvalue())
-        before, now = (api.MountPlan((_frozen(name),), subpath="root") for name in (origin, snapshot))
+        # The names of an active layer are those that it has now. Its snapshot is not mounted: the kernel drops the hold of
+        # a killed process before its mounts, and could not take the snapshot away.
+        before, now = (self.mounts(layer, api.MountRequest(read_only=True)) for layer in (lower, upper))
         with self._host.mounted(before) as lower_tree, self._host.mounted(now) as upper_tree:
             yield from diff.candidates(changed, lower_tree.fd, upper_tree.fd)
 
@@ -420,7 +422,8 @@ class ZfsDriver:
         return {}
 
     def _check_received(self, new: api.Layer, snapshot: str) -> None:
-        with self._host.mounted(api.MountPlan((_frozen(snapshot),))) as tree:
+        plan = api.MountPlan((api.FileSystem("zfs", snapshot, read_only=True, options=(("ro", None),)),))
+        with self._host.mounted(plan) as tree:
             if not os.path.isdir(f"{tree.path}/root"):
                 raise Damaged(f"the stream of layer {new.id} is not that of a layer: it has no directory root")
 
@@ -448,10 +451,6 @@ class _Moment:
 def _identity(layer: api.Layer) -> dict[str, str]:
     """What is kept with the dataset, so that scan() needs nothing else."""
     return {"cowshed:number": str(layer.number), "cowshed:parent": layer.parent.id if layer.parent else "none"}
-
-
-def _frozen(snapshot: str) -> api.FileSystem:
-    return api.FileSystem("zfs", snapshot, read_only=True, options=(("ro", None),))
 
 
 def _check_format(layer: api.Layer, fmt: str) -> None:
