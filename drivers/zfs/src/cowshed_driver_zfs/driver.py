@@ -366,8 +366,8 @@ class ZfsDriver:
         origin, records = self._snapshot(lower), BytesIO()
         streams.to(records, lambda fd: self._zfs.changed(origin, snapshot, fd))
         changed = diff.Objects(records.getvalue())
-        # The names of an active layer are those that it has now. Its snapshot is not mounted: the kernel drops the hold of
-        # a killed process before its mounts, and could not take the snapshot away.
+        # An active layer's names are those that it has now. Its snapshot is not mounted: a process that is killed loses
+        # its hold before its mounts, and the snapshot could not go then.
         before, now = (self.mounts(layer, api.MountRequest(read_only=True)) for layer in (lower, upper))
         with self._host.mounted(before) as lower_tree, self._host.mounted(now) as upper_tree:
             yield from diff.candidates(changed, lower_tree.fd, upper_tree.fd)
