@@ -66,9 +66,10 @@ def _registered(name: str) -> bool:
 def _driver(name: str, kernel: str) -> Plan:
     """The suite on a driver, the tests of its own that are marked for the guest, if there are any (pytest: 5), and
     containers on it."""
+    backing = " --backing zpool" if name == "zfs" else ""  # else all other kinds are made and refused before it
     script = f"""
-        suite {name} --level core
-        suite {name} -k {FAULTS} --report-dir /results/{name}-faults
+        suite {name}{backing} --level core
+        suite {name}{backing} -k {FAULTS} --report-dir /results/{name}-faults
         .venv/bin/pytest -q -m guest drivers/{name}; code=$?
         case $code in 0 | 5) ;; *) status=$code ;; esac
     """
