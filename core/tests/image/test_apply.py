@@ -175,6 +175,11 @@ def test_long_names_and_every_format(root):
         assert os.readlink(root / f"{number}/link") == "t" * 150
 
 
+def test_a_name_that_the_layers_file_system_cannot_have(root):
+    most = os.statvfs(root).f_namemax  # aufs: 242
+    refused(root, LayerTar().file("d/" + "n" * (most + 1), b"x"), f"a name of {most + 1} bytes.*takes {most}")
+
+
 def test_a_sparse_file(root, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
