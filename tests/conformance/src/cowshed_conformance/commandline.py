@@ -37,7 +37,15 @@ class CommandLine:
         chosen = [f"{key}={value}" for key, value in target.given.items()]
         at = target.at(self.root)
         chosen += [f"{key}={at[key]}" for key in at if at[key] != target.options[key]]
-        self.words = [sys.executable, "-c", _MAIN, "--root", self.root, "--run-root", self.run_root]
+        self.words = [
+            sys.executable,
+            "-c",
+            standins.statement() + _MAIN,
+            "--root",
+            self.root,
+            "--run-root",
+            self.run_root,
+        ]
         self.words += ["--config", os.devnull, "--driver", self.name]
         self.words += [word for pair in chosen for word in ("--driver-option", pair)]
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("COWSHED_")}

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from cowshed.layers import mounting
-from cowshed.storage import api
+from cowshed.storage import api, registry
 
 
 @dataclass(frozen=True)
 class StandIn:
     name: str
+    of: str  # the name of the drivers that need it
     kind: type  # of the mount steps that it carries out
     mount: Callable[[Any], int]  # such a step → the descriptor of a detached mount
     driver: type  # what a driver is otherwise under it: the methods of this class go before the driver's own
@@ -32,11 +33,12 @@ class StandIn:
 
 
 used: StandIn | None = None  # in this run
+_words = ""
 
 
 def use(words: str) -> None:
     """From now on in this process. UsageError if there is no such thing."""
-    global used
+    global used, _words
     where, _, name = words.rpartition(":")
     try:
         found = getattr(_module(where), name)
@@ -46,7 +48,29 @@ def use(words: str) -> None:
         raise pytest.UsageError(f"--stand-in {words} names a {type(found).__name__}, not a StandIn")
     if used is None:
         _replace(found)
-    used = found
+    used, _words = found, words
+
+
+def statement() -> str:
+    """What a command of the engine has to run first, to be served by the stand-in of this run too."""
+    if used is None:
+        return ""
+    return (
+        f"from cowshed_conformance import standins; standins.use({os.path.abspath(_words)!r}); standins.everywhere(); "
+    )
+
+
+def everywhere() -> None:
+    """Serve the drivers that the engine finds by name in this process."""
+    real = registry.load
+
+    def load(
+        name: str, remembered: registry.Remembered | None = None, *, refresh: bool = False
+    ) -> tuple[api.DriverPlugin, registry.Remembered]:
+        plugin, found = real(name, remembered, refresh=refresh)
+        return under(plugin), found
+
+    registry.load = load
 
 
 def _module(where: str) -> Any:
@@ -81,7 +105,7 @@ def mark(items: Iterable[pytest.Item]) -> None:
 
 def under(plugin: api.DriverPlugin) -> api.DriverPlugin:
     """The plug-in, whose drivers are as they are under the stand-in of this run."""
-    if used is None:
+    if used is None or plugin.name != used.of:
         return plugin
     differs = used.driver
 

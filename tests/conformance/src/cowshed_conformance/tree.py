@@ -74,7 +74,7 @@ def _read(root: str, path: str, found: dict[str, Node], names: dict[tuple[int, i
         stat.S_IMODE(status.st_mode),
         status.st_uid,
         status.st_gid,
-        cut(status.st_mtime_ns),
+        status.st_mtime_ns,
         size,
         content,
         tuple(xattrs),
@@ -100,10 +100,14 @@ def differences(wanted: Tree, found: Tree, *, ignore: Iterable[str] = ()) -> lis
         if a is None or b is None:
             lines.append(f"{path!r} is {'missing' if b is None else 'there and should not be'}")
             continue
-        wrong = [f"{n} {getattr(b, n)!r} for {getattr(a, n)!r}" for n in looked_at if getattr(a, n) != getattr(b, n)]
+        wrong = [f"{n} {getattr(b, n)!r} for {getattr(a, n)!r}" for n in looked_at if _told(a, n) != _told(b, n)]
         if wrong:
             lines.append(f"{path!r} has {', '.join(wrong)}")
     return lines
+
+
+def _told(node: Node, name: str) -> object:
+    return cut(node.mtime) if name == "mtime" else getattr(node, name)
 
 
 def same(wanted: Tree, found: Tree, why: str, *, ignore: Iterable[str] = ()) -> None:
