@@ -117,7 +117,7 @@ class BtrfsDriver:
         if parent and limit is None:
             if os.path.lexists(place):
                 raise Damaged(f"{place} is in the way: a layer without {CONTENT}", layer=new.id)
-            self._make("snapshot", new, place, parent)
+            self._make(new.id, place, parent)
         else:
             self._build(new, place, parent, limit, options)
         self._host.step("btrfs.prepare.published")
@@ -129,10 +129,8 @@ class BtrfsDriver:
         """Make in temp/ what is not whole at once, and publish it by a rename."""
         temporary = f"{self._at.root}/temp/{new.id}"
         self._destroy(temporary)
-        if parent:
-            self._make("snapshot", new, temporary, parent)
-        else:
-            self._make("create", new, temporary, "")
+        self._make(new.id, temporary, parent)
+        if not parent:
             self._fill(temporary, options)
         self._host.step("btrfs.prepare.made")
         if limit is not None:
@@ -143,24 +141,27 @@ class BtrfsDriver:
 
             files.sync_directory(f"{self._at.root}/active")  # of a subvolume's new name: commits the transaction
 
-    def _make(self, what: str, new: api.Layer, place: str, parent: str) -> None:
+    def _make(self, new: LayerId, place: str, parent: str, *, read_only: bool = False) -> None:
+        """A subvolume at place: a snapshot of the subvolume parent, or an empty one if that is "". Raises NoSpace."""
+
         def make() -> None:
             groups = [self._groups.store] if self._groups is not None else []
             if parent:
-                subvolumes.snapshot(parent, place, groups)
+                subvolumes.snapshot(parent, place, groups, read_only=read_only)
             else:
                 subvolumes.create(place, groups)
 
+        name = "btrfs.snapshot" if parent else "btrfs.create"
         try:
             try:
-                self._host.call(f"btrfs.{what}", make)
+                self._host.call(name, make)
             except OSError as error:
                 if self._groups is None or error.errno not in (errno.ENOENT, errno.EINVAL):
                     raise
                 self._groups.make()  # quotas were switched on after the store was made, or off and on again
-                self._host.call(f"btrfs.{what}", make)
+                self._host.call(name, make)
         except OSError as error:
-            self._told(error, new.id)
+            self._told(error, new)
             raise
 
     def _fill(self, subvolume: str, options: api.LayerOptions) -> None:
@@ -202,13 +203,7 @@ class BtrfsDriver:
         if not self._at.exists(new):
             self._at.require(active)
             self._refuse_nested(active)
-            groups = [self._groups.store] if self._groups is not None else []
-            source, place = self._at.layer(active), self._at.layer(new)
-            try:
-                self._host.call("btrfs.snapshot", lambda: subvolumes.snapshot(source, place, groups, read_only=True))
-            except OSError as error:
-                self._told(error, new.id)
-                raise
+            self._make(new.id, self._at.layer(new), self._at.layer(active), read_only=True)
             self._host.step("btrfs.snapshot.made")
         return {}
 
@@ -354,7 +349,7 @@ class BtrfsDriver:
         from cowshed_driver_btrfs import changes
 
         temporary = f"{self._at.root}/temp/{upper.id}.{os.urandom(6).hex()}"
-        self._host.call("btrfs.snapshot", lambda: subvolumes.snapshot(own, temporary, read_only=True))
+        self._make(upper.id, temporary, own, read_only=True)
         try:
             found = list(changes.changes(below, temporary, CONTENT))
         finally:
@@ -422,7 +417,7 @@ class BtrfsDriver:
                 layer=new.id,
                 remedy="send it without a base, or receive it on that base",
             )
-        self._make("snapshot" if below else "create", new, place, below)
+        self._make(new.id, place, below)
         top = ioctls.directory(place)
         try:
             receiver.into(top, lambda: self._host.progress("receiving", 0, None))
