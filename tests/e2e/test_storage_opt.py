@@ -8,7 +8,7 @@ import pytest
 from cowshed_conformance.backing import file_system
 
 SCRIPT = """
-dd if=/dev/urandom of=/big bs=64k count=320 conv=fsync
+dd if=/dev/zero of=/big bs=64k count=160 conv=fsync
 set -- $(ls -l /big); echo $5
 rm /big; sync; sleep 1; echo again > /more; set -- $(ls -l /more); echo $5
 exit 3
@@ -84,7 +84,7 @@ def test_a_container_keeps_to_its_limits(engine, tmp_path, kind, option, archive
             found = engine.ok("run", "--rm", "--storage-opt", "inodes=60", image, "sh", "-c", many)
             assert 40 < int(found) < 60
         # without a limit there is none; what would take a file out of its project is kept from a limited container
-        assert engine.ok("run", "--rm", image, "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=20") == ""
+        assert engine.ok("run", "--rm", image, "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=10") == ""
         engine.ok("rm", *engine.names())
         engine.ok("system", "prune", "-f")
         assert engine.ok("system", "check").split()[-1] == "clean"
