@@ -31,6 +31,14 @@ QUOTA = """
     done
 """
 FEW = "'usage or limit or again or moves or names or random and (0 or 1 or 2 or 3)'"  # of tests/drivers
+GROUPS = """
+    run runtime/tests
+    run tests/e2e/test_run.py tests/e2e/test_options.py -k "test_limits or (test_create_start and overlay)"
+"""
+OPTIONS = {
+    "btrfs": "--driver-option quota=simple",  # which Linux 6.12 has
+    "zfs": "--backing zpool",  # else all other kinds are made and refused before it
+}
 
 
 class Plan(NamedTuple):
@@ -49,7 +57,7 @@ def plans() -> list[Plan]:
     drivers = (("devicemapper", "6.1"), ("zfs", "6.1"), ("btrfs", "6.12"), ("overlay", "6.1"))
     found = [
         *(_driver(name, kernel) for name, kernel in drivers if _registered(name)),
-        Plan("control-groups", "6.1", "containers with control groups v2", "run runtime/tests\n"),
+        Plan("control-groups", "6.1", "containers with control groups v2", GROUPS),
         Plan("quota", "6.12", "size limits by project quota on ext4 and xfs", QUOTA),
         Plan("one-meaning", "6.1", "the same scripts on all drivers of Linux 6.1", f"run tests/drivers -k {FEW}\n"),
         Plan("selinux", "6.1", "labels of SELinux in mounts", LABELS, append="lsm=landlock,lockdown,yama,selinux,bpf"),
@@ -66,10 +74,10 @@ def _registered(name: str) -> bool:
 def _driver(name: str, kernel: str) -> Plan:
     """The suite on a driver, the tests of its own that are marked for the guest, if there are any (pytest: 5), and
     containers on it."""
-    backing = " --backing zpool" if name == "zfs" else ""  # else all other kinds are made and refused before it
+    options = OPTIONS.get(name, "")
     script = f"""
-        suite {name}{backing} --level core
-        suite {name}{backing} -k {FAULTS} --report-dir /results/{name}-faults
+        suite {name} {options} --level core
+        suite {name} {options} -k {FAULTS} --report-dir /results/{name}-faults
         .venv/bin/pytest -q -m guest drivers/{name}; code=$?
         case $code in 0 | 5) ;; *) status=$code ;; esac
     """
