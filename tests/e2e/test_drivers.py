@@ -226,14 +226,11 @@ def test_after_a_reboot_containers_are_as_they_were(house, next_boot, tmp_path):
     until(lambda: house("exec", "up", "test", "-s", "/new").returncode == 0)
     house.ok("create", "--name", "made", IMAGE, "cat", "three")
     ids = set(house.ok("ps", "-aq", "--no-trunc").split())
-    for group in leftovers.groups(ids):
-        for pid in Path(group, "cgroup.procs").read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
-    for pid in house.processes():
-        os.kill(pid, signal.SIGKILL)
+    kill(house.processes())  # first those that would clean up
+    kill({pid for group in leftovers.groups(ids) for pid in members(group)})
     until(lambda: house.processes() == [] and not leftovers.mounts(str(house.root)))
     for group in leftovers.groups(ids):
-        until(lambda group=group: not Path(group, "cgroup.procs").read_text())
+        until(lambda group=group: members(group) == [])
         os.rmdir(group)
     shutil.rmtree(house.run_root)
     devices_gone(house)
@@ -253,6 +250,17 @@ def test_after_a_reboot_containers_are_as_they_were(house, next_boot, tmp_path):
     house.ok("rm", "-f", *house.names())
     house.ok("rmi", HASTY)
     clean(house)
+
+
+def members(group):
+    """The processes of a control group; of one that several hierarchies have, each is told of in each."""
+    return [int(pid) for pid in Path(group, "cgroup.procs").read_text().split()]
+
+
+def kill(pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def devices_gone(house):
