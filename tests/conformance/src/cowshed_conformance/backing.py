@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import subprocess
@@ -274,7 +275,9 @@ class Backing:
 
     def own_kind(self) -> str:
         """The kind of a file system of their own that cases make for themselves."""
-        return "tmpfs" if self.kind == "dir" else self.kind
+        if self.kind != "dir":
+            return self.kind
+        return "tmpfs" if _tmpfs_has_user_attributes() else "ext4"
 
     def loop_kind(self) -> str:
         return "ext4" if self.kind in ("dir", "tmpfs") else self.kind
@@ -317,6 +320,21 @@ class Backing:
         for name in os.listdir(self.path):
             if name != "lost+found":
                 remove_tree(f"{self.path}/{name}")
+
+
+@functools.cache
+def _tmpfs_has_user_attributes() -> bool:
+    """Linux 6.6 has them there."""
+    fd = mount.file_system("tmpfs", "probe")
+    try:
+        os.setxattr(f"/proc/self/fd/{fd}", "user.probe", b"1")
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def fs_type(path: str) -> str:
