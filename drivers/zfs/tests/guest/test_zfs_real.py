@@ -452,7 +452,7 @@ def test_a_change_below_a_path_longer_than_the_kernel_takes(store):
 def test_a_change_in_the_same_tick_of_the_clock_is_seen(store):
     """`zfs diff` takes an object whose ctime is the same for unchanged."""
     layer = store.layer(steps.file("a", b"0"))
-    for n in range(10):
+    for n in range(4):
         top = store.new(layer)
         with store.mount(top) as root, open(f"{root}/a", "r+b", buffering=0) as file:
             file.write(str(n + 1).encode())
@@ -487,8 +487,8 @@ def test_what_a_killed_comparison_leaves_is_purged(store):
 
 
 def test_random_changes_equal_the_walk(pool):
-    """As D22, in chains, so that each comparison costs one new layer: COWSHED_ZFS_TREES of them, 40 by default."""
-    count = int(os.environ.get("COWSHED_ZFS_TREES", "40"))
+    """As D22, in chains, so that each comparison costs one new layer: COWSHED_ZFS_TREES of them, 12 by default."""
+    count = int(os.environ.get("COWSHED_ZFS_TREES", "12"))
     seed = int(os.environ.get("COWSHED_ZFS_SEED", "1"))
     chance = random.Random(seed)
     done = 0
