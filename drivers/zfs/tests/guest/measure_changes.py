@@ -42,8 +42,10 @@ def main():
                 steps.do(root, steps.append(f"{n // 20000}/{n // 200}/{n}", b"+"))
         with store.tree(base, read_only=True) as lower, store.tree(top, read_only=True) as upper:
             for turn in range(2):
-                named, tool = timed("zfs diff and its completion", lambda: list(store.driver.changes(base, top)))
-                quick, compared = timed("  compared", lambda named=named: changes.of_candidates(lower, upper, named))
+                named, tool = timed("changes()", lambda: list(store.driver.changes(base, top)))
+                quick, compared = timed(
+                    "what it names, compared", lambda named=named: changes.of_candidates(lower, upper, named)
+                )
                 slow, walked = timed("the walk", lambda: changes.of_trees(lower, upper))
                 paths = [[c.path for c in found.changes] for found in (quick, slow)]
                 assert paths[0] == paths[1], "not the same"
