@@ -36,7 +36,7 @@ MUTANTS = {
     "plugin_NonAtomicCommit": ("X01", "L27 X06", "L N X"),
     "plugin_WrongError": ("L06", "X13", "L X"),
     "plugin_UsageZero": ("H01", "Q11 Q12 Q13", "Q V"),
-    "plugin_MountsWrites": ("H01", "M01 S01 S05 B02", "B I M P S"),
+    "plugin_MountsWrites": ("H01", "M01 S01 S05 B02", "B H I M P R S"),
     "plugin_SplitsHardLinks": ("X01", "C18 C19 D13 I08 I09", "A C D I V W X"),
     "plugin_CommitKeepsActive": (
         "L08",
@@ -47,7 +47,7 @@ MUTANTS = {
     "plugin_DataDiffers": ("L07 X01 R13", "L17", "L N R X"),
     "plugin_LosesTimes": ("X01", "L02 C12 I03", "A B C D I L V W X"),
     "plugin_LeaksDescriptor": ("N10", "H01 P06 S05", "A D H M N P R S U X"),
-    "plugin_HidesErrors": ("X06", "X07", "A N X"),
+    "plugin_HidesErrors": ("X06", "X07", "A N R X"),
     "plugin_ForgetsWhiteout": ("X01", "C04 C05 D02 D07 A03 A12 B02 I10", "A B C D I L R U V W X"),
     "plugin_DiffForgetsWhiteout": ("H01", "D02 D07", "A D V"),
     "plugin_ChainReversed": ("L21", "L02 L05 C04 C05 X01 A03 B02 I10", "A B C D I L M N U V W X"),
