@@ -324,13 +324,33 @@ class Pool:
             filesystems.end_retries(info.minor)
 
     def _drop_stale(self, name: str, number: str) -> None:
-        """Take away the nodes of devices that have gone with their last user, and whose number NAME has now."""
+        """Take away the nodes of devices that have gone with their last user, and whose number NAME has now. One whose
+        layer is being activated has its own number in a moment, and is left."""
         for other in self._nodes():
+            if other == name or self._number_of(other) != number:
+                continue
+            lock = self._lock_of(other.removeprefix(self.prefix))
             try:
-                if other != name and blockdevices.number_of(self.node(other)) == number:
-                    self.drop_node(other)
+                if lock is None or not lock.take(wait=False):
+                    continue
             except FileNotFoundError:
-                continue  # another process was faster
+                continue  # the layer has just moved on
+            try:
+                if self._number_of(other) == number:
+                    self.drop_node(other)
+            finally:
+                lock.release()
+
+    def _number_of(self, name: str) -> str:
+        try:
+            return blockdevices.number_of(self.node(name))
+        except FileNotFoundError:
+            return ""  # another process was faster
+
+    def _lock_of(self, layer: str) -> Lock | None:
+        """The lock under which a published layer is activated; others are their callers' alone."""
+        folders = (f"{self.root}/{kind}/{layer}/thin" for kind in ("active", "committed"))
+        return next((Lock(path) for path in folders if os.path.isdir(path)), None)
 
     def node(self, name: str) -> str:
         return f"{self._mapper.nodes}/{name}"
