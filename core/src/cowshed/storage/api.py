@@ -281,7 +281,7 @@ class Capabilities:
     acl: bool = True
     sparse: bool = True
     lost_xattrs: tuple[str, ...] = ()
-    xattrs_removable: bool = True  # False: one that is removed stays, with an empty value
+    xattrs_removable: bool = True  # False: one that is removed stays, empty, and empty ones are not copied up
     name_max: int = 255  # bytes; longer names are ENAMETOOLONG
     reserved_names: tuple[str, ...] = ()  # beginnings of names that nobody can make or see
     usage_exact: bool = False
