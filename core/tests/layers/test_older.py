@@ -125,3 +125,31 @@ def test_a_plan_falls_back_where_the_kernel_refuses(tmp_path, monkeypatch):
         assert len(os.listdir(f"/proc/self/fd/{fd}")) == 3
     finally:
         os.close(fd)
+
+
+def test_an_overlay_is_found_by_way_of_the_working_directory(tmp_path, monkeypatch):
+    """So a user reaches a store below directories that are closed to him."""
+    lowers(tmp_path / "below", 2)
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    here = "/proc/self/cwd"
+    step = api.Overlay((), f"{here}/upper", f"{here}/work")
+    fd = older.overlay(step, [f"{here}/below/layer0", f"{here}/below/layer1"], [], read_only=False)
+    try:
+        assert len(os.listdir(f"/proc/self/fd/{fd}")) == 3
+    finally:
+        os.close(fd)
+
+
+def test_many_layers_with_an_upper_one_are_mounted_by_number(tmp_path):
+    paths = lowers(tmp_path / "below", 300, NAME)
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    step = api.Overlay((), f"{tmp_path}/upper", f"{tmp_path}/work")
+    fd = older.overlay(step, paths, [], read_only=False)
+    try:
+        os.mkdir(f"/proc/self/fd/{fd}/new")
+    finally:
+        os.close(fd)
+    assert os.listdir(tmp_path / "upper") == ["new"]

@@ -24,28 +24,26 @@ def overlay(step: api.Overlay, lowers: Sequence[str], below: Sequence[int], *, r
     lowers: the paths of the step's lower directories. below: detached mounts among them; they cannot be attached
     afterwards. Raises OSError; E2BIG: there are too many layers for a page.
     """
-    above = os.path.commonpath([os.path.dirname(lower) for lower in lowers])
-    named = [_escaped(os.path.relpath(lower, above)) for lower in lowers]
-    rest = [*step.options]
-    if step.upper is not None and step.work is not None:
-        rest += [("upperdir", _escaped(step.upper)), ("workdir", _escaped(step.work))]
-    fits = len(os.fsencode(_options(named, rest))) <= _PAGE
+    own = [step.upper, step.work] if step.upper is not None and step.work is not None else []
+    paths = [*lowers, *own]
+    above = os.path.commonpath([os.path.dirname(path) for path in paths])
+    named = [os.path.relpath(path, above) for path in paths]
 
     def work() -> int:
         for fd in below:
             mount.attach(fd, "/")  # hides nothing: paths begin below it
+        # Of this thread, as its namespace: what /proc/self leads to is mounted in another.
+        os.chdir(above.replace("/proc/self/", "/proc/thread-self/", 1))
         opened: list[int] = []
         try:
-            if fits:
-                options = _options(named, rest)
-                os.chdir(above)  # of this thread, as its namespace
-            else:
-                opened.extend([os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for lower in lowers])
-                options = _options([str(fd) for fd in opened], rest)
-                if len(os.fsencode(options)) > _PAGE:
-                    text = f"{len(lowers)} layers do not fit in one page of options; Linux 6.8 has no such limit"
-                    raise OSError(7, f"mount overlay: {text}")
-                os.chdir(f"/proc/{os.getpid()}/fd")
+            options = _options(step, [_escaped(name) for name in named], len(lowers))
+            if len(os.fsencode(options)) > _PAGE:
+                opened.extend([os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for name in named])
+                options = _options(step, [str(fd) for fd in opened], len(lowers))
+                os.chdir("/proc/thread-self/fd")
+            if len(os.fsencode(options)) > _PAGE:
+                text = f"{len(lowers)} layers do not fit in one page of options; Linux 6.8 has no such limit"
+                raise OSError(7, f"mount overlay: {text}")
             mount.mount("cowshed", _PLACE, "overlay", mount.RDONLY if read_only else 0, options)
             return mount.clone(_PLACE)
         finally:
@@ -55,9 +53,11 @@ def overlay(step: api.Overlay, lowers: Sequence[str], below: Sequence[int], *, r
     return process.aside(-1, work)
 
 
-def _options(lowers: Sequence[str], rest: Sequence[tuple[str, str | None]]) -> str:
-    words = [name if value is None else f"{name}={value}" for name, value in rest]
-    return ",".join([f"lowerdir={':'.join(lowers)}", *words])
+def _options(step: api.Overlay, names: Sequence[str], lowers: int) -> str:
+    words = [f"lowerdir={':'.join(names[:lowers])}"]
+    words += [name if value is None else f"{name}={value}" for name, value in step.options]
+    words += [f"{key}={name}" for key, name in zip(("upperdir", "workdir"), names[lowers:], strict=False)]
+    return ",".join(words)
 
 
 def _escaped(path: str) -> str:
