@@ -158,7 +158,7 @@ def _is_current(node: str, number: int) -> bool:
     try:
         with open(f"{place}/dm/name", encoding="utf-8") as file:
             return file.read().rstrip("\n") == os.path.basename(node) or not node.startswith("/dev/mapper/")
-    except FileNotFoundError:
+    except OSError:
         return os.path.exists(place)
 
 
