@@ -1,4 +1,5 @@
-"""Tables and status lines, as kernels 6.1 and 6.12 have given them."""
+"""Tables and status lines, put together by Documentation/admin-guide/device-mapper/thin-provisioning.rst; the tests in
+a guest read the real ones."""
 
 import pytest
 
