@@ -2,9 +2,17 @@
 
 import pytest
 
+from cowshed import log
 from cowshed.cli import find, parser, tables
 from cowshed.cli.main import run
 from cowshed.errors import BadUsage
+
+
+@pytest.fixture(autouse=True)
+def level_of_a_new_process():
+    """A command chooses what this process tells from then on: the tests after this one are told as always."""
+    yield
+    log.choose("warn")
 
 
 @pytest.mark.parametrize(
