@@ -71,42 +71,47 @@ class Removal:
             if not targets:
                 return 0
             self._free_snapshots(targets)
+            gone: set[str] = set()
             progress = False
-            for name, found in targets.items():
+            for name in _clones_first(targets):
                 if monotonic() > until:
-                    return len(targets)
+                    return len(targets) - len(gone)
                 try:
-                    progress |= self._step(name, found, targets)
+                    progress |= self._step(name, targets, gone)
                 except OSError as error:
                     problem = problem or error
+            if len(gone) == len(targets):
+                return 0
             if not progress:
                 if problem is not None:
                     raise problem
                 return len(targets)
 
     def _free_snapshots(self, targets: dict[str, Object]) -> None:
-        """Destroy the snapshots without clones: all of them in one group of transactions, if ZFS lets them go."""
+        """Let the snapshots go that no other dataset needs, each with its last clone: all of them in one group of
+        transactions, if ZFS lets them."""
         free = [
             f"{self._store}/{name}@{snapshot}"
             for name, found in targets.items()
             for snapshot, clones in found.snapshots.items()
-            if not clones
+            if targets.keys() >= {*clones}
         ]
         if free and not self._later(lambda: self._zfs.destroy_snapshots(free)):
             for each in free:
                 self._later(lambda each=each: self._zfs.destroy_snapshots([each]))  # type: ignore[misc]
 
-    def _step(self, name: str, found: Object, targets: dict[str, Object]) -> bool:
-        """Bring a dataset nearer to its end; whether that was possible."""
-        for snapshot, clones in found.snapshots.items():
+    def _step(self, name: str, targets: dict[str, Object], gone: set[str]) -> bool:
+        """Bring a dataset nearer to its end; whether that was possible. gone: those that have come to theirs."""
+        for snapshot, clones in targets[name].snapshots.items():
             for clone in clones:
                 if clone not in targets:
                     return self._handed_over(clone, snapshot)
-            if clones:
-                return False  # which are on their own way out, and come first
+            if not gone >= {*clones}:
+                return False  # one that is on its own way out could not go yet
         for _ in range(_BUSY_TRIES):
             if self._later(lambda: self._zfs.destroy(f"{self._store}/{name}")):
                 self.done = True
+                gone.add(name)
                 return True
             sleep(_BUSY_PAUSE)
         return False
@@ -129,3 +134,15 @@ class Removal:
                 raise
             return False
         return True
+
+
+def _clones_first(targets: dict[str, Object]) -> list[str]:
+    """The datasets in an order in which each comes after all that were cloned from it."""
+    order: dict[str, None] = {}
+    for start in targets:
+        below = [start] if start not in order else []
+        for name in below:  # grows: a chain may be longer than Python's stack
+            below += [each for clones in targets[name].snapshots.values() for each in clones if each in targets]
+        for name in reversed(below):
+            order.setdefault(name)
+    return list(order)
