@@ -23,6 +23,8 @@ from cowshed_driver_devicemapper.libdevmapper import Target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cowshed.storage import api
     from cowshed_driver_devicemapper.libdevmapper import Info
     from cowshed_driver_devicemapper.mapper import Mapper
@@ -240,14 +242,25 @@ class Pool:
     def snapshot(self, thin: int, origin: int, device: str) -> bool:
         """A copy of a thin device; False if the id is taken. `device`: the origin's name while it is active. The kernel
         does not refuse to copy an origin in use, but the copy is whole only if the origin stands still."""
-        if self._mapper.info(device) is None:
-            return self._new(f"create_snap {thin} {origin}")
-        self._host.step("devicemapper.suspend")
-        self._host.call("suspend", lambda: self._mapper.suspend(device))
+        active = self._mapper.info(device) is not None
+        if active:
+            self._host.step("devicemapper.suspend")
+            active = self._host.call("suspend", lambda: self._unless_gone(self._mapper.suspend, device))
         try:
             return self._new(f"create_snap {thin} {origin}")
         finally:
-            self._mapper.resume(device)
+            if active:
+                self._unless_gone(self._mapper.resume, device)
+
+    def _unless_gone(self, do: Callable[[str], None], device: str) -> bool:
+        """Whether the device was there: a removal that waited for its last user comes to pass a moment after that."""
+        try:
+            do(device)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return False
+        return True
 
     def _new(self, text: str) -> bool:
         try:
@@ -379,7 +392,7 @@ class Pool:
             try:
                 for name in held:
                     if self._suspended(name):
-                        self._mapper.resume(name)
+                        self._unless_gone(self._mapper.resume, name)
             finally:
                 lock.release()
 
