@@ -90,12 +90,13 @@ def run(words: list[str]) -> int:
 
 def guests(words: list[str]) -> int:
     """Every plan, or those that are named. The first status that is not 0 is the status of all."""
-    plans = {found.name: found for found in plan.plans()}
+    plans = {found.name: found for found in plan.plans(whole="--whole" in words)}
     parser = argparse.ArgumentParser(
         prog="tests/vm/guests", description="Build guests and run the project's plans in them."
     )
     parser.add_argument("name", nargs="*", help=f"which of them: {', '.join(plans)} (all)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="guests at a time (2)")
+    parser.add_argument("--whole", action="store_true", help="the whole core level of the suite, an hour for a driver")
     parser.add_argument("--not-run", metavar="WHY", help="only say that they are not run")
     given = parser.parse_args(words)
     unknown = sorted(set(given.name) - set(plans))
