@@ -41,7 +41,13 @@ class OverlayDriver:
     @property
     def capabilities(self) -> api.Capabilities:
         at = self._at
-        return capabilities(self._options, user_attributes=self._user, durable=at.durable, quota=at.has_quota)
+        return capabilities(
+            self._options,
+            user_attributes=self._user,
+            durable=at.durable,
+            quota=at.has_quota,
+            exact=at.usage_exact,
+        )
 
     def close(self) -> None:
         self._at.close()

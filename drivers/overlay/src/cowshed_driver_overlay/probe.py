@@ -8,7 +8,7 @@ import os
 
 from cowshed.storage.api import MountPlan, Overlay, ProbeReport, Reason, Verdict
 from cowshed.storage.errors import BadOption
-from cowshed.storage.kit.places import IN_MEMORY, file_system_name, nearest_directory, private_namespace
+from cowshed.storage.kit.places import IN_MEMORY, SHARING, file_system_name, nearest_directory, private_namespace
 from cowshed.storage.kit.projects import why_not
 from cowshed.storage.kit.trees import remove_tree
 from cowshed_driver_overlay.switches import capabilities, prefix, switches
@@ -59,7 +59,9 @@ def probe(root: str, options: Options, host: Host) -> ProbeReport:
     if without_quota is not None:
         code, text, remedy = without_quota
         reasons.append(Reason(f"overlay.quota-{code}", text, remedy))
-    found = capabilities(options, user_attributes=user, durable=durable, quota=without_quota is None)
+    quota = without_quota is None
+    exact = quota and facts["file_system"] not in SHARING
+    found = capabilities(options, user_attributes=user, durable=durable, quota=quota, exact=exact)
     return ProbeReport(found, facts, tuple(reasons))
 
 

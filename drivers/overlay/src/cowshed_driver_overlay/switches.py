@@ -43,10 +43,11 @@ def _common(options: api.Options) -> tuple[tuple[str, str | None], ...]:
 
 
 def capabilities(
-    options: api.Options, *, user_attributes: bool, durable: bool = True, quota: bool = False
+    options: api.Options, *, user_attributes: bool, durable: bool = True, quota: bool = False, exact: bool = False
 ) -> api.Capabilities:
     """What a store with these options can. durable: the place survives a power cut (tmpfs does not); quota: the file
-    system limits what a project uses (`cowshed.storage.kit.projects`)."""
+    system limits what a project uses (`cowshed.storage.kit.projects`); exact: and copies share nothing with what is
+    below."""
     redirects, metacopy = options["redirect_dir"] == "on", options["metacopy"] == "on"
     plain = not redirects and not metacopy  # the upper directory alone tells what a layer changed
     return api.Capabilities(
@@ -67,5 +68,5 @@ def capabilities(
         selinux=True,
         rootless=plain and options["index"] == "off",
         lost_xattrs=(prefix(user_attributes=user_attributes),),
-        usage_exact=quota,
+        usage_exact=exact,
     )

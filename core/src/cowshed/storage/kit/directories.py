@@ -203,6 +203,13 @@ class Directories:
         """Whether layers made from now on are projects."""
         return self._projects is not None
 
+    @property
+    def usage_exact(self) -> bool:
+        """Whether what the quota counts is what comes back: not where copies may share extents with what is below."""
+        from cowshed.storage.kit import places
+
+        return self.has_quota and places.file_system_name(self.root) not in places.SHARING
+
     def health(self) -> Health:
         status = os.statvfs(self.root)
         return Health(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, None, None)
@@ -308,7 +315,7 @@ class Directories:
     # ------------------------------------------------------------ what is there
 
     def usage(self, layer: Layer, *, beside: Iterable[str] = ()) -> Usage:
-        """What the layer's directory holds: exactly, if it is a project, else the content by a walk.
+        """What the layer's directory holds: what the quota counts, if it is a project, else the content by a walk.
 
         beside: other directories in it than the content; their inodes are not the layer's. xfs takes a moment until
         what was deleted counts no more.
@@ -321,7 +328,7 @@ class Directories:
             return Usage(own=size, shared=None, inodes=inodes, exact=False)
         size, inodes = counted
         others = 1 + sum(_inodes_of_its_own(f"{folder}/{name}") for name in beside)
-        return Usage(own=size, shared=None, inodes=max(inodes - others, 0), exact=True)
+        return Usage(own=size, shared=None, inodes=max(inodes - others, 0), exact=self.usage_exact)
 
     def scan(self, folders: Iterable[str] = FOLDERS) -> Iterator[StoredObject]:
         """Every object, in the order of FOLDERS; then limits."""

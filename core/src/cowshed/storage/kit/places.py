@@ -29,6 +29,7 @@ _NAMES = {
     0x858458F6: "ramfs",
 }
 
+SHARING = ("btrfs", "xfs")  # a copy may share what it was copied from: its size is not what comes back
 IN_MEMORY = ("tmpfs", "ramfs")  # what lies there is gone at the next boot
 
 
