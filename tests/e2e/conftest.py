@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import tarfile
 import time
@@ -173,7 +174,21 @@ def _engine_on(where: str, folder: Path) -> Iterator[Engine]:
         yield engine
         engine.close()
         engine.assert_clean()
+        if leftovers.mounts(str(engine.root)):
+            _destroy(engine, it.driver)
         assert leftovers.mounts(str(engine.root)) == []
+
+
+def _destroy(engine: Engine, name: str) -> None:
+    """Take a driver's store away, and with it what stands as long as that does: a pool and its loop devices."""
+    from cowshed.layers.host import EngineHost
+    from cowshed.storage import options, registry
+
+    with contextlib.closing(sqlite3.connect(engine.root / "db.sqlite")) as database:
+        store, fixed = database.execute("select store, options from drivers where name = ?", (name,)).fetchone()
+    plugin, _ = registry.load(name)
+    chosen = {**options.check(plugin, {}), **json.loads(fixed)}
+    plugin.destroy(f"{engine.root}/drivers/{name}", chosen, EngineHost(), store=store)
 
 
 @pytest.fixture(params=["overlay", "copy"])

@@ -3,6 +3,7 @@
 import _sqlite3
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def asked(pulled):
             else:
                 done = pulled(*words, timeout=20)
             assert (done.returncode, done.stderr) == (0, b""), (question, done)
-            answers.append(done.stdout)
+            # Time passes between two questions, and a column is as wide as the ages in it.
+            answers.append(re.sub(rb" +", b" ", re.sub(rb"(\d+|About an?|Less than a) \w+ ago", b"AGO", done.stdout)))
         return answers
 
     pulled.ask = ask
