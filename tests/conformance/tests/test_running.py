@@ -176,7 +176,6 @@ def test_what_shows_a_fault_shrinks_to_a_few_lines(tmp_path):
     words += ["-k", "test_D22_the_quick", "--conformance-seed", "5"]
     done = pytest_(tmp_path, *words, COWSHED_TEST_SLOWDOWN="10")
     assert done.returncode == 1
-    (below,) = re.findall(r"Failed: below: \[(.*)\]", done.stdout)
-    (above,) = re.findall(r"E +above: \[(.*)\]", done.stdout)
-    steps_ = re.findall(r"\w+\(", below + above)
-    assert 1 <= len(steps_) <= 3, (below, above)
+    shown = re.findall(r"Failed: below: \[(.*)\]\nE .*above: \[(.*)\]", done.stdout)
+    lengths = [len(re.findall(r"\w+\(", below + above)) for below, above in shown]
+    assert 1 <= min(lengths) <= 3, shown  # one fault may show itself in several ways
