@@ -361,7 +361,7 @@ class BtrfsDriver:
     # ------------------------------------------------------------ streams
 
     def send(self, layer: api.Layer, base: api.Layer | None, fmt: str, out: BinaryIO) -> None:
-        from cowshed_driver_btrfs import transfer
+        from cowshed.storage.kit import streams
 
         self._check_format(layer, fmt)
         known = layer.kind is api.Kind.COMMITTED and (base is None or base in list(layer.chain())[1:])
@@ -377,7 +377,7 @@ class BtrfsDriver:
             parent = subvolumes.identity(self._at.layer(base))
         subvolume = ioctls.directory(self._at.layer(layer))
         try:
-            transfer.pump(out, lambda to: ioctls.send(subvolume, parent, to, data=True))
+            streams.to(out, lambda to: ioctls.send(subvolume, parent, to, data=True))
         finally:
             os.close(subvolume)
 

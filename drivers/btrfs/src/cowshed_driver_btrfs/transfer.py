@@ -21,45 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import BinaryIO
 
-_PIECE = 1 << 18
 _MOST = 1 << 17  # bytes of one command; the kernel's are 64 KiB at most
 _BENEATH = paths.RESOLVE_BENEATH | paths.RESOLVE_NO_SYMLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-# ---------------------------------------------------------------- out
-
-
-def pump(out: BinaryIO, write: Callable[[int], None]) -> None:
-    """Call write with a descriptor; what it writes there goes to out. An error of out wins over that of write."""
-    from threading import Thread
-
-    reader, writer = os.pipe()
-    problems: list[BaseException] = []
-
-    def drain() -> None:
-        try:
-            while piece := os.read(reader, _PIECE):
-                out.write(piece)
-        except BaseException as error:
-            problems.append(error)
-        finally:
-            os.close(reader)  # write() ends with EPIPE then
-
-    thread = Thread(target=drain, name="btrfs send")
-    thread.start()
-    try:
-        write(writer)
-    except OSError as error:
-        problems.append(error)
-    finally:
-        os.close(writer)
-        thread.join()
-    if problems:
-        raise problems[0]
-
-
-# ---------------------------------------------------------------- in
 
 
 class Header:

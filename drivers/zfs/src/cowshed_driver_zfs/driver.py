@@ -361,7 +361,8 @@ class ZfsDriver:
     def _between(self, lower: api.Layer, snapshot: str, upper: api.Layer) -> Iterator[api.Change]:
         from io import BytesIO
 
-        from cowshed_driver_zfs import diff, streams
+        from cowshed.storage.kit import streams
+        from cowshed_driver_zfs import diff
 
         origin, records = self._snapshot(lower), BytesIO()
         streams.to(records, lambda fd: self._zfs.changed(origin, snapshot, fd))
@@ -377,7 +378,7 @@ class ZfsDriver:
     def send(self, layer: api.Layer, base: api.Layer | None, fmt: str, out: BinaryIO) -> None:
         """The stream of zfs-send(8), without properties; base is any layer below. Who receives it must have the same
         base, made by receive() too or in this pool."""
-        from cowshed_driver_zfs import streams
+        from cowshed.storage.kit import streams
 
         _check_format(layer, fmt)
         if layer.kind is not api.Kind.COMMITTED or not self._zfs.exists(self._snapshot(layer)):
@@ -390,7 +391,7 @@ class ZfsDriver:
     def receive(
         self, new: api.Layer, base: api.Layer | None, fmt: str, source: BinaryIO, durability: api.Durability
     ) -> api.DriverData:
-        from cowshed_driver_zfs import streams
+        from cowshed.storage.kit import streams
 
         _check_format(new, fmt)
         if self._zfs.exists(self._name(new)):

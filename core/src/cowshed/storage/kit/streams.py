@@ -1,4 +1,4 @@
-"""Streams between ZFS, which wants descriptors, and Python's files, which need not have one."""
+"""Streams between back ends, which want descriptors, and Python's files, which need not have one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def of(source: BinaryIO, read: Callable[[int], None]) -> None:
 
 
 def _beside(pump: Callable[[], None], end: int, use: Callable[[int], None], problems: list[BaseException]) -> None:
-    thread = Thread(target=pump, name="zfs stream")
+    thread = Thread(target=pump, name="stream")
     thread.start()
     try:
         use(end)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cowshed_driver_zfs import streams
+from cowshed.storage.kit import streams
 
 DATA = os.urandom(3_000_000)
 
