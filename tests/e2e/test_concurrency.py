@@ -39,7 +39,7 @@ def test_two_hundred_mixed_commands(pulled):
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"seed {seed}")
     chance = random.Random(seed)
-    names = [f"c{n}" for n in range(12)]
+    names = [f"box{n}" for n in range(12)]  # no hexadecimal digits: a prefix of an id would be meant as well
     chosen = []
     for n in range(COUNT):
         name = names[n % len(names)]
