@@ -174,19 +174,22 @@ class Pool:
             self._remove(self.name)
 
     def _remove(self, name: str) -> None:
+        self._unused("remove", f"device {name}", lambda: self._mapper.remove(name))
+        self.drop_node(name)
+
+    def _unused(self, call: str, what: str, do: Callable[[], None]) -> None:
+        """Do what the kernel refuses while a device is in use, which may be for the moment of its removal. InUse."""
         until = 0.0
         while True:
             try:
-                self._host.call("remove", lambda: self._mapper.remove(name))
-                break
+                return self._host.call(call, do)
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
             until = until or monotonic() + _PATIENCE
             if monotonic() > until:
-                raise InUse(f"device {name} is in use", remedy="stop what runs on it, unmount it")
+                raise InUse(f"{what} is in use", remedy="stop what runs on it, unmount it")
             sleep(0.02)
-        self.drop_node(name)
 
     # ------------------------------------------------------------ the pool itself
 
@@ -274,12 +277,11 @@ class Pool:
         return True
 
     def delete(self, thin: int) -> None:
-        """Absent is success. Raises InUse for one that is active."""
+        """Absent is success. Raises InUse for one that is active. One whose deferred removal has just begun has no name
+        any more, and is active for another moment."""
         try:
-            self._host.call("delete", lambda: self.message(f"delete {thin}"))
+            self._unused("delete", f"thin device {thin} of pool {self.name}", lambda: self.message(f"delete {thin}"))
         except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise InUse(f"thin device {thin} of pool {self.name} is in use") from None
             if error.errno != errno.ENODATA:
                 raise
 
