@@ -4,6 +4,7 @@ import errno
 from types import SimpleNamespace
 
 import pytest
+
 from cowshed.storage.errors import InUse
 from cowshed_driver_devicemapper import pool as pools
 from cowshed_driver_devicemapper import record
@@ -14,12 +15,10 @@ def busy(tmp_path):
     """A pool whose kernel says EBUSY so many times before it deletes."""
 
     def make(times):
-        answers = [OSError(errno.EBUSY, "busy")] * times
-
         def message(pool, text):
             sent.append((pool, text))
-            if answers:
-                raise answers.pop()
+            if len(sent) <= times:
+                raise OSError(errno.EBUSY, "busy")
 
         sent = []
         known = SimpleNamespace(kind=record.GIVEN, name="pool", base=0, uuid="0" * 36)
