@@ -90,9 +90,11 @@ def test_too_many_layers_are_told_and_no_descriptor_stays(tmp_path):
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_refusal_is_told(tmp_path):
-    with pytest.raises(OSError, match="mount"):
+def test_a_refusal_is_told_with_the_options(tmp_path):
+    with pytest.raises(OSError, match=r"mount overlay: 2 layers: No such file or directory"):
         overlay([str(tmp_path / "missing"), str(tmp_path)])
+    with pytest.raises(OSError, match=r"mount overlay: 2 layers, no_such_option=1: Invalid argument"):
+        overlay(lowers(tmp_path, 2), options=(("no_such_option", "1"),))
 
 
 def test_an_overlay_lies_on_detached_mounts(tmp_path):

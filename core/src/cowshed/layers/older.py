@@ -44,7 +44,10 @@ def overlay(step: api.Overlay, lowers: Sequence[str], below: Sequence[int], *, r
             if len(os.fsencode(options)) > _PAGE:
                 text = f"{len(lowers)} layers do not fit in one page of options; Linux 6.8 has no such limit"
                 raise OSError(7, f"mount overlay: {text}")
-            mount.mount("cowshed", _PLACE, "overlay", mount.RDONLY if read_only else 0, options)
+            try:
+                mount.mount("cowshed", _PLACE, "overlay", mount.RDONLY if read_only else 0, options)
+            except OSError as error:
+                raise OSError(error.errno, _refusal(step, len(lowers), error)) from None
             return mount.clone(_PLACE)
         finally:
             for fd in opened:
@@ -53,9 +56,18 @@ def overlay(step: api.Overlay, lowers: Sequence[str], below: Sequence[int], *, r
     return process.aside(-1, work)
 
 
+def _refusal(step: api.Overlay, lowers: int, error: OSError) -> str:
+    """mount(2) does not say which option it did not like: so all are named, and of the layers the topmost."""
+    words = [f"{lowers} layers", *([f"upperdir={step.upper}"] if step.upper is not None else []), *_own(step)]
+    return f"mount overlay: {', '.join(words)}: {os.strerror(error.errno or 0)} (the kernel's log may say why)"
+
+
+def _own(step: api.Overlay) -> list[str]:
+    return [name if value is None else f"{name}={value}" for name, value in step.options]
+
+
 def _options(step: api.Overlay, names: Sequence[str], lowers: int) -> str:
-    words = [f"lowerdir={':'.join(names[:lowers])}"]
-    words += [name if value is None else f"{name}={value}" for name, value in step.options]
+    words = [f"lowerdir={':'.join(names[:lowers])}", *_own(step)]
     words += [f"{key}={name}" for key, name in zip(("upperdir", "workdir"), names[lowers:], strict=False)]
     return ",".join(words)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Self
 
@@ -15,7 +16,7 @@ from cowshed.storage.kit.trees import remove_tree
 from cowshed_conformance import steps
 from cowshed_conformance import tree as trees
 from cowshed_conformance.target import Target
-from cowshed_linux import capabilities, files
+from cowshed_linux import capabilities, files, mount
 
 
 class SuiteHost(EngineHost):
@@ -186,6 +187,21 @@ class Store:
         """A path, of this process only, at which the layer is mounted."""
         with self.tree(layer, read_only=read_only, driver=driver) as fd:
             yield f"/proc/self/fd/{fd}"
+
+    @contextlib.contextmanager
+    def attached(self, layer: api.Layer) -> Iterator[str]:
+        """A path at which the layer is mounted in this process's namespace, as in a container's. From there the mount
+        can be cloned for a further user, which before Linux 6.15 a detached one cannot."""
+        place = tempfile.mkdtemp(prefix="attached-", dir=os.path.dirname(self.root))
+        try:
+            with self.tree(layer) as fd:
+                mount.attach(fd, place)
+                try:
+                    yield place
+                finally:
+                    mount.unmount(place, mount.MNT_DETACH)  # `fd` holds it still
+        finally:
+            os.rmdir(place)
 
     def look(self, layer: api.Layer, *, driver: api.Driver | None = None) -> dict[str, trees.Node]:
         with self.mount(layer, read_only=True, driver=driver) as root:

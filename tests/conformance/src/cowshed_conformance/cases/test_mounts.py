@@ -297,7 +297,8 @@ def test_M11_the_error_of_a_failed_mount_says_what_the_kernel_says_and_to_what(s
     elif isinstance(step, api.FileSystem):
         wrong, named = api.FileSystem(step.fstype, step.source, options=(("no_such_option", "1"),)), "no_such_option=1"
     else:
-        marks.skip("plan", "the plan ends with a mount of another kind")
+        named = f"{step.branches[-1]}-is-not-there"
+        wrong = api.Aufs((*step.branches[:-1], named), step.writable, step.options)
     before = hoststate.descriptors()
     with pytest.raises(OSError) as raised, store.activated(active):
         os.close(detached(api.MountPlan((*plan.steps[:-1], wrong))))
