@@ -60,6 +60,16 @@ def test_a_later_run_of_the_same_kind_replaces_the_earlier():
     assert matrix.name_of({**kept, "mounted_by": "fuse-overlayfs, a stand-in"}, "one") == "one-ext4-6-1-fuse-overlayfs"
 
 
+def test_parts_of_a_run_are_one_run_and_the_latest_result_counts():
+    again = report(
+        ("test_L01_b", "passed", "", ""), ("test_P02_a", "passed", "", ""), date="2026-11-29T00:00:00+00:00", seed=8
+    )
+    kept = matrix.condense(matrix.joined([again, ONE]))
+    assert (kept["seed"], kept["date"][:10], kept["level"]) == ("7, 8", "2026-11-29", "full")
+    assert kept["cases"] == {**matrix.condense(ONE)["cases"], "L01": "passed", "P02": "passed"}
+    assert matrix.joined([again, {**ONE, "level": "core"}])["level"] == "core"
+
+
 def test_the_page_has_a_row_for_each_case_and_a_column_for_each_run():
     other = report(("test_Q01_a", "passed", "", ""), driver="two", options={"index": "off", "size": None},
                    mounted_by="fuse-overlayfs, a stand-in")  # fmt: skip

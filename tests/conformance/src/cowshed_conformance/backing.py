@@ -277,7 +277,7 @@ class Backing:
         """The kind of a file system of their own that cases make for themselves."""
         if self.kind != "dir":
             return self.kind
-        return "tmpfs" if _tmpfs_has_user_attributes() else "ext4"
+        return "tmpfs" if tmpfs_has_user_attributes() else "ext4"
 
     def loop_kind(self) -> str:
         return "ext4" if self.kind in ("dir", "tmpfs") else self.kind
@@ -323,7 +323,7 @@ class Backing:
 
 
 @functools.cache
-def _tmpfs_has_user_attributes() -> bool:
+def tmpfs_has_user_attributes() -> bool:
     """Linux 6.6 has them there."""
     fd = mount.file_system("tmpfs", "probe")
     try:

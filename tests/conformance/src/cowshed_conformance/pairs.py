@@ -112,7 +112,10 @@ def sides(
 
 
 def _first(kind: str, folder: str, until: contextlib.ExitStack) -> backing.FileSystem | None:
-    """Such a file system, with quota if the kernel has that; None if this machine lacks what makes one."""
+    """Such a file system, with quota if the kernel has that; None if this machine lacks what makes one, or if it does
+    not hold what scripts write."""
+    if kind == "tmpfs" and not backing.tmpfs_has_user_attributes():
+        return None
     for one in (f"{kind}-quota", kind) if kind in backing.PROJECTS else (kind,):
         try:
             return until.enter_context(backing.file_system(one, f"{folder}/{one}", SIZE))
