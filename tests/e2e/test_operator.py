@@ -52,7 +52,10 @@ def timeless(text):
     return re.sub(r'"(RunningFor|CreatedSince|Status)":"[^"]*"', "", text)
 
 
-LISTINGS = [("ps", "-a"), ("images",), ("history", "IMAGE"), ("driver", "list"), ("volume", "ls"), ("system", "df")]
+LISTINGS = [
+    ("ps", "-a"), ("images",), ("history", "IMAGE"), ("driver", "list"), ("volume", "ls"), ("system", "df"),
+    ("storage", "df"), ("storage", "tree"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", LISTINGS, ids=" ".join)

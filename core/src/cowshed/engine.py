@@ -26,6 +26,7 @@ class Engine:
         self._reader: Store | None = None
         self.called: Any = None  # a connection to the zygote, made before it is needed
         self._layers: dict[str, Layers] = {}
+        self._looked_at: dict[str, Layers] = {}
 
     @property
     def store(self) -> Store:
@@ -105,6 +106,20 @@ class Engine:
                 raise NotFound(f"{error} ({self.settings.driver_from} says so)", remedy=error.remedy) from None
             self._layers[name] = Layers(store, name, driver)
         return self._layers[name]
+
+    def look(self, name: str) -> Layers:
+        """The layers of a driver that the store has been used with, to be looked at: the store is open for reading, and
+        nothing that dead commands left is repaired. Raises what `layers` does."""
+        if name in self._layers:
+            return self._layers[name]
+        if name not in self._looked_at:
+            from cowshed.layers.driver import open_driver
+            from cowshed.layers.layers import Layers
+
+            reader = self.reader
+            driver = open_driver(reader, name, self.settings.options_of(name))
+            self._looked_at[name] = Layers(reader, name, driver)
+        return self._looked_at[name]
 
     def image(self, text: str) -> ImageRow:
         """By name, digest or prefix of the id. NotFound."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 
 from cowshed.container import state
-from cowshed.container.usage import warn_of_health
 from cowshed.errors import CowshedError
 from cowshed.image.blobs import BlobStore
+from cowshed.layers.health import warn_of_health
 from cowshed.monitor import client
 from cowshed.state import containers, drivers, volumes
 from cowshed.storage.errors import StorageError

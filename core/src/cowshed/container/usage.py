@@ -1,22 +1,15 @@
-"""What the store takes on its disk, and how much of it would come back."""
+"""What the store takes on its disk by kind of thing, as docker sums it up, and how much of it would come back."""
 
 from __future__ import annotations
 
-import os
-
-from cowshed import log
-from cowshed.container import state
-from cowshed.errors import CowshedError
-from cowshed.image.blobs import BlobStore
-from cowshed.state import containers, drivers, layers, volumes
-from cowshed.storage.errors import StorageError
-from cowshed.storage.kit.trees import measure_tree
+from cowshed.space.account import total
+from cowshed.space.inventory import Inventory
 from cowshed.storage.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowshed.engine import Engine
-    from cowshed.layers.layers import Layers
+    from cowshed.space.inventory import Unit
 
 
 @record(frozen=True)
@@ -29,52 +22,26 @@ class Used:
 
 
 def usage(engine: Engine) -> tuple[Used, ...]:
-    """Images (their layers in the drivers), the archives that they came in, containers, volumes. Every layer is
-    measured by its driver, which may walk its tree; those of a driver that cannot be opened are left out."""
-    store = engine.store
-    rows = containers.list_all(store)
-    running = {row.number for row in rows if state.now(engine, row).state == "running"}
-    needed = {number for row in rows for number, _, _, _ in layers.chain(store, row.number)}
-    images = [r[0] for r in store.query("select id from images")]
-    used = {row.image_id for row in rows}
-    layer_sizes: dict[int, int] = {}
-    container_sizes: dict[int, int] = {}
-    for name in drivers.names(store):
-        try:
-            held = engine.layers(name)
-        except (CowshedError, StorageError, OSError) as error:
-            log.warn(f"the layers of driver {name} are left out: it cannot be opened: {error}")
-            continue
-        warn_of_health(held)
-        for row in layers.list_all(store, name):
-            try:
-                size = held.usage(held.load(row.number)).own
-            except (StorageError, OSError):
-                continue  # removed meanwhile, or missing, which `system check` tells
-            (layer_sizes if row.kind == "committed" else container_sizes)[row.number] = size
-    blobs = BlobStore(store.root)
-    archives = {digest: max(blobs.size(digest), 0) for digest in blobs.digests()}
-    counted = {r[0] for r in store.query("select digest from image_blobs join containers on image = image_id")}
-    held_volumes = volumes.list_all(store)
-    volume_sizes = {v.name: _tree(f"{store.root}/volumes/{v.name}") for v in held_volumes}
-    mounted = {v.name for v in held_volumes if volumes.users(store, v.name)}
+    """Images (their layers in the drivers), the archives that they came in, containers, volumes."""
+    found = Inventory(engine).measure()
+    running = [c for c in found.containers.values() if found.states[c.id] == "running"]
+    used = {c.image_id for c in found.containers.values()} & found.images.keys()
+    busy = {row.id for c in running for row in found.chain_of(c.number)[:1]}
+    needed = {row.id for c in found.containers.values() for row in found.chain_of(c.number)}
+    counted = {digest for id_ in used for digest, _, _ in found.images[id_ or ""].blobs}
+    mounted = {name for name, users in found.volumes.items() if users}
+    layers = [unit for unit in found.units.values() if unit.kind == "layer"]
+    committed = [unit for unit in layers if found.layers[unit.id].kind == "committed"]
+    active = [unit for unit in layers if found.layers[unit.id].kind != "committed"]
+    archives = [unit for unit in found.units.values() if unit.kind == "archive"]
+    volumes = [unit for unit in found.units.values() if unit.kind == "volume"]
     return (
-        Used("Images", len(images), len(used & set(images)), *_sums(layer_sizes, needed)),
-        Used("Archives", len(archives), len(counted & archives.keys()), *_sums(archives, counted)),
-        Used("Containers", len(rows), len(running), *_sums(container_sizes, running)),
-        Used("Local Volumes", len(held_volumes), len(mounted), *_sums(volume_sizes, mounted)),
+        Used("Images", len(found.images), len(used), *_sums(committed, needed)),
+        Used("Archives", len(archives), sum(unit.id in counted for unit in archives), *_sums(archives, counted)),
+        Used("Containers", len(found.containers), len(running), *_sums(active, busy)),
+        Used("Local Volumes", len(volumes), len(mounted), *_sums(volumes, mounted)),
     )
 
 
-def warn_of_health(held: Layers) -> None:
-    """Tell what a driver has to say of its back end: a pool that is nearly full, or was made for trying out."""
-    for reason in held.driver.health().reasons:
-        log.warn(f"driver {held.name}: {reason.text}" + (f": {reason.remedy}" if reason.remedy else ""))
-
-
-def _sums(sizes: dict[int, int] | dict[str, int], kept: set[int] | set[str]) -> tuple[int, int]:
-    return sum(sizes.values()), sum(size for key, size in sizes.items() if key not in kept)
-
-
-def _tree(path: str) -> int:
-    return measure_tree(path)[0] if os.path.isdir(path) else 0
+def _sums(units: list[Unit], kept: set[str]) -> tuple[int, int]:
+    return total(units), total(unit for unit in units if unit.id not in kept)

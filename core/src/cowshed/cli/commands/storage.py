@@ -1,0 +1,118 @@
+"""storage df, tree, why."""
+
+from __future__ import annotations
+
+from cowshed.cli import output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.cli.parser import Values
+    from cowshed.engine import Engine
+    from cowshed.space.inventory import Inventory
+
+
+def df(engine: Engine, said: Values) -> int:
+    from cowshed.space.inventory import Inventory
+
+    inventory = Inventory(engine)
+    if said["operands"]:
+        return _fates(inventory, said)
+    from cowshed.space.account import accounts
+
+    rows = [
+        {
+            "Type": each.kind, "ID": _id(each.id, said), "Name": each.name, "Drivers": ",".join(each.drivers),
+            "Own": output.size(each.own), "Shared": output.size(each.shared),
+            "Reclaimable": output.size(each.reclaimable), "Exact": _yes(each.exact), "OwnBytes": each.own,
+            "SharedBytes": each.shared, "ReclaimableBytes": each.reclaimable,
+        }
+        for each in accounts(inventory.measure())
+    ]  # fmt: skip
+    columns = ("Type", "Name", "Drivers", "Own", "Shared", "Reclaimable", "Exact")
+    output.listing(rows, columns, said.format, what="storage df")
+    return 0
+
+
+def _fates(inventory: Inventory, said: Values) -> int:
+    """What removing the things that are named would free, unit by unit."""
+    from cowshed.space.account import fates, total
+
+    removed = [inventory.find(text) for text in said["operands"]]
+    found = fates(inventory.measure(), removed)
+    rows = [
+        {
+            "Type": fate.unit.kind, "ID": _id(fate.unit.id, said), "Driver": fate.unit.driver,
+            "Size": "?" if fate.unit.size is None else output.size(fate.unit.size), "Exact": _yes(fate.unit.exact),
+            "Freed": _yes(fate.freed), "KeptBy": ", ".join(fate.kept_by), "SizeBytes": fate.unit.size or 0,
+        }
+        for fate in found
+    ]  # fmt: skip
+    output.listing(rows, ("Type", "ID", "Driver", "Size", "Exact", "Freed", "KeptBy"), said.format, what="storage df")
+    if not said.format:
+        freed = [fate.unit for fate in found if fate.freed]
+        about = "" if all(unit.exact for unit in freed) else "about "
+        which = ", ".join(dict.fromkeys(map(inventory.said, removed)))
+        print(f"Removing {which} would free {about}{output.size(total(freed))}")
+    return 0
+
+
+def tree(engine: Engine, said: Values) -> int:
+    from cowshed.space.inventory import Inventory
+    from cowshed.space.tree import branches
+
+    inventory = Inventory(engine)
+    only = _layers_of(inventory, said["operands"])
+    inventory.measure()
+    rows = []
+    for branch in branches(inventory, only) if only or not said["operands"] else ():
+        row, unit = branch.row, inventory.units["layer", branch.row.id]
+        names = [*branch.images, *([f"container {branch.container}"] if branch.container else [])]
+        rows.append(
+            {
+                "Layer": branch.drawn + _id(row.id, said), "Driver": row.driver, "Kind": row.kind,
+                "Own": "?" if unit.size is None else output.size(unit.size), "Exact": _yes(unit.exact),
+                "Names": ", ".join(names), "ID": _id(row.id, said), "Number": row.number, "Parent": row.parent,
+                "Depth": branch.depth, "ChainID": row.chain_id or "", "DiffID": row.diff_id or "",
+                "OwnBytes": unit.size, "Images": list(branch.images), "Container": branch.container,
+            }
+        )  # fmt: skip
+    output.listing(rows, ("Layer", "Driver", "Kind", "Own", "Exact", "Names"), said.format, what="storage tree")
+    return 0
+
+
+def _layers_of(inventory: Inventory, names: list[str]) -> set[str]:
+    """Ids of the layers that what is named stands on."""
+    holders = {inventory.find(text) for text in names}
+    return {key[1] for key, by in inventory.holders.items() if key[0] == "layer" and by & holders}
+
+
+def why(engine: Engine, said: Values) -> int:
+    from cowshed.errors import NotFound
+    from cowshed.space.inventory import Inventory
+    from cowshed.space.tree import chains
+
+    inventory = Inventory(engine)
+    text = said["operands"][0]
+    try:
+        wanted = {inventory.find_layer(text).id}
+    except NotFound:
+        wanted = _layers_of(inventory, [text])
+    rows = []
+    for id_, row in inventory.layers.items():
+        if id_ not in wanted:
+            continue
+        found = chains(inventory, row) or [("nothing: the next storage gc removes it",)]
+        rows += [
+            {"Layer": id_[:12], "Driver": row.driver, "KeptBy": " > ".join(words), "Chain": list(words)}
+            for words in found
+        ]
+    output.listing(rows, ("Layer", "Driver", "KeptBy"), said.format, what="storage why")
+    return 0
+
+
+def _id(id_: str, said: Values) -> str:
+    return id_ if said.no_trunc else id_.rpartition(":")[2][:12]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,141 @@
+"""`storage df`, `tree` and `why`: what takes the space, what removing something would free, why a layer is kept."""
+
+import json
+import subprocess
+
+import pytest
+from cowshed_testing.images import Image, LayerTar, busybox_layer
+
+
+@pytest.fixture(scope="module")
+def cousins(registry):
+    """Two images that share their lowest layer; each has 2 MB and 3 MB of its own."""
+    base, one, other = busybox_layer(), LayerTar(), LayerTar()
+    one.file("one", bytes(range(256)) * 8000)
+    other.file("other", bytes(range(256)) * 12000)
+    return [
+        registry.push(Image([base, layer.bytes()]), f"space/{name}") for name, layer in (("one", one), ("other", other))
+    ]
+
+
+@pytest.fixture
+def two(engine, cousins):
+    """A store with both, and a container that wrote 1 MB on the first."""
+    for image in cousins:
+        engine.ok("pull", "-q", image)
+    engine.one, engine.other = cousins
+    engine.ok("run", "--name", "box", engine.one, "dd", "if=/dev/urandom", "of=/data", "bs=1000000", "count=1")
+    return engine
+
+
+def rows(engine, *words):
+    return [json.loads(line) for line in engine.ok(*words, "--format", "json").splitlines()]
+
+
+def taken(engine):
+    """What the layers and archives of a store take, as du counts it."""
+    where = [f"{engine.root}/drivers", f"{engine.root}/blobs/sha256"]
+    lines = subprocess.run(["du", "-s", "-B1", *where], check=True, capture_output=True, text=True).stdout.splitlines()
+    return sum(int(line.split()[0]) for line in lines)
+
+
+def test_the_lines_of_df_add_up_and_tell_what_is_shared(two):
+    told = {(row["Type"], row["Name"]): row for row in rows(two, "storage", "df")}
+    first, second = (told["image", name] for name in (two.one, two.other))
+    box = told["container", "box"]
+    assert first["OwnBytes"] >= 2_048_000
+    assert second["OwnBytes"] >= 3_072_000
+    assert first["SharedBytes"] == second["SharedBytes"] == told["shared", "1 layer, 1 archive"]["OwnBytes"] > 100_000
+    assert (first["ReclaimableBytes"], second["ReclaimableBytes"]) == (0, second["OwnBytes"])
+    if two.driver == "overlay":
+        assert 1_000_000 <= box["OwnBytes"] < 1_100_000
+    assert box["ReclaimableBytes"] == box["OwnBytes"]
+    assert ("leftover", "") not in told
+    # Everything is told once. What is not a layer or an archive, such as the driver's own directories, is small.
+    assert abs(sum(row["OwnBytes"] for row in told.values()) - taken(two)) < 200_000
+
+
+def test_system_df_sums_up_the_same_bytes(two):
+    lines = rows(two, "storage", "df")
+    docker = {row["Type"]: row for row in rows(two, "system", "df")}
+    assert {kind: row["TotalCount"] for kind, row in docker.items()} == {
+        "Images": 2, "Archives": 3, "Containers": 1, "Local Volumes": 0,
+    }  # fmt: skip
+    assert docker["Images"]["Active"] == docker["Containers"]["TotalCount"] == 1
+    box = next(row for row in lines if row["Type"] == "container")
+    assert docker["Containers"]["Size"] == box["Own"]
+
+
+def test_df_of_some_tells_what_would_be_freed_and_it_is(two):
+    told = rows(two, "storage", "df", two.other)
+    assert {row["Type"] for row in told if row["Freed"] == "yes"} == {"layer", "archive"}
+    (kept,) = [row for row in told if row["Type"] == "layer" and row["Freed"] == "no"]
+    assert kept["KeptBy"] == f"container box, image {two.one}"
+    promised = sum(row["SizeBytes"] for row in told if row["Freed"] == "yes")
+    assert f"Removing image {two.other} would free " in two.ok("storage", "df", two.other).splitlines()[-1]
+    before = taken(two)
+    two.ok("rmi", two.other)
+    assert abs(before - taken(two) - promised) < 100_000
+
+
+def test_an_image_goes_only_with_its_containers(two):
+    alone = rows(two, "storage", "df", two.one)
+    assert {row["Freed"] for row in alone} == {"no"}
+    assert {row["KeptBy"] for row in alone if row["Type"] == "archive"} >= {"container box"}
+    both = rows(two, "storage", "df", two.one, "box")
+    assert [row["Freed"] for row in both].count("no") == 2  # the layer and the archive that the other image has
+    everything = rows(two, "storage", "df", two.one, two.other, "box")
+    assert {row["Freed"] for row in everything} == {"yes"}
+
+
+def test_nothing_of_that_name(two):
+    for words in (("df", "nothing"), ("tree", "nothing"), ("why", "nothing")):
+        done = two("storage", *words)
+        assert done.returncode == 125
+        assert b"no such container, image or volume: nothing" in done.stderr
+
+
+def test_a_tree_of_layers_with_names(two):
+    base, top, own, other = rows(two, "storage", "tree")
+    assert [each["Depth"] for each in (base, top, own, other)] == [0, 1, 2, 1]
+    assert (base["Images"], top["Images"], other["Images"]) == ([], [two.one], [two.other])
+    assert (own["Container"], own["Kind"], own["Parent"]) == ("box", "active", top["Number"])
+    lines = two.ok("storage", "tree").splitlines()
+    assert [line.split(base["Driver"])[0].rstrip() for line in lines[1:]] == [
+        base["ID"], f"├─ {top['ID']}", f"│  └─ {own['ID']}", f"└─ {other['ID']}",
+    ]  # fmt: skip
+    assert [row["ID"] for row in rows(two, "storage", "tree", two.other)] == [base["ID"], other["ID"]]
+
+
+def test_why_a_layer_is_kept(two):
+    base, top, own, _ = rows(two, "storage", "tree", "--no-trunc")
+
+    def chains(what):
+        return [row["Chain"] for row in rows(two, "storage", "why", what)]
+
+    image = two.ok("image", "inspect", "-f", "{{.Id}}", two.one).strip()[7:19]
+    own_id, top_id, base_id = (each["ID"][:12] for each in (own, top, base))
+    by_container = ["container box (exited)", f"layer {own_id}, its own"]
+    assert chains(own["ID"][:8]) == [by_container]
+    assert chains(str(top["Number"])) == [
+        [*by_container, f"layer {top_id}"],
+        [f"name {two.one}", f"image {image}", "its layer 2 of 2"],
+    ]
+    assert len(chains(base["ChainID"])) == 3
+    assert len(chains(two.other)) == 4  # three of its base, one of its own
+    assert base_id in two.ok("storage", "why", base["ID"])
+    two.ok("rm", "box")
+    assert chains(top["ID"]) == [[f"name {two.one}", f"image {image}", "its layer 2 of 2"]]
+
+
+def test_looking_changes_nothing_and_works_beside_a_running_container(two):
+    two.ok("run", "-d", "--name", "running", two.other, "sleep", "600")
+    before = (two.root / "db.sqlite-wal").read_bytes() if (two.root / "db.sqlite-wal").exists() else b""
+    told = {row["Name"]: row for row in rows(two, "storage", "df")}
+    assert told["running"]["ReclaimableBytes"] == 0
+    assert told[two.other]["ReclaimableBytes"] == 0
+    (chain,) = [row["Chain"] for row in rows(two, "storage", "why", "running") if len(row["Chain"]) == 2]
+    assert chain[0] == "container running (running)"
+    two.ok("storage", "tree")
+    after = (two.root / "db.sqlite-wal").read_bytes() if (two.root / "db.sqlite-wal").exists() else b""
+    assert before == after
