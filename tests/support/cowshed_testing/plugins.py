@@ -107,6 +107,11 @@ def environment(folder: Path) -> Path:
     for entry in ours.iterdir():
         (site / entry.name).symlink_to(entry)
     (folder / "bin/uv").symlink_to(TOP / ".venv/bin/uv")
+    suite = folder / "bin/cowshed-conformance"
+    suite.write_text(
+        f"#!{folder}/bin/python\nfrom cowshed_conformance.command import main\n\nraise SystemExit(main())\n"
+    )
+    suite.chmod(0o755)
     (ready,) = [line for line in (TOP / "Makefile").read_text().splitlines() if line.startswith("MEMBERS := ")]
     members = ready.partition(":=")[2].split()
     subprocess.run([TOP / "tools/launcher", os.path.relpath(folder, TOP), *members], cwd=TOP, check=True)

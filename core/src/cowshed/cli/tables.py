@@ -359,6 +359,15 @@ COMMANDS = (
         0,
     ),
     Command(
+        "driver new",
+        "drivers:new",
+        "NAME [DIRECTORY]",
+        "write the package of a new storage driver: it installs, works, and is there to be changed",
+        (_QUIET, _HELP),
+        1,
+        2,
+    ),
+    Command(
         "volume create",
         "volumes:create",
         "[NAME]",

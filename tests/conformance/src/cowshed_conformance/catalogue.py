@@ -270,3 +270,12 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "V04": ("issue", "5: `cowshed storage convert` keeps the source until it is accepted"),
     "V08": ("issue", "5: `cowshed storage convert` beside running containers"),
 }
+
+# What the letters of the numbers are about.
+AREAS = {
+    "P": "Probing and options", "L": "Life and names of layers", "C": "Content, copied on write",
+    "D": "Changes and their archives", "A": "Archives applied", "M": "Mounts", "I": "Mapped ids",
+    "Q": "Usage and limits", "N": "Several at once", "X": "Crashes and faults", "R": "Removal, check, repair",
+    "V": "Conversion between drivers", "H": "Honesty, of drivers and of the suite", "S": "The store",
+    "U": "Layers in use", "J": "The engine's journal", "B": "Plain users", "W": "Volumes",
+}  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 core = pytest.mark.conformance_level("core")  # every plug-in must pass these
 full = pytest.mark.conformance_level("full")
-hard = pytest.mark.conformance_level("hard")  # minutes
+faults = pytest.mark.conformance_level("faults")  # minutes of random kills, changes and operations
 last = pytest.mark.conformance_last  # after all others
 
 

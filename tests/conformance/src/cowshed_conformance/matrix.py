@@ -7,20 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cowshed_conformance.catalogue import ELSEWHERE, TITLES
+from cowshed_conformance.catalogue import AREAS, ELSEWHERE, TITLES
 
 FACTS = tuple(
-    "driver distribution mounted_by kernel backing options date level seed suite python verdict".split()
+    "driver distribution mounted_by kernel backing options date level seed suite suite_version python verdict".split()
 )  # of a report, that are kept
 WHOLE = 200  # numbers: a run with fewer was of chosen cases, and says nothing of the others
 NOT_APPLICABLE = ("capability", "plan")  # other codes say that it could not be run there
-_AREAS = {
-    "P": "Probing and options", "L": "Life and names of layers", "C": "Content, copied on write",
-    "D": "Changes and their archives", "A": "Archives applied", "M": "Mounts", "I": "Mapped ids",
-    "Q": "Usage and limits", "N": "Several at once", "X": "Crashes and faults", "R": "Removal, check, repair",
-    "V": "Conversion between drivers", "H": "Honesty, of drivers and of the suite", "S": "The store",
-    "U": "Layers in use", "J": "The engine's journal", "B": "Plain users", "W": "Volumes",
-}  # fmt: skip
 _OWN_TESTS = {"suite": "the suite's own tests", "engine": "the engine's tests"}
 
 Kept = dict[str, Any]
@@ -119,7 +112,7 @@ def page(kept: Sequence[Kept], note: str) -> str:
         if number[0] != area:
             area = number[0]
             heads = " | ".join(f"{_name(run)} ({n})" for n, run in enumerate(kept, 1))
-            lines += ["", f"## {_AREAS[area]}", "", f"| | case | {heads} |", "|---|---|" + "---|" * len(kept)]
+            lines += ["", f"## {AREAS[area]}", "", f"| | case | {heads} |", "|---|---|" + "---|" * len(kept)]
         if number in ELSEWHERE:
             code, where_ = ELSEWHERE[number]
             said = f"issue {where_}" if code == "issue" else f"{_OWN_TESTS[code]}: `{where_.rpartition('::')[2]}`"

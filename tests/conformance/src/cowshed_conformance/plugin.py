@@ -14,7 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from cowshed_conformance import report
 
-LEVELS = ("core", "full", "hard")
+LEVELS = ("core", "full", "faults")
+BACKINGS = ("dir", "tmpfs", "ext4", "ext4-quota", "xfs", "xfs-quota", "btrfs", "zpool")
 pytest.register_assert_rewrite("cowshed_conformance.cases")
 
 
@@ -27,13 +28,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--backing",
         default=None,
-        choices=("dir", "tmpfs", "ext4", "ext4-quota", "xfs", "xfs-quota", "btrfs", "zpool"),
+        choices=BACKINGS,
         help="what the stores lie on; default: the first that suits the driver, beginning with the temporary directory",
     )
     group.addoption(
         "--stand-in", metavar="FILE:OBJECT", default=None, help="what mounts in place of a file system that is not here"
     )
-    group.addoption("--level", default="full", choices=LEVELS, help="which cases: core, full (default), hard")
+    group.addoption("--level", default="full", choices=LEVELS, help="which cases: core, full (default), faults")
+    group.addoption(
+        "--suite-version",
+        metavar="N",
+        type=int,
+        default=None,
+        help="hold the driver to the cases of this version of the suite: newer ones run and are told, but fail nothing",
+    )
     group.addoption("--conformance-seed", metavar="N", type=int, default=None, help="repeat a run's random choices")
     group.addoption(
         "--shuffle", metavar="N", type=int, default=None, help="run the cases in the order that this number gives"
@@ -41,11 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--set-clock", action="store_true", help="this machine is for the run alone: case X15 may set its clock back"
     )
-    group.addoption("--report-dir", metavar="DIR", default=None, help="write conformance.json and conformance.md there")
+    group.addoption(
+        "--report-dir", metavar="DIR", default=None, help="write the report there, as JSON, Markdown, page and badge"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "conformance_level(name): core, full or hard (cowshed_conformance)")
+    config.addinivalue_line("markers", "conformance_level(name): core, full or faults (cowshed_conformance)")
     config.addinivalue_line("markers", "conformance_budget(seconds): time that a case may take (cowshed_conformance)")
     config.addinivalue_line("markers", "conformance_last: runs after all others (cowshed_conformance)")
     name = config.getoption("--driver")
@@ -74,6 +84,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("target", [None], ids=[module.used.name], indirect=True, scope="module")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -k takes some away
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if _report() is None:
         return
@@ -86,6 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
+    _versions(config, items)
     order = config.getoption("--shuffle")
     if order is not None:
         import random
@@ -95,6 +107,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if module is not None:
         module.mark(items)
     items.sort(key=lambda item: item.get_closest_marker("conformance_last") is not None)
+
+
+def _versions(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note which cases there are, and let those that are newer than the version that is held to fail nothing."""
+    from cowshed_conformance import versions
+
+    run = _report()
+    assert run is not None
+    here = run.of_this_run()
+    for item in items:
+        mark = item.get_closest_marker("conformance_level")
+        if mark is None or not isinstance(item, pytest.Function):
+            continue
+        pin = config.getoption("--suite-version") or getattr(item.module, "SUITE_VERSION", None)
+        if pin is not None and not 1 <= pin <= versions.VERSION:
+            raise pytest.UsageError(
+                f"there is no version {pin} of the suite: this one has 1 to {versions.VERSION}; install a newer one"
+            )
+        since = versions.since(item.originalname)
+        counted = pin is None or since <= pin
+        here.pinned = pin if pin is not None else here.pinned
+        here.modules.add(item.function.__module__)
+        here.know(item, mark.args[0], since=since, counted=counted)
+        if not counted:
+            item.add_marker(pytest.mark.xfail(reason=f"newer than version {pin} of the suite", strict=False))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

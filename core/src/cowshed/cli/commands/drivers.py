@@ -1,4 +1,4 @@
-"""driver list, driver why."""
+"""driver list, driver why, driver new."""
 
 from __future__ import annotations
 
@@ -114,6 +114,21 @@ def why(engine: Engine, said: Values) -> int:
             print(f"  {reason['Verdict']}: {reason['Text']}")
             if reason["Remedy"]:
                 print(f"    what to do: {reason['Remedy']}")
+    return 0
+
+
+def new(engine: Engine, said: Values) -> int:
+    from cowshed.scaffold.new import write
+
+    words = said["operands"]
+    directory, made = write(*words)
+    if said.quiet:
+        print(directory)
+        return 0
+    for path in made:
+        print(f"{directory}/{path}")
+    print(f"\nTo install it: pip install -e {directory}")
+    print(f"To see it:     cowshed driver list\nTo test it:    cowshed-conformance {words[0]} --level core")
     return 0
 
 

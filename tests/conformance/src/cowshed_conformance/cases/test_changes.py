@@ -19,7 +19,7 @@ from cowshed_conformance import archive, changes, marks, randoms, steps, tree
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.cases.test_content import ACCESS, CAPABILITY, KINDS
 from cowshed_conformance.harness import Store
-from cowshed_conformance.marks import budget, core, full, hard
+from cowshed_conformance.marks import budget, core, faults, full
 from cowshed_conformance.steps import (
     Step,
     append,
@@ -382,7 +382,7 @@ def test_D22_the_quick_way_equals_the_walk_of_both_trees(light: Store, chance: r
     quick_equals_walk(light, chance, 40)
 
 
-@hard
+@faults
 @budget(3600)
 def test_D22_a_thousand_times(light: Store, chance: random.Random) -> None:
     quick_equals_walk(light, chance, 1000)

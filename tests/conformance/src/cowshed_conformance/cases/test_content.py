@@ -20,7 +20,7 @@ from cowshed.storage import api
 from cowshed_conformance import crash, steps, tree
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.harness import Store
-from cowshed_conformance.marks import budget, claim, core, full, hard
+from cowshed_conformance.marks import budget, claim, core, faults, full
 from cowshed_conformance.steps import (
     Step,
     append,
@@ -596,7 +596,7 @@ def test_C28_a_lock_is_kept_when_the_file_is_copied_up(store: Store) -> None:
                 os.close(late)
 
 
-@hard
+@faults
 @budget(300)
 def test_C29_a_directory_of_a_hundred_thousand_entries(store: Store) -> None:
     base = store.prepare(store.plan())

@@ -22,7 +22,7 @@ from cowshed_conformance import changes, crash, fiemap, marks, steps, tree
 from cowshed_conformance.backing import Backing, FileSystem
 from cowshed_conformance.cases.test_discovery import files_below
 from cowshed_conformance.harness import Store, SuiteHost, mine, sync
-from cowshed_conformance.marks import budget, core, full, hard
+from cowshed_conformance.marks import budget, core, faults, full
 from cowshed_conformance.steps import directory, file, remove, set_xattr
 from cowshed_conformance.target import Target
 
@@ -268,7 +268,7 @@ def test_X02_killed_at_random_moments(light: Store, chance: random.Random) -> No
     _rounds(light, chance, 30)
 
 
-@hard
+@faults
 @budget(900)
 def test_X02_killed_two_hundred_times_at_random_moments(light: Store, chance: random.Random) -> None:
     _rounds(light, chance, 200)

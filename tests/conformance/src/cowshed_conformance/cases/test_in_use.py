@@ -16,7 +16,7 @@ from cowshed_conformance.backing import Backing
 from cowshed_conformance.cases.test_journal import killed
 from cowshed_conformance.engine import Engine
 from cowshed_conformance.harness import Store
-from cowshed_conformance.marks import budget, core, full, hard
+from cowshed_conformance.marks import budget, core, faults, full
 from cowshed_conformance.steps import file
 from cowshed_conformance.target import Target
 from cowshed_linux import mount, process
@@ -295,7 +295,7 @@ def test_U08_mounting_and_removing_under_load_is_never_refused(engine: Engine) -
     under_load(engine, 15)
 
 
-@hard
+@faults
 @budget(900)
 def test_U08_a_thousand_rounds_of_mounting_and_removing(engine: Engine) -> None:
     under_load(engine, 350)
