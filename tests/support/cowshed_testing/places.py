@@ -33,7 +33,9 @@ class Place:
 
 @contextlib.contextmanager
 def place(name: str, folder: Path) -> Iterator[Place]:
-    """Call in a private mount namespace. name: a driver, or DRIVER-FILESYSTEM. NotHere."""
+    """Call in a private mount namespace. name: a driver, DRIVER-FILESYSTEM, or DRIVER@PROGRAM: what stands in for the
+    mount of a driver whose file system the kernel lacks. NotHere."""
+    name, _, program = name.partition("@")
     driver, _, kind = name.partition("-")
     with contextlib.ExitStack() as stack:
         if driver == "btrfs":
@@ -45,7 +47,10 @@ def place(name: str, folder: Path) -> Iterator[Place]:
         root.mkdir(exist_ok=True)
         words: tuple[str, ...] = ()
         command = ""
-        if driver == "loops":
+        if program:
+            needs(program)
+            command = with_stand_in(folder, driver)
+        elif driver == "loops":
             command = with_loops(folder)
         elif driver == "devicemapper":
             if "COWSHED_GUEST" in os.environ:
@@ -73,6 +78,18 @@ def with_loops(folder: Path) -> str:
     points.mkdir()
     plugins.distribution(str(points), "example-loops", {"loops": "cowshed_testing.loops:plugin"}, {})
     return plugins.launcher(folder / "cowshed", points, TOP / "tests/support")
+
+
+def with_stand_in(folder: Path, driver: str) -> str:
+    """A command whose mounts of this driver are made by the stand-in for it, all else being its own."""
+    tests = TOP / "drivers" / driver / "tests"
+    of = f"{tests}/{(tests / 'stand_in').read_text().split()[1]}"
+    before = f"from cowshed_conformance import standins\nstandins.use({of!r})\nstandins.everywhere()\n"
+    command = folder / "cowshed"
+    ours = (TOP / ".venv/bin/cowshed").read_text()
+    command.write_text(ours.replace("from cowshed.cli.main", f"{before}from cowshed.cli.main", 1))
+    command.chmod(0o755)
+    return str(command)
 
 
 @contextlib.contextmanager
