@@ -44,6 +44,15 @@ def cut(moment: int) -> int:
     return moment // granularity * granularity
 
 
+def cut_times(root: str) -> None:
+    """Take from every time below root what `cut` takes from it."""
+    for where, folders, others in os.walk(f"{root}/."):
+        for path in (where, *(f"{where}/{name}" for name in (*others, *folders))):
+            status = os.lstat(path)
+            if cut(status.st_mtime_ns) != status.st_mtime_ns:
+                os.utime(path, ns=(status.st_atime_ns, cut(status.st_mtime_ns)), follow_symlinks=False)
+
+
 def read(root: str) -> dict[str, Node]:
     """path (relative, `.` is the root) → node."""
     found: dict[str, Node] = {}
