@@ -9,7 +9,7 @@ import os
 
 _TOP = {
     *("db.sqlite", "db.sqlite-wal", "db.sqlite-shm", "ballast", "numbers"),
-    *("locks", "blobs", "drivers", "containers", "volumes", "cache"),
+    *("locks", "blobs", "drivers", "containers", "volumes", "cache", "records"),
 }
 
 

@@ -123,7 +123,12 @@ def _configure(
     _write(f"{folder}/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
     _write(f"{folder}/resolv.conf", _host_file("/etc/resolv.conf") if network == "host" else "")
     config = spec.compose(asked, image, hostname=hostname, user=user, files=folder, mounts=mounts.oci(engine, wanted))
+    _write_record(engine, row, active.parent.id if active.parent is not None else None)
     _write_config(engine, row, config)
+
+
+def _write_record(engine: Engine, row: ContainerRow, parent: str | None) -> None:
+    _write(f"{engine.folder(row)}/record", dumps(containers.record_of(row, parent)), mode=0o600)
 
 
 def _write_config(engine: Engine, row: ContainerRow, config: dict[str, Any]) -> None:

@@ -75,3 +75,12 @@ def list_all(store: Store) -> list[ContainerRow]:
 
 def of_image(store: Store, image_id: str) -> list[ContainerRow]:
     return [_row(r) for r in store.query(f"select {_COLUMNS} from containers where image_id = ?", image_id)]
+
+
+def record_of(row: ContainerRow, parent: str | None) -> dict[str, Any]:
+    """What containers/ID/record says (`cowshed.state.records`); parent: the id of the layer that its own stands on."""
+    return {
+        "number": row.number, "name": row.name, "image": row.image_id, "reference": row.image_ref,
+        "driver": row.driver, "created": row.created, "config": row.config, "labels": row.labels, "layer": row.id[:32],
+        "parent": parent,
+    }  # fmt: skip

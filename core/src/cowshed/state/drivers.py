@@ -27,6 +27,7 @@ def insert(tx: Transaction, row: DriverRow) -> None:
         "insert or ignore into drivers values (?, ?, ?, ?)",
         row.name, row.store, dumps(row.options), dumps(row.remembered),
     )  # fmt: skip
+    tx.record("drivers", row.name)
 
 
 def set_remembered(tx: Transaction, name: str, remembered: dict[str, Any]) -> None:

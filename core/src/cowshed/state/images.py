@@ -60,15 +60,19 @@ def insert(tx: Transaction, image: ImageRow) -> None:
     for digest in {blob[0] for blob in image.blobs}:
         tx.execute("insert into image_blobs values (?, ?)", digest, image.id)
         tx.execute("delete from loose_blobs where digest = ?", digest)
+    tx.record("images", image.id)
 
 
 def tag(tx: Transaction, name: str, image_id: str) -> None:
     """Give a canonical name to an image, taking it from another that had it."""
-    tx.execute("insert into tags values (?, ?) on conflict (name) do update set image = excluded.image", name, image_id)
+    untag(tx, name)
+    tx.record("images", image_id)
+    tx.execute("insert into tags values (?, ?)", name, image_id)
 
 
 def untag(tx: Transaction, name: str) -> None:
-    tx.execute("delete from tags where name = ?", name)
+    for (image_id,) in tx.execute("delete from tags where name = ? returning image", name):
+        tx.record("images", image_id)
 
 
 def delete(tx: Transaction, image_id: str) -> None:
@@ -76,6 +80,7 @@ def delete(tx: Transaction, image_id: str) -> None:
     tx.execute("delete from chains where image = ?", image_id)
     tx.execute("delete from image_blobs where image = ?", image_id)
     tx.execute("delete from images where id = ?", image_id)
+    tx.record("images", image_id)
 
 
 def by_name(store: Store, name: str) -> ImageRow | None:
@@ -95,6 +100,11 @@ def by_id(store: Store, id_: str) -> ImageRow:
     if len(rows) > 1:
         raise Ambiguous(f"{id_} fits {len(rows)} images", remedy="give more of the id")
     return _row(rows[0])
+
+
+def exact(store: Store, id_: str) -> ImageRow | None:
+    rows = store.query(f"select {_COLUMNS} from images where id = ?", id_)
+    return _row(rows[0]) if rows else None
 
 
 def by_digest(store: Store, digest: str) -> ImageRow | None:

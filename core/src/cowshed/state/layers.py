@@ -83,14 +83,18 @@ def set_committed(
 ) -> None:  # fmt: skip
     """Mark a layer committed. A twin that had its chain id gives it up, and goes when nothing stands on it."""
     if chain_id is not None:
-        tx.execute(
-            "update layers set chain_id = null where driver = ? and chain_id = ? and number != ?",
+        twins = tx.execute(
+            "update layers set chain_id = null where driver = ? and chain_id = ? and number != ? returning id",
             driver, chain_id, number,
         )  # fmt: skip
+        for (id_,) in twins:
+            tx.record("layers", id_)
     tx.execute(
         "update layers set kind = 'committed', chain_id = ?, diff_id = ?, data = ?, durable = ? where number = ?",
         chain_id, diff_id, dumps(dict(data)), int(durable), number,
     )  # fmt: skip
+    if diff_id is not None:
+        tx.record("layers", tx.execute("select id from layers where number = ?", number)[0][0])
 
 
 def set_data(tx: Transaction, number: int, data: Mapping[str, Any]) -> None:
@@ -100,7 +104,9 @@ def set_data(tx: Transaction, number: int, data: Mapping[str, Any]) -> None:
 def delete(tx: Transaction, number: int) -> None:
     """Forget a layer and what was begun with it. StoreError if another layer stands on it."""
     tx.execute("delete from journal where number = ?", number)
-    tx.execute("delete from layers where number = ?", number)
+    for id_, diff_id in tx.execute("delete from layers where number = ? returning id, diff_id", number):
+        if diff_id is not None:
+            tx.record("layers", id_)
     tx.execute("delete from loose_layers where number = ?", number)
 
 

@@ -11,6 +11,7 @@
     leases       byte    the taker of a lease for its life
     blobs        file    shared to take a lease, exclusive to delete blobs
     gc           file    exclusive to purge; a second one goes away
+    records      file    exclusive to write records
 
 Order: store < driver < containers < layers < mounts < activations < transaction. A container and its active layer have
 the same number N. The files are never unlinked: two holders could be the result.
@@ -27,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FILES = ("store", "containers", "layers", "mounts", "activations", "monitors", "chains", "leases", "blobs", "gc")
+FILES = ("store", "containers", "layers", "mounts", "activations", "monitors", "chains", "leases", "blobs", "gc", "records")
 _PATIENCE = 0.005
 
 

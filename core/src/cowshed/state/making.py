@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_FOLDERS = ("locks", "blobs", "blobs/sha256", "blobs/partial", "drivers", "containers", "volumes", "cache")
+_FOLDERS = ("locks", "blobs", "blobs/sha256", "blobs/partial", "drivers", "containers", "volumes", "cache", "records")
 _MIGRATION_WAIT = 10.0  # seconds for other commands to end
 # Their locks do not reach other machines, or their shared memory does not: WAL needs both (sqlite.org/wal.html).
 _NETWORK = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "gfs2"))

@@ -140,10 +140,15 @@ class Transaction:
         self.store = store
         self._new: list[tuple[str, int]] = []
         self._noted: tuple[int, int] | None = None
+        self._recorded: set[tuple[str, str]] = set()
 
     def note_numbers(self, given: int, beyond: int) -> None:
         """What `Store.noted_numbers` tells once this transaction is durable."""
         self._noted = given, beyond
+
+    def record(self, kind: str, name: str) -> None:
+        """This row is changed: its record (`cowshed.state.records`) follows when this transaction is durable."""
+        self._recorded.add((kind, name))
 
     def __enter__(self) -> Transaction:
         self.store.hold()
@@ -179,6 +184,10 @@ class Transaction:
                 self.execute("commit")
                 if self._noted is not None:
                     self.store._note_numbers(*self._noted)
+                if self._recorded:
+                    from cowshed.state import records
+
+                    records.refresh(self.store, self._recorded)
                 return
             except BaseException:
                 self._back()

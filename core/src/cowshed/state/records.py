@@ -1,0 +1,148 @@
+"""What only the database says, a second time: small files beside it, from which it can be made again.
+
+    records/store            the store's identity
+    records/drivers/NAME     the identity and the fixed options of a driver's store
+    records/images/HEX       manifest, configuration and names of an image
+    records/layers/ID        driver, number, parent, chain id and diff id of an image's layer
+    containers/ID/record     what a container was made of and asked for, and its layer (`cowshed.state.containers`)
+
+They follow the database: written again, by whoever has changed a row, when its transaction is durable, and never read
+by a command that has a database. They are not synced. One that a power cut took, or that a killed command did not come
+to, is missing or old: `storage check` holds them against the database, and `storage repair` writes them again.
+"""
+
+from __future__ import annotations
+
+import os
+from binascii import a2b_base64, b2a_base64
+
+from cowshed import log
+from cowshed_linux import files
+from cowshed_runtime.fastjson import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from cowshed.state.rows import ImageRow
+    from cowshed.state.store import Store
+
+KINDS = ("drivers", "images", "layers")
+_WAIT = 5.0  # seconds for another command that writes records
+
+
+def folder(root: str) -> str:
+    return f"{root}/records"
+
+
+def refresh(store: Store, changed: Iterable[tuple[str, str]]) -> None:
+    """Write the records of these (kind, name) as the database has them now, and delete those of what it has no more. One
+    that cannot be written, or not now, is left to `storage repair`."""
+    if not store.locks.exclude("records", wait=_WAIT):
+        log.info("records are being written by another command for long: storage repair writes these")
+        return
+    try:
+        for kind in ("", *KINDS):
+            os.makedirs(f"{folder(store.root)}/{kind}", mode=0o700, exist_ok=True)
+        _write(f"{folder(store.root)}/store", {"store": store.id})
+        for kind, name in sorted(changed):
+            value = wanted(store, kind, name)
+            if value is not None:
+                _write(path(store.root, kind, name), value)
+            else:
+                _unlink(path(store.root, kind, name))
+    except OSError as error:
+        log.info(f"records cannot be written: {error}")
+    finally:
+        store.locks.let_go("records")
+
+
+def path(root: str, kind: str, name: str) -> str:
+    return f"{folder(root)}/{kind}/{name.removeprefix('sha256:')}"
+
+
+def _write(target: str, value: dict[str, Any]) -> None:
+    """One that says so already is not written."""
+    data = dumps(value).encode()
+    if _bytes(target) != data:
+        files.write_atomically(target, data, durable=False)
+
+
+def _bytes(target: str) -> bytes | None:
+    try:
+        with open(target, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _unlink(target: str) -> None:
+    try:
+        os.unlink(target)
+    except FileNotFoundError:
+        return
+
+
+def read(target: str) -> dict[str, Any] | None:
+    """A record; None if there is none or it is damaged."""
+    data = _bytes(target)
+    try:
+        value = loads(data) if data else None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def there(root: str, kind: str) -> list[str]:
+    """The names of the records of a kind that are there."""
+    try:
+        return sorted(name for name in os.listdir(f"{folder(root)}/{kind}") if not name.endswith(".new"))
+    except FileNotFoundError:
+        return []
+
+
+def wanted(store: Store, kind: str, name: str) -> dict[str, Any] | None:
+    """What the record is to say; None if there is to be none."""
+    from cowshed.state import drivers, images, layers
+
+    if kind == "drivers":
+        driver = drivers.get(store, name)
+        return None if driver is None else {"store": driver.store, "options": driver.options}
+    if kind == "images":
+        image = images.exact(store, name)
+        return None if image is None else of_image(image, images.names(store, image.id))
+    row = layers.by_id(store, name)
+    if row is None or row.diff_id is None or row.kind != "committed":
+        return None
+    below = layers.get(store, row.parent) if row.parent is not None else None
+    return {
+        "driver": row.driver, "number": row.number, "parent": below.id if below is not None else None,
+        "chain_id": row.chain_id, "diff_id": row.diff_id, "created": row.created, "data": row.data,
+    }  # fmt: skip
+
+
+def all_wanted(store: Store) -> list[tuple[str, str]]:
+    """(kind, name) of every record that is to be there."""
+    queries = {
+        "drivers": "select name from drivers",
+        "images": "select id from images",
+        "layers": "select id from layers where kind = 'committed' and diff_id is not null",
+    }
+    return [(kind, row[0]) for kind, sql in queries.items() for row in store.query(f"{sql} order by 1")]
+
+
+def of_image(image: ImageRow, names: list[str]) -> dict[str, Any]:
+    return {
+        "manifest": _text(image.manifest), "config": _text(image.config), "media_type": image.media_type,
+        "names": names, "pulled": image.pulled,
+    }  # fmt: skip
+
+
+def _text(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode()
+
+
+def bytes_of(text: object) -> bytes:
+    """What `of_image` made a text of. ValueError if it is damaged."""
+    return a2b_base64(str(text).encode(), strict_mode=True)
