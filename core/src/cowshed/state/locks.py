@@ -28,7 +28,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FILES = ("store", "containers", "layers", "mounts", "activations", "monitors", "chains", "leases", "blobs", "gc", "records")
+FILES = (
+    "store",
+    "containers",
+    "layers",
+    "mounts",
+    "activations",
+    "monitors",
+    "chains",
+    "leases",
+    "blobs",
+    "gc",
+    "records",
+)
 _PATIENCE = 0.005
 
 
