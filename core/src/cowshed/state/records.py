@@ -37,8 +37,9 @@ def folder(root: str) -> str:
 
 
 def refresh(store: Store, changed: Iterable[tuple[str, str]]) -> None:
-    """Write the records of these (kind, name) as the database has them now, delete those of what it has no more. One that
-    cannot be written, or not now, is left to `storage repair`."""
+    """Write the records of these (kind, name) as the database has them now, delete those of what it has no more.
+
+    One that cannot be written, or not now, is left to `storage repair`."""
     if not store.locks.exclude("records", wait=_WAIT):
         log.info("records are being written by another command for long: storage repair writes these")
         return
