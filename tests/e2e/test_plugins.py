@@ -66,6 +66,7 @@ def test_broken_drivers_are_listed_with_their_reasons_and_stop_nobody(engine, fo
         ("mute", "driver mute cannot be used here: it does not say why"),
         ("badopen", "driver badopen has a bug: its open raised KeyError"),
         ("twice", "claimed by example-twice 1.0 and other-twice 1.0 (option --driver says so): uninstall one of them"),
+        ("twice", "uninstall one of them: pip uninstall example-twice, or pip uninstall other-twice"),
         ("min", "did you mean mine?"),
     ],
 )  # fmt: skip
@@ -97,7 +98,8 @@ def test_options_come_from_file_and_flag_and_are_held_against_the_schema(engine,
         config.write_text(f"[storage]\ndriver = 'mine'\n[storage.drivers.mine]\n{text}\n")
 
     configured("levl = 3")
-    assert "driver mine has no option levl: did you mean level?" in refused(engine, "pull", "-q", greeting)
+    said = f"(configuration file {config}:4 says so)"
+    assert f"driver mine has no option levl {said}: did you mean level?" in refused(engine, "pull", "-q", greeting)
     assert "has no option levl" in engine.ok("driver", "why")
     configured("level = 'high'")
     assert "option level of driver mine is a number, not 'high'" in refused(engine, "pull", "-q", greeting)
@@ -110,7 +112,12 @@ def test_options_come_from_file_and_flag_and_are_held_against_the_schema(engine,
     configured("mode = 'fast'")
     assert "option mode of driver mine is 'slow' in this store" in engine.ok("driver", "why")
     told = refused(engine, "run", "--rm", greeting, "true")
-    assert "option mode of driver mine is 'slow' in this store and cannot become 'fast'" in told
+    assert f"option mode of driver mine is 'slow' in this store and cannot become 'fast' {said}" in told
+    assert "say --driver-option mode=slow to keep 'slow'" in told
+    assert "make another store (--root DIRECTORY) to have 'fast'" in told
+    assert engine.ok("--driver-option", "mode=slow", "run", "--rm", greeting, "cat", "three") == "three\n"
+    other = str(engine.root) + "-2"
+    assert engine.ok("--root", other, "run", "--rm", greeting, "cat", "three") == "three\n", "both are true commands"
     flag = ("--driver", "mine", "--driver-option", "mode=slow")
     engine.env.pop("COWSHED_CONFIG")
     assert engine.ok(*flag, "run", "--rm", greeting, "cat", "three") == "three\n"

@@ -8,6 +8,7 @@ from cowshed import log
 from cowshed.config import selection
 from cowshed.errors import NotFound
 from cowshed.state.store import Store, open_store
+from cowshed.storage.errors import BadOption
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,18 +95,43 @@ class Engine:
         """The layers of a driver, by default the selected one."""
         name = name or self.driver_name()
         if name not in self._layers:
-            from cowshed.layers.driver import open_driver
-            from cowshed.layers.layers import Layers
-
-            store = self.store
-            try:
-                driver = open_driver(store, name, self.settings.options_of(name))
-            except NotFound as error:
-                if name != self.settings.driver:
-                    raise
-                raise NotFound(f"{error} ({self.settings.driver_from} says so)", remedy=error.remedy) from None
-            self._layers[name] = Layers(store, name, driver)
+            self._layers[name] = self._open(self.store, name)
         return self._layers[name]
+
+    def _open(self, store: Store, name: str) -> Layers:
+        from cowshed.layers.driver import open_driver
+        from cowshed.layers.layers import Layers
+
+        settings = self.settings
+        news = self._differs() if name == settings.driver and store.writable else None
+        try:
+            layers = Layers(store, name, open_driver(store, name, settings.options_of(name)))
+            if news is not None:
+                log.warn(f"{news[0]}: {news[1]}")
+            return layers
+        except NotFound as error:
+            if name != settings.driver:
+                raise
+            stored = self.stored_driver()
+            other = f"; the store has its layers in {stored}: --driver {stored}" if stored not in ("", name) else ""
+            raise NotFound(f"{error} ({settings.driver_from} says so)", remedy=f"{error.remedy}{other}") from None
+        except BadOption as error:
+            who = settings.who_said(name, error.option)
+            if not who:
+                raise
+            from cowshed.config import lines
+
+            who = lines.pointed(who, ("storage", "drivers", name, error.option))
+            raise BadOption(f"{error} ({who} says so)", option=error.option, remedy=error.remedy) from None
+
+    def _differs(self) -> tuple[str, str] | None:
+        """What is to be told when a configuration brings a driver into a store that has its layers in another, which is
+        seldom meant."""
+        from cowshed.state import drivers
+
+        if self.settings.driver_from == selection.BY_FLAG or drivers.get(self.reader, self.settings.driver) is not None:
+            return None
+        return selection.disagreement(self.settings, self.stored_driver())
 
     def look(self, name: str) -> Layers:
         """The layers of a driver that the store has been used with, to be looked at: the store is open for reading, and
@@ -113,12 +139,7 @@ class Engine:
         if name in self._layers:
             return self._layers[name]
         if name not in self._looked_at:
-            from cowshed.layers.driver import open_driver
-            from cowshed.layers.layers import Layers
-
-            reader = self.reader
-            driver = open_driver(reader, name, self.settings.options_of(name))
-            self._looked_at[name] = Layers(reader, name, driver)
+            self._looked_at[name] = self._open(self.reader, name)
         return self._looked_at[name]
 
     def image(self, text: str) -> ImageRow:

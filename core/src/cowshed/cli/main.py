@@ -96,12 +96,16 @@ def _dispatch(flags: parser.Values) -> int:
     for key in ("driver", "driver_option", "runtime"):  # also options of commands that make a container
         if key in said:
             flags[key] = said[key]
+    module, _, function = command.module.partition(":")
+    name = f"cowshed.cli.commands.{module}"
+    if command.bare:
+        __import__(name)
+        return int(getattr(sys.modules[name], function)(flags, said) or 0)
     from cowshed.config import settings
     from cowshed.engine import Engine
 
     engine = Engine(settings.load(flags, os.environ))
-    module, _, function = command.module.partition(":")
-    __import__(name := f"cowshed.cli.commands.{module}")  # importlib brings warnings
+    __import__(name)  # importlib brings warnings
     try:
         result = getattr(sys.modules[name], function)(engine, said)
     finally:

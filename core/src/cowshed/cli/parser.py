@@ -50,6 +50,7 @@ class Command:
     most: int = -1  # -1: any number
     foreign: bool = False  # options end at the first operand
     hidden: bool = False  # not for people
+    bare: bool = False  # is given the global options instead of an engine: works whatever the configuration says
 
 
 class Values(dict):  # type: ignore[type-arg]

@@ -69,19 +69,25 @@ def _stamp(path: str) -> list[int] | None:
 
 
 def _parse(path: str) -> dict[str, Any]:
-    import tomllib
-
     from cowshed.config import schema
+
+    document, text = parse(path)
+    schema.check(document, path, text)
+    return document
+
+
+def parse(path: str) -> tuple[dict[str, Any], str]:
+    """What a file says, and its text. ConfigError if it cannot be read or is no TOML."""
+    import tomllib
 
     try:
         with open(path, "rb") as file:
-            document = tomllib.load(file)
+            text = file.read().decode().replace("\r\n", "\n")
+        return tomllib.loads(text), text
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValueError as error:  # TOMLDecodeError, and UnicodeDecodeError
         raise ConfigError(f"{path}: {error}") from None
-    schema.check(document, path)
-    return document
 
 
 def _load(cache: str) -> dict[str, Any]:

@@ -3,31 +3,65 @@
 from __future__ import annotations
 
 from cowshed.errors import ConfigError
+from cowshed.storage.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    Rule = Callable[[Any, str], None]  # the value and its dotted name; raises ConfigError
+    Keys = tuple[str, ...]
+    Rule = Callable[[Any, Keys], Iterator["Problem"]]  # the value and where it stands
 
 _PLAIN = (str, int, bool)
 
 
-def check(document: dict[str, Any], path: str) -> None:
-    """Hold the content of the file at path against the schema. Raises ConfigError, which names file and setting."""
-    try:
-        _SCHEMA(document, "")
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}", remedy=error.remedy) from None
+@record(frozen=True)
+class Problem:
+    """One thing that is wrong in a configuration."""
+
+    keys: tuple[str, ...]  # where
+    text: str
+    remedy: str = ""
+    path: str = ""  # the file; else it is in no file, or between several
+    line: int = 0
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}" if self.line else self.path
+
+
+def check(document: dict[str, Any], path: str, text: str) -> None:
+    """Hold the content of the file at path against the schema. Raises ConfigError, which names file, line and setting
+    of the first problem and tells how many more there are."""
+    found = problems(document, path, text)
+    if found:
+        more = f", and {len(found) - 1} more (cowshed config check {path})" if len(found) > 1 else ""
+        raise ConfigError(f"{found[0].where}: {found[0].text}{more}", remedy=found[0].remedy)
+
+
+def problems(document: dict[str, Any], path: str, text: str, *, strict: bool = False) -> list[Problem]:
+    """All that is wrong in the content of the file at path. strict: also in the tables of registries, which are else
+    checked when one is asked."""
+    found = list((_STRICT if strict else _SCHEMA)(document, ()))
+    if not found:
+        return []
+    from cowshed.config import lines
+
+    known = lines.of(text)
+    return [Problem(p.keys, p.text, p.remedy, path, lines.line_of(known, p.keys)) for p in found]
 
 
 def _table(keys: dict[str, Rule]) -> Rule:
-    def rule(value: Any, name: str) -> None:
-        for key, item in _items(value, name):
-            if key not in keys:
-                raise ConfigError(f"{_join(name, key)} is no setting", remedy=_nearest(key, name, keys))
-            keys[key](item, _join(name, key))
+    def rule(value: Any, at: Keys) -> Iterator[Problem]:
+        if not isinstance(value, dict):
+            yield _no_table(value, at)
+            return
+        for key, item in value.items():
+            if key in keys:
+                yield from keys[key](item, (*at, key))
+            else:
+                yield Problem((*at, key), f"{name((*at, key))} is no setting", nearest(key, at, keys))
 
     return rule
 
@@ -35,84 +69,122 @@ def _table(keys: dict[str, Rule]) -> Rule:
 def _each(inner: Rule) -> Rule:
     """A table whose keys are names that users choose."""
 
-    def rule(value: Any, name: str) -> None:
-        for key, item in _items(value, name):
-            inner(item, _join(name, key))
+    def rule(value: Any, at: Keys) -> Iterator[Problem]:
+        if not isinstance(value, dict):
+            yield _no_table(value, at)
+            return
+        for key, item in value.items():
+            yield from inner(item, (*at, key))
 
     return rule
 
 
-def _text(value: Any, name: str) -> None:
+def _no_table(value: Any, at: Keys) -> Problem:
+    return Problem(at, f"{name(at)} is a table, not {value!r}", f"write [{name(at)}]")
+
+
+def _text(value: Any, at: Keys) -> Iterator[Problem]:
     if not isinstance(value, str):
-        raise ConfigError(f"{name} is text in quotes, not {value!r}")
-    if not value or "\0" in value:
-        raise ConfigError(f"{name} is empty", remedy="leave it out")
+        yield Problem(at, f"{name(at)} is text in quotes, not {value!r}")
+    elif not value or "\0" in value:
+        yield Problem(at, f"{name(at)} is empty", "leave it out")
+
+
+def _truth(value: Any, at: Keys) -> Iterator[Problem]:
+    if not isinstance(value, bool):
+        yield Problem(at, f"{name(at)} is true or false, not {value!r}")
 
 
 def _choice(*words: str) -> Rule:
-    def rule(value: Any, name: str) -> None:
+    def rule(value: Any, at: Keys) -> Iterator[Problem]:
         if value not in words:
-            raise ConfigError(f"{name} is {' or '.join(words)}, not {value!r}", remedy=_nearest(str(value), "", words))
+            yield Problem(at, f"{name(at)} is {' or '.join(words)}, not {value!r}", nearest(str(value), (), words))
 
     return rule
 
 
-def _absolute(value: Any, name: str) -> None:
-    _text(value, name)
-    if not value.startswith("/"):
-        raise ConfigError(f"{name} is an absolute path, not {value!r}")
+def _absolute(value: Any, at: Keys) -> Iterator[Problem]:
+    wrong = list(_text(value, at))
+    yield from wrong
+    if not wrong and not value.startswith("/"):
+        yield Problem(at, f"{name(at)} is an absolute path, not {value!r}")
 
 
-def _plain(value: Any, name: str) -> None:
+def _plain(value: Any, at: Keys) -> Iterator[Problem]:
     """Its own schema checks the rest: the driver's, where it is opened."""
     if not isinstance(value, _PLAIN):
-        raise ConfigError(f"{name} is text, a whole number, true or false, not {value!r}")
+        yield Problem(at, f"{name(at)} is text, a whole number, true or false, not {value!r}")
 
 
-def _anything(value: Any, name: str) -> None:
+def _anything(value: Any, at: Keys) -> Iterator[Problem]:
     """Text, numbers, booleans, and lists and tables of them: `cowshed.registry.endpoints` checks the rest."""
     if isinstance(value, dict):
         for key, item in value.items():
-            _anything(item, _join(name, key))
+            yield from _anything(item, (*at, key))
     elif isinstance(value, list):
         for item in value:
-            _anything(item, name)
+            yield from _anything(item, at)
     else:
-        _plain(value, name)
+        yield from _plain(value, at)
 
 
-def _registry(value: Any, name: str) -> None:
-    _items(value, name)
-    _anything(value, name)
+def _registry(value: Any, at: Keys) -> Iterator[Problem]:
+    yield from _anything(value, at) if isinstance(value, dict) else (_no_table(value, at),)
 
 
-def _items(value: Any, name: str) -> Iterable[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} is a table, not {value!r}", remedy=f"write [{name}]")
-    return value.items()
+def _texts(value: Any, at: Keys) -> Iterator[Problem]:
+    if not isinstance(value, list):
+        yield Problem(at, f"{name(at)} is a list, not {value!r}")
+        return
+    for item in value:
+        yield from _text(item, at)
 
 
-def _join(name: str, key: str) -> str:
-    quoted = key if key.replace("-", "").replace("_", "").isalnum() else f'"{key}"'
-    return f"{name}.{quoted}" if name else quoted
+def _mirrors(value: Any, at: Keys) -> Iterator[Problem]:
+    if not isinstance(value, list):
+        yield Problem(at, f"{name(at)} is a list, not {value!r}")
+        return
+    for item in value:
+        if isinstance(item, dict):
+            yield from _MIRROR(item, at)
+            if "url" not in item:
+                yield Problem(at, f"{name(at)} has an entry without a url", 'write "https://HOST[:PORT][/PREFIX]"')
+        else:
+            yield from _text(item, at)
 
 
-def _nearest(key: str, name: str, known: Iterable[str]) -> str:
+def name(keys: Keys) -> str:
+    """Keys as a file writes them, with dots between."""
+    return ".".join(key if key.replace("-", "").replace("_", "").isalnum() else f'"{key}"' for key in keys)
+
+
+def nearest(key: str, at: Keys, known: Iterable[str]) -> str:
+    """The remedy for a word that is not among those known at a place."""
     from difflib import get_close_matches
 
     names = list(known)
     near = get_close_matches(key, names, 1)
     if near:
-        return f"did you mean {_join(name, near[0])}?"
+        return f"did you mean {name((*at, near[0]))}?"
     return f"known here are {', '.join(names)}"
 
 
-_SCHEMA = _table(
+_MIRROR = _table({"url": _text, "insecure": _truth, "ca": _text})
+_STORAGE: dict[str, Rule] = {
+    "storage": _table({"driver": _text, "durability": _choice("commit", "none"), "drivers": _each(_each(_plain))}),
+    "runtime": _table({"default": _text, "binaries": _each(_absolute)}),
+}
+_SCHEMA = _table({**_STORAGE, "registries": _each(_registry)})
+_STRICT = _table(
     {
-        "storage": _table(
-            {"driver": _text, "durability": _choice("commit", "none"), "drivers": _each(_each(_plain))},
+        **_STORAGE,
+        "registries": _each(
+            _table(
+                {
+                    "mirrors": _mirrors, "fallback": _truth, "insecure": _truth, "ca": _absolute,
+                    "token_servers": _texts, "blocked": _truth,
+                }
+            )
         ),
-        "runtime": _table({"default": _text, "binaries": _each(_absolute)}),
-        "registries": _each(_registry),
     }
-)
+)  # fmt: skip

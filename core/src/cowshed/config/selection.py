@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Kept = Mapping[str, Mapping[str, Value]]
 
+BY_FLAG = "option --driver"
+
 
 @record(frozen=True)
 class Step:
@@ -215,6 +217,18 @@ def _rank(probed: Probed) -> str:
     return "poor" if poor else "never chosen by itself"
 
 
+def disagreement(settings: Settings, stored: str) -> tuple[str, str] | None:
+    """(what both say, the commands that make either true) if the configuration or the environment names another driver
+    than the store has its layers in. The command line's word is for one command, and no disagreement."""
+    if not settings.driver or not stored or settings.driver == stored or settings.driver_from == BY_FLAG:
+        return None
+    name, root = settings.driver, settings.root
+    return (
+        f"{settings.driver_from} says {name}, and the store at {root} has its layers in {stored}",
+        f"cowshed storage convert --to {name}; or to stay with {stored} take the setting out, or say --driver {stored}",
+    )
+
+
 def explain(settings: Settings, stored: str, host: Host, kept: Kept | None = None) -> Explanation:
     """The choice with all that led there, and every driver's report; never raises for want of a driver."""
     from cowshed.storage.errors import BadOption
@@ -237,6 +251,9 @@ def explain(settings: Settings, stored: str, host: Host, kept: Kept | None = Non
         bad = next((r for r in claims[0].report.reasons if r.verdict is verdict), None)
         if claims[0].report.capabilities is None and bad is not None:
             problem, remedy = f"driver {choice.name} cannot be used: {bad.text}", bad.remedy
+    differ = disagreement(settings, stored)
+    if differ is not None:
+        strangers = (*strangers, Step("the store", f"disagrees: {differ[0]}: {differ[1]}", "says"))
     steps = (*choice.steps, *strangers)
     return Explanation(Choice(choice.name, steps, verdict), steps, problem, remedy, tuple(probed))
 

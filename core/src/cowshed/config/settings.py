@@ -42,6 +42,7 @@ class Settings:
     runtime_from: str = "the default"
     binaries: dict[str, str] = field(default_factory=dict)  # OCI runtimes by name: their absolute paths
     drivers_said: tuple[Said, ...] = ()  # every source, the strongest first
+    options_said: dict[tuple[str, str], str] = field(default_factory=dict)  # by driver and option: who said it
 
     def options_of(self, driver: str) -> dict[str, Any]:
         """The options for a driver: from the files, and from the command line if they are meant for it."""
@@ -50,6 +51,13 @@ class Settings:
             options.update(self.driver_options.get("", {}))
         return options
 
+    def who_said(self, driver: str, option: str) -> str:
+        """The source of an option's value, "" for none: the driver's default."""
+        found = self.options_said.get((driver, option), "")
+        if self.driver in ("", driver):
+            found = self.options_said.get(("", option), found)
+        return found
+
 
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """Put all sources together.
@@ -57,7 +65,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     flags: root, run_root, config, driver, driver_option (a list of NAME=VALUE) and runtime, as the command line gave
     them. Raises ConfigError.
     """
-    root, run_root = _places(flags, environ)
+    root, run_root = places(flags, environ)
     read = _read(flags, environ, run_root)
     merged: dict[str, Any] = {}
     for _, content in read:
@@ -68,11 +76,18 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     driver = next((one for one in drivers if one.value), Said("", ""))
     chosen = next((one for one in runtimes if one.value), Said("the default", "native"))
     options = {name: dict(table) for name, table in storage.get("drivers", {}).items()}
+    sources = {
+        (name, option): f"configuration file {path}"
+        for path, content in read
+        for name, table in content.get("storage", {}).get("drivers", {}).items()
+        for option in table
+    }
     for word in flags.get("driver_option") or ():
         name, equals, text = word.partition("=")
         if not equals or not name:
             raise ConfigError(f"--driver-option {word}: write NAME=VALUE")
         options.setdefault(driver.value, {})[name] = text
+        sources[driver.value, name] = "option --driver-option"
     return Settings(
         root,
         run_root,
@@ -86,10 +101,12 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         chosen.source,
         runtime.get("binaries", {}),
         drivers,
+        sources,
     )
 
 
-def _places(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, str]:
+def places(flags: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str, str]:
+    """The store and the run directory; no file has a say in that. ConfigError."""
     root = flags.get("root") or environ.get("COWSHED_ROOT")
     run_root = flags.get("run_root") or environ.get("COWSHED_RUN_ROOT")
     if not root:
@@ -135,15 +152,20 @@ def _private(path: str) -> str:
 
 
 def _read(flags: Mapping[str, Any], environ: Mapping[str, str], run_root: str) -> list[tuple[str, dict[str, Any]]]:
+    paths = file_paths(flags, environ)
+    read = files.read(paths, run_root)
+    if not read and (flags.get("config") or environ.get("COWSHED_CONFIG")):
+        raise ConfigError(f"there is no configuration file {paths[0]}")
+    return read
+
+
+def file_paths(flags: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
+    """The configuration files that may exist, the weakest first: the one that is named, else the usual ones."""
     named = flags.get("config") or environ.get("COWSHED_CONFIG")
     if named:
-        path = os.path.abspath(named)
-        read = files.read([path], run_root)
-        if not read:
-            raise ConfigError(f"there is no configuration file {path}")
-        return read
+        return [os.path.abspath(named)]
     home = _base(environ, "XDG_CONFIG_HOME") or f"{_home(environ)}/.config"
-    return files.read(files.search([SYSTEM_FOLDER, f"{home}/cowshed"]), run_root)
+    return files.search([SYSTEM_FOLDER, f"{home}/cowshed"])
 
 
 def _said(

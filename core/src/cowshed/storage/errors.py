@@ -88,6 +88,10 @@ class Unsupported(StorageError):
 class BadOption(StorageError):
     code = "bad-option"
 
+    def __init__(self, text: str, *, option: str = "", layer: LayerId | None = None, remedy: str = "") -> None:
+        super().__init__(text, layer=layer, remedy=remedy)
+        self.option = option  # its name, if it is about one
+
 
 class WrongStore(StorageError):  # not mounted, swapped pool, other driver's root, newer format
     code = "wrong-store"

@@ -25,7 +25,9 @@ def check(plugin: DriverPlugin, wanted: Mapping[str, str | int | bool]) -> dict[
     schema = {option.name: option for option in plugin.options}
     for name in wanted:
         if name not in schema:
-            raise BadOption(f"driver {plugin.name} has no option {name}", remedy=_suggest(name, list(schema)))
+            raise BadOption(
+                f"driver {plugin.name} has no option {name}", option=name, remedy=_suggest(name, list(schema))
+            )
     return {name: _value(plugin, o, wanted[name]) if name in wanted else o.default for name, o in schema.items()}
 
 
@@ -47,10 +49,12 @@ def compare(
             continue
         value = kept[option.name]
         if option.name in wanted and chosen[option.name] != value:
+            mine, theirs = _shown(chosen[option.name]), _shown(value)
             raise BadOption(
-                f"option {option.name} of driver {plugin.name} is {_shown(value)} in this store and cannot become "
-                f"{_shown(chosen[option.name])}",
-                remedy="make another store (--root) with the other value",
+                f"option {option.name} of driver {plugin.name} is {theirs} in this store and cannot become {mine}",
+                option=option.name,
+                remedy=f"take it out or say --driver-option {option.name}={_word(value)} to keep {theirs}; "
+                f"make another store (--root DIRECTORY) to have {mine}",
             )
         chosen[option.name] = value
 
@@ -60,23 +64,29 @@ def _value(plugin: DriverPlugin, option: Option, value: str | int | bool) -> Val
     result: Value = value
     if option.kind is bool and isinstance(value, str):
         if value.lower() not in (*_TRUE, *_FALSE):
-            raise BadOption(f"{where} is yes or no, not {value!r}")
+            raise BadOption(f"{where} is yes or no, not {value!r}", option=option.name)
         result = value.lower() in _TRUE
     elif option.kind is int and isinstance(value, str):
         try:
             result = int(value)
         except ValueError:
-            raise BadOption(f"{where} is a number, not {value!r}") from None
+            raise BadOption(f"{where} is a number, not {value!r}", option=option.name) from None
     if type(result) is not option.kind:
-        raise BadOption(f"{where} is {_KINDS[option.kind]}, not {_shown(result)}")
+        raise BadOption(f"{where} is {_KINDS[option.kind]}, not {_shown(result)}", option=option.name)
     if option.choices and result not in option.choices:
         remedy = _nearest(str(result), option.choices)
-        raise BadOption(f"{where} is one of {', '.join(option.choices)}, not {_shown(result)}", remedy=remedy)
+        text = f"{where} is one of {', '.join(option.choices)}, not {_shown(result)}"
+        raise BadOption(text, option=option.name, remedy=remedy)
     return result
 
 
 def _shown(value: Value) -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
+
+
+def _word(value: Value) -> str:
+    """A value as a command line writes it."""
+    return _shown(value) if isinstance(value, bool) else str(value)
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -70,8 +70,7 @@ def load(name: str, remembered: Remembered | None = None, *, refresh: bool = Fal
     if not points:
         raise _unknown(name)
     if len(points) > 1:
-        owners = " and ".join(sorted({_owner(point) for point in points}))
-        raise NotFound(f"storage driver {name} is claimed by {owners}", remedy="uninstall one of them")
+        raise NotFound(f"storage driver {name} is {_claims(points)}", remedy=_uninstall(points))
     (found,) = _extensions([points[0]])
     if found.plugin is None:
         if found.misfit is not None:
@@ -139,12 +138,21 @@ def installed() -> list[Found]:
     result = []
     for point in points:
         if claims.count(point.name) > 1:
-            others = sorted({_owner(p) for p in points if p.name == point.name})
-            text = f"the name is claimed by {' and '.join(others)}"
-            result.append(Found(point.name, _owner(point), None, text, remedy="uninstall one of them"))
+            rivals = [p for p in points if p.name == point.name]
+            text = f"the name is {_claims(rivals)}"
+            result.append(Found(point.name, _owner(point), None, text, remedy=_uninstall(rivals)))
         else:
             result.extend(_extensions([point]))
     return result
+
+
+def _claims(points: list[Any]) -> str:
+    return f"claimed by {' and '.join(sorted({_owner(point) for point in points}))}"
+
+
+def _uninstall(points: list[Any]) -> str:
+    names = sorted({point.dist.name for point in points if point.dist is not None})
+    return "uninstall one of them" + "".join(f"{', or' if n else ':'} pip uninstall {x}" for n, x in enumerate(names))
 
 
 def _fit(name: str, plugin: Any) -> DriverPlugin:

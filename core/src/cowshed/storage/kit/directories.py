@@ -96,8 +96,11 @@ def check_store(root: str, kind: str, store: StoreId | None) -> StoreId:
         raise WrongStore(f"{root} does not say which driver it belongs to: {root}/format is missing") from None
     said = first.split()
     if said[:1] != [kind]:
+        other = said[0] if said else "?"
         raise WrongStore(
-            f"{root} belongs to driver {said[0] if said else '?'}, not {kind}", remedy="choose another root"
+            f"{root} belongs to driver {other}, not {kind}: its file `format` says so",
+            remedy=f"mount or put back the store of {kind} there; or give this one to {other}: "
+            f"mv {root} {os.path.dirname(root)}/{other}",
         )
     if len(said) != 2 or not said[1].isdigit() or int(said[1]) > _FORMAT:
         raise WrongStore(f"{root} has format {' '.join(said[1:])}, newer than {_FORMAT}", remedy="use a newer Cowshed")
