@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CASES = "S01 S05 S06 L01 L02 L07 L08 L09 R04 X12 X13"
+CASES = "S01 S05 S06 L01 L02 L07 L08 L09 R04 X12 X13 D02 D13 D24"
 # fault → cases that must fail
 FAULTS = {
     "plugin_ForgetsDevices": "R04",

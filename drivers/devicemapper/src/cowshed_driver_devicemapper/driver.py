@@ -12,11 +12,12 @@ knows its device, and nothing in the pool that nobody knows.
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 from time import monotonic
 
 from cowshed.storage import api
-from cowshed.storage.errors import Damaged, InUse, LayerId, StorageError, Unsupported, WrongStore
+from cowshed.storage.errors import Damaged, InUse, LayerId, NoSpace, StorageError, Unsupported, WrongStore
 from cowshed.storage.kit import directories
 from cowshed.storage.kit.trees import measure_tree, remove_tree
 from cowshed_driver_devicemapper import blockdevices, filesystems, record, tables
@@ -35,11 +36,12 @@ _CONTENT = "thin"
 _TRIES = 1000
 
 
-def capabilities(*, durable: bool = True, quota: bool = True) -> api.Capabilities:
+def capabilities(*, filesystem: str, durable: bool = True, quota: bool = True) -> api.Capabilities:
     """What a store can. durable: the place of the store, and of a pool on loop files, survives a power cut."""
     return api.Capabilities(
         granularity=api.Granularity.BLOCK,
         durability=api.Durability.COMMIT if durable else api.Durability.NONE,
+        changes=filesystem == "ext4",  # of xfs nobody but the kernel can say which inodes lie in a block
         activation=True,
         quota=api.QuotaScope.OWN if quota else api.QuotaScope.NONE,
         quota_inodes=quota,
@@ -81,8 +83,8 @@ def read_device(folder: str) -> Device | None:
 
 
 class DeviceMapperDriver:
-    """One open store (`cowshed.storage.api.Driver`, `ActivationDriver`, `QuotaDriver`, `SnapshotDriver`,
-    `SelfCheckDriver`)."""
+    """One open store (`cowshed.storage.api.Driver`, `ActivationDriver`, `ChangesDriver`, `QuotaDriver`,
+    `SnapshotDriver`, `SelfCheckDriver`)."""
 
     def __init__(self, root: str, options: api.Options, host: api.Host, pool: Pool) -> None:
         self._at, self.host, self.pool = directories.Directories(root, _CONTENT, host), host, pool
@@ -92,7 +94,8 @@ class DeviceMapperDriver:
 
     @property
     def capabilities(self) -> api.Capabilities:
-        return capabilities(durable=self._at.durable, quota=self.pool.known.quota)
+        known = self.pool.known
+        return capabilities(filesystem=known.filesystem, durable=self._at.durable, quota=known.quota)
 
     def close(self) -> None:
         self._at.close()
@@ -176,19 +179,27 @@ class DeviceMapperDriver:
         temporary = f"{self._at.root}/temp/{new.id}"
         self._forget(temporary)  # of a call that died
         temporary = self._at.temporary(new)
+        self._snap(temporary, new.number, origin, device, limited=limited, durable=durable)
+        return temporary
+
+    def _snap(
+        self, temporary: str, number: int, origin: Device, device: str, *, limited: bool, durable: bool
+    ) -> Device:
+        """A snapshot of origin, of which the temporary directory tells. number: its thin id, if that is free."""
         folder = f"{temporary}/{_CONTENT}"
         os.mkdir(folder, 0o700)
         self.host.step("devicemapper.made")
         known = self.pool.known
         with self.pool.lock():
             for n in range(_TRIES):
-                # The layer's number, unless something has it: one in the half of the range that numbers reach late.
-                thin = known.base + (new.number if new.number < RANGE and n == 0 else _any_id())
-                self._write(folder, Device(thin, origin.sectors, limited=limited), durable=durable)
+                # If something has it, one in the half of the range that the numbers of layers reach late.
+                thin = known.base + (number if 0 < number < RANGE and n == 0 else _any_id())
+                new = Device(thin, origin.sectors, limited=limited)
+                self._write(folder, new, durable=durable)
                 if self.pool.snapshot(thin, origin.thin, device):
                     self.host.step("devicemapper.snapped")
-                    return temporary
-        raise Damaged(f"thin pool {self.pool.name} has no free id", layer=new.id, remedy="cowshed system prune")
+                    return new
+        raise Damaged(f"thin pool {self.pool.name} has no free id", remedy="cowshed system prune")
 
     def _write(self, folder: str, device: Device, *, durable: bool) -> None:
         text = f"{device.thin} {device.sectors}{' limited' if device.limited else ''}\n".encode()
@@ -286,7 +297,7 @@ class DeviceMapperDriver:
         finally:
             lock.release()
 
-    def _forget(self, temporary: str) -> None:
+    def _forget(self, temporary: str, *, discards: bool = True) -> None:
         """Take away what a dead call has left. It may have died before the pool told it that its id is another's."""
         if not os.path.lexists(temporary):
             return
@@ -298,14 +309,14 @@ class DeviceMapperDriver:
             others = (f"{self._at.root}/{x.name}" for x in self._at.scan())
             if any((it := self._device_of(path)) and it.thin == device.thin for path in others if path != temporary):
                 device = None
-            self._take_away(temporary, LayerId(os.path.basename(temporary)), device)
+            self._take_away(temporary, LayerId(os.path.basename(temporary)), device, discards=discards)
 
-    def _take_away(self, path: str, id_: LayerId, device: Device | None) -> None:
+    def _take_away(self, path: str, id_: LayerId, device: Device | None, *, discards: bool = True) -> None:
         if device is not None:
             name = self.device_name(id_)
             if not self._known_elsewhere(id_, path):
                 self.pool.removed(name)
-            if self._discards and self.pool.status().discards:
+            if discards and self._discards and self.pool.status().discards:
                 self._give_back(f"{self.pool.prefix}trash-{device.thin}", device)
             self.pool.delete(device.thin)
             self.host.step("devicemapper.deleted")
@@ -417,6 +428,66 @@ class DeviceMapperDriver:
         if durable:
             files.sync_directory(f"{self._at.root}/committed")
         return {}
+
+    # ------------------------------------------------------------ comparing
+
+    def changes(self, lower: api.Layer | None, upper: api.Layer) -> Iterator[api.Change]:
+        """Of a layer that may be written, its state at this moment."""
+        from cowshed_driver_devicemapper import changes
+
+        self._at.require(upper)
+        if lower is None or lower.kind is api.Kind.ACTIVE:
+            return iter((changes.EVERYTHING,))
+        if upper.kind is api.Kind.ACTIVE:
+            return iter(self._changes_of_active(lower, upper))
+        name, device = self._name(upper), self.device(upper)
+        self.activate(upper, read_only=True)
+        try:
+            return iter(self._compared(lower, upper.id, name, device))
+        finally:
+            self.deactivate(upper)
+
+    def _changes_of_active(self, lower: api.Layer, upper: api.Layer) -> list[api.Change]:
+        """By a snapshot, whose file system is at rest."""
+        from cowshed_driver_devicemapper import changes
+
+        id_ = LayerId(f"{upper.id}.{os.urandom(6).hex()}")
+        temporary, name = f"{self._at.root}/temp/{id_}", self.device_name(id_)
+        try:
+            os.mkdir(temporary, 0o700)
+            device = self._snap(temporary, 0, self.device(upper), self._name(upper), limited=False, durable=True)
+            self.pool.activate(name, device.thin, device.sectors, frozen=True)
+            return self._compared(lower, id_, name, device)
+        except (NoSpace, OSError) as error:
+            if not isinstance(error, NoSpace) and error.errno not in (errno.EROFS, errno.ENOSPC):
+                raise
+            return [changes.EVERYTHING]  # a full pool takes no snapshot, and what cannot be written holds none
+        finally:
+            self._forget(temporary, discards=False)  # nothing was written to it
+
+    def _compared(self, lower: api.Layer, id_: LayerId, name: str, device: Device) -> list[api.Change]:
+        """Candidates of what differs between a layer and the device of this name, which is active and at rest."""
+        from cowshed_driver_devicemapper import changes, ext4
+
+        self.pool.flush(name)  # what the pool says of its devices is as of its last commit
+        old = self.device(lower)
+        ranges = self.pool.difference(old.thin, device.thin)
+        if not ranges:
+            return []
+        self.activate(lower, read_only=True)
+        try:
+            try:
+                here, there = (self.pool.node(each) for each in (self._name(lower), name))
+                with blockdevices.opened(here) as one, blockdevices.opened(there) as other:
+                    inodes = ext4.differing(ext4.FileSystem(one), ext4.FileSystem(other), ranges)
+            except ext4.Unclear:
+                return [changes.EVERYTHING]
+            if not inodes:
+                return []
+            with self._mounted(lower.id, old, frozen=True) as below, self._mounted(id_, device, frozen=True) as now:
+                return changes.named(below, now, inodes)
+        finally:
+            self.deactivate(lower)
 
     # ------------------------------------------------------------ checking
 

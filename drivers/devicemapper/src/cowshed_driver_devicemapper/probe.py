@@ -51,7 +51,8 @@ def probe(root: str, options: Options, host: Host, *, mapper: Callable[[], Mappe
     if not durable:
         reasons.append(Reason("devicemapper.in-memory", f"{facts['file_system']} forgets all layers at the next boot"))
     quota = options["quota"] == "on"
-    return ProbeReport(capabilities(durable=durable, quota=quota), facts, tuple(reasons))
+    can = capabilities(filesystem=str(options["filesystem"]), durable=durable, quota=quota)
+    return ProbeReport(can, facts, tuple(reasons))
 
 
 def _permitted(facts: Facts) -> None:
