@@ -187,6 +187,20 @@ def test_a_moved_tree_and_a_name_of_its_files_elsewhere(pair):
     assert quick == walk
 
 
+def test_an_inode_that_is_of_another_kind_now(pair):
+    with pair.change("lower") as root:
+        steps.do(root, steps.file("f"), steps.directory("d"), steps.file("d/in"), steps.symlink("x", "l"))
+        before = {name: os.lstat(f"{root}/{name}").st_ino for name in "fdl"}
+    with pair.change("upper") as root:
+        steps.do(root, steps.remove("f"), steps.remove_all("d"), steps.remove("l"))
+        steps.do(root, steps.directory("f"), steps.file("f/in"), steps.directory("l"), steps.file("l/in"))
+        steps.do(root, steps.file("d"))
+        after = {name: os.lstat(f"{root}/{name}").st_ino for name in "fdl"}
+    assert {name for name in "fdl" if before[name] == after[name]} >= {"f"}, "no number was used again"
+    quick, walk, _ = pair.told()
+    assert quick == walk
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from cowshed.storage import api, options
-from cowshed.storage.errors import BadOption, NoSpace, WrongStore
-from cowshed_conformance import steps
-from cowshed_conformance.backing import take_devices
-from cowshed_conformance.harness import Store, sync
+from cowshed.storage.errors import BadOption, NoSpace, StorageError, WrongStore
+from cowshed_conformance import archive, disks, steps
+from cowshed_conformance.backing import take_devices, tool
+from cowshed_conformance.harness import Store, held_to_limits, sync
 from cowshed_conformance.target import Target
 from cowshed_driver_devicemapper import blockdevices, filesystems, plugin, tables
 from cowshed_driver_devicemapper.libdevmapper import Target as Line
@@ -127,6 +127,165 @@ def test_a_full_pool_is_an_error_and_no_hang(tmp_path, kind):
         layer = there.new(None, steps.file("again", b"1"))
         assert there.read(layer, "again") == b"1"
         there.discard()
+
+
+class FlakyDisk:
+    """A disk whose writes fail for as long as one wants (dm-flakey, error_writes)."""
+
+    def __init__(self, name, below, sectors):
+        self.name, self.path, self._below, self._sectors = name, f"/dev/mapper/{name}", below, sectors
+
+    @contextlib.contextmanager
+    def failing(self):
+        self._become(f"flakey {self._below} 0 0 600 1 error_writes")
+        try:
+            yield
+        finally:
+            self._become(f"linear {self._below} 0")
+
+    def _become(self, what):
+        tool("dmsetup", "load", self.name, "--table", f"0 {self._sectors} {what}")
+        tool("dmsetup", "suspend", "--noflush", "--nolockfs", self.name)
+        tool("dmsetup", "resume", self.name)
+
+
+@contextlib.contextmanager
+def disk(folder, name, size):
+    with open(f"{folder}/{name}", "wb") as file:
+        file.truncate(size)
+    with disks.loop(f"{folder}/{name}") as below:
+        with disks.mapped(disks.Piece(0, size // 512, f"linear {below} 0")) as made:
+            yield FlakyDisk(made, below, size // 512)
+
+
+@pytest.fixture
+def on_disks(tmp_path):
+    """A store whose pool lies on two such disks."""
+    disks.require("flakey", "linear")
+    with disk(tmp_path, "data", 96 * MIB) as data, disk(tmp_path, "metadata", 4 * MIB) as metadata:
+        given = target(data_device=data.path, metadata_device=metadata.path, layer_size="32M")
+        there = Store(given, f"{tmp_path}/store")
+        yield there, data, metadata
+        there.discard()
+        assert not [name for name in Mapper().names() if name.startswith(there.driver.pool.name)]
+
+
+def test_a_disk_that_fails_to_write_data_is_an_error_of_that_layer_alone(on_disks):
+    """X06 on a real disk: the old state or the new, and all goes on once the disk does."""
+    store, data, _ = on_disks
+    base = store.layer(steps.file("a", b"1" * 5000))
+    wanted = store.look(base)
+    top, other = store.new(base, steps.file("b", b"2")), store.new(base, steps.file("c", b"3"))
+    began = time.monotonic()
+    with store.mount(top) as root, data.failing():
+        with pytest.raises(OSError) as raised:  # noqa: PT012 - the write, or when it is written back
+            steps.do(root, steps.file("lost", os.urandom(MIB)))
+            sync(root)
+        assert raised.value.errno in (errno.EIO, errno.EROFS)
+    with data.failing():
+        new = store.committed(other)
+        with contextlib.suppress(OSError, StorageError):
+            store.driver.commit(other, new, api.Durability.COMMIT)
+    assert time.monotonic() - began < 200, "a failing disk holds its writers"
+    assert store.look(base) == wanted
+    if not store.has(new):
+        store.driver.commit(other, new, api.Durability.COMMIT)
+    assert store.read(new, "c") == b"3"
+    store.driver.remove(top)
+    store.purge_all()
+    again = store.new(new, steps.file("again", b"1"))
+    assert store.read(again, "again") == b"1"
+    assert store.leftovers() == []
+
+
+def test_a_disk_that_fails_to_write_metadata_stops_the_pool_until_it_is_checked(on_disks):
+    store, _, metadata = on_disks
+    base = store.layer(steps.file("a", b"1" * 5000))
+    wanted = store.look(base)
+    lost = store.plan(base)
+    with metadata.failing():
+        with pytest.raises((OSError, StorageError)) as raised:
+            store.prepare(lost)
+        assert "\n" not in str(raised.value)
+        assert store.look(base) == wanted, "what is there cannot be read any more"
+    assert store.driver.health().reasons[-1].verdict is api.Verdict.POOR
+    with pytest.raises(StorageError, match="read-only") as raised:
+        store.new(base)
+    assert "thin_check" in raised.value.remedy
+    store.driver.close()
+    Mapper().remove(store.driver.pool.name)
+    tool("thin_check", "--clear-needs-check-flag", metadata.path)
+    store.driver = store.open()
+    assert store.look(base) == wanted
+    assert {found[0] for found in store.living()} == {base.id}
+    store.purge_all()
+    assert store.read(store.new(base, steps.file("b", b"2")), "b") == b"2"
+    assert [found.kind for found in store.scan()] == [api.ObjectKind.LAYER] * 2
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_layer_grows_for_a_limit_beyond_what_layers_hold(tmp_path, kind):
+    holds = 64 if kind == "ext4" else 300
+    there = Store(target(filesystem=kind, layer_size=f"{holds}M", loop_size="2G"), f"{tmp_path}/store")
+    base = there.layer(steps.file("a", b"1" * 5000))
+    top = there.prepare(there.plan(base), api.LayerOptions(quota=api.Quota(bytes=(holds + 100) * MIB)))
+
+    def fill(root, name, size):
+        fd = os.open(f"{root}/{name}", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            with held_to_limits():
+                os.posix_fallocate(fd, 0, size * MIB)
+        finally:
+            os.close(fd)
+
+    with there.mount(top) as root:
+        fill(root, "most", holds + 90)
+        with pytest.raises(OSError) as raised:
+            fill(root, "more", 60)
+        assert raised.value.errno in (errno.EDQUOT, errno.ENOSPC)
+        there.driver.set_quota(top, api.Quota(bytes=(holds + 200) * MIB))  # while it is mounted
+        fill(root, "more", 60)
+        steps.do(root, steps.file("b", b"2"))
+    there.driver.set_quota(top, api.Quota(bytes=(holds + 300) * MIB))
+    large = there.commit(top, None, api.Durability.COMMIT)
+    child = there.new(large, steps.append("b", b"3"))
+    with there.mount(child) as root:
+        assert os.stat(f"{root}/more").st_size == 60 * MIB
+        assert steps.read(root, "b") == b"23"
+        fill(root, "even", 90)
+    assert list(there.driver.check([base, large], deep=True)) == []
+    sizes = [there.driver.device(layer).sectors * 512 // MIB for layer in (base, large, child)]
+    assert sizes[0] == holds
+    assert sizes[1] == sizes[2] > holds + 300
+    if kind == "ext4":
+        found = dict(archive.of_engine(there, base, large)[0])
+        assert found == {".": "C", "b": "A", "more": "A", "most": "A"}
+    there.discard()
+    take_devices(str(tmp_path))
+
+
+def test_changes_are_found_by_blocks_and_not_by_comparing_all(tmp_path):
+    """Of an active layer too, mounted or not, with nothing left of the snapshot that it takes."""
+    there = Store(target(loop_size="400M", layer_size="200M"), f"{tmp_path}/store")
+    many = [steps.file(f"d/f{n}", b"x" * 100) for n in range(300)]
+    base = there.layer(steps.directory("d"), steps.file("a", b"1"), *many)
+    devices = there.driver.pool.devices().keys()
+    top = there.new(base)
+    assert list(there.driver.changes(base, top)) == []
+    there.change(top, steps.append("d/f7", b"+"), steps.remove("a"))
+    wanted = {b"", b"a", b"d/f7"}
+    assert {change.path for change in there.driver.changes(base, top)} == wanted
+    with there.mount(top) as root:
+        assert steps.read(root, "d/f9") == b"x" * 100
+        assert {change.path for change in there.driver.changes(base, top)} == wanted
+        steps.do(root, steps.file("d/new"))  # not written back
+        assert {change.path for change in there.driver.changes(base, top)} == wanted | {b"d", b"d/new"}
+    assert there.driver.pool.devices().keys() == devices | {there.driver.device(top).thin}
+    assert there.leftovers() == []
+    done = there.commit(top)
+    assert {change.path for change in there.driver.changes(base, done)} == wanted | {b"d", b"d/new"}
+    there.discard()
+    take_devices(str(tmp_path))
 
 
 def test_the_metadata_are_read_as_the_tools_read_them(store):

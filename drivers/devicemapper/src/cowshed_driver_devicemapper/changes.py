@@ -87,6 +87,9 @@ class _Walk:
             self._met(folder.inode)
             if not folder.covered:
                 before = self._before(folder)
+                if before is None:
+                    folder.covered = True
+                    yield Change(folder.path, ChangeKind.CANDIDATE, subtree=True)
         with os.scandir(self._upper.fd) as entries:
             for entry in entries:
                 name, inode = os.fsencode(entry.name), entry.inode()
@@ -96,7 +99,8 @@ class _Walk:
                     covered = True
                     yield Change(path, ChangeKind.CANDIDATE, subtree=True)
                 elif inode in self._inodes and not covered:
-                    yield Change(path, ChangeKind.CANDIDATE)
+                    # What is no directory may have been one: inode numbers are used again.
+                    yield Change(path, ChangeKind.CANDIDATE, subtree=not entry.is_dir(follow_symlinks=False))
                 if entry.is_dir(follow_symlinks=False):
                     folder.below.append(_Folder(path, inode, covered=covered))
                 elif inode in self._missing:
@@ -104,9 +108,14 @@ class _Walk:
         for name in before or ():
             yield Change(folder.path + b"/" + name if folder.path else name, ChangeKind.DELETED)
 
-    def _before(self, folder: _Folder) -> dict[bytes, int]:
-        """Names and inodes of a directory in the older tree."""
-        fd = paths.open_in_root(self._lower, folder.path, DIRECTORY, resolve=paths.RESOLVE_NO_SYMLINKS)
+    def _before(self, folder: _Folder) -> dict[bytes, int] | None:
+        """Names and inodes of a directory in the older tree; None if the inode was no directory then."""
+        try:
+            fd = paths.open_in_root(self._lower, folder.path, DIRECTORY, resolve=paths.RESOLVE_NO_SYMLINKS)
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            return None
         try:
             with os.scandir(fd) as entries:
                 return {os.fsencode(entry.name): entry.inode() for entry in entries}

@@ -168,6 +168,7 @@ class DeviceMapperDriver:
                 if limited:
                     with blockdevices.opened(root) as fd:
                         below = projects.used(fd, filesystems.PROJECT) if parent is not None else (0, 0)
+                        self._grow(temporary, new.id, fd, below[0] + (options.quota.bytes or 0))
                         _limit(fd, below, options.quota)
             self.host.step("devicemapper.prepare.changed")
         self._at.publish(temporary, new, durable=options.durable)
@@ -411,7 +412,24 @@ class DeviceMapperDriver:
                     below = measure_tree(root)
         mounted = self._mounted(layer.id, device, frozen=False)
         with self._layer_lock(layer), mounted as root, blockdevices.opened(root) as fd:
+            self._grow(self._at.layer(layer), layer.id, fd, below[0] + (quota.bytes or 0))
             _limit(fd, below, quota)
+
+    def _grow(self, folder: str, id_: LayerId, fd: int, content: int) -> None:
+        """Give a mounted layer, of which fd is the root and `folder` tells, room for so many bytes: the limit that was
+        asked for may be more than what layers hold, and users expect to get it. Not more than the pool has."""
+        known, device = self.pool.known, self._read(folder)
+        most = self.pool.status().data_total * self.pool.table().block
+        wanted = -(-filesystems.device_size(content) // tables.SECTOR // tables.BLOCK) * tables.BLOCK
+        wanted = max(min(wanted, most // tables.BLOCK * tables.BLOCK), device.sectors)
+        if wanted <= known.sectors:
+            return
+        if wanted > device.sectors:
+            device.sectors = wanted
+            self._write(f"{folder}/{_CONTENT}", device, durable=True)
+        self.pool.extend(self.device_name(id_), device.thin, wanted)
+        self.host.call("grow", lambda: filesystems.grow(fd, known.filesystem, wanted * tables.SECTOR))
+        self.host.step("devicemapper.grown")
 
     def snapshot(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
         """A frozen file system is snapped; a device that is not mounted needs no freezing."""

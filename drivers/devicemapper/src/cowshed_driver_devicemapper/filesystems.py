@@ -5,8 +5,9 @@ The tree of a layer is the directory `root` of it, so that lost+found stays outs
 
 from __future__ import annotations
 
+import fcntl
 import os
-from _struct import unpack_from
+from _struct import pack, unpack_from
 
 from cowshed.storage.api import FileSystem, MountPlan
 from cowshed.storage.errors import Damaged
@@ -19,6 +20,8 @@ ROOT = "root"
 PROJECT = 1  # of all that lies in it, for the kernel to count and limit
 _EXT4_MAGIC, _EXT4_NEEDS_RECOVERY = 0xEF53, 0x4  # ext4(5), fs/ext4/ext4.h
 _XFS_MAGIC = b"XFSB"
+_EXT4_RESIZE, _XFS_GEOMETRY, _XFS_GROW = 0x40086610, 0x80705864, 0x4010586E
+_BLOCK = 4096  # of the ext4 that is made here
 LEAST = {"ext4": 8 << 20, "xfs": 300 << 20}  # bytes of a layer: what mkfs takes
 
 
@@ -78,10 +81,29 @@ def plan(
         words.append(("errors", "remount-ro"))
     if not frozen:
         words.append(("discard", None))  # what containers delete goes back to the pool
+        if kind == "ext4":
+            words.append(("noinit_itable", None))  # of a part that was added later: new blocks are zeroes as they are
         if quota:
             words.append(("prjquota", None))
     step = FileSystem(kind, device, frozen or read_only, (*words, *options))
     return MountPlan((step,), subpath)
+
+
+def device_size(content: int) -> int:
+    """Bytes of a device on which a file system can hold so many bytes of files beside what it needs for itself: its
+    journal, and a sixty-fourth for tables of inodes."""
+    return content + (content >> 5) + (128 << 20)
+
+
+def grow(fd: int, kind: str, size: int) -> None:
+    """Let the mounted file system of fd fill so many bytes of its device; one that does already stays as it is.
+    EXT4_IOC_RESIZE_FS, XFS_IOC_FSGEOMETRY_V1, XFS_IOC_FSGROWFSDATA (fs/ext4/ext4.h, fs/xfs/libxfs/xfs_fs.h)."""
+    if kind == "ext4":
+        fcntl.ioctl(fd, _EXT4_RESIZE, pack("@Q", size // _BLOCK))
+        return
+    geometry = fcntl.ioctl(fd, _XFS_GEOMETRY, bytes(112))
+    block, inodes = unpack_from("@I", geometry)[0], unpack_from("@I", geometry, 28)[0]  # percent for inodes: is kept
+    fcntl.ioctl(fd, _XFS_GROW, pack("@QI4x", size // block, inodes))
 
 
 def end_retries(minor: int) -> None:

@@ -162,7 +162,7 @@ class DeviceMapper:
                 task.check(self._library.dm_task_set_uuid(task.task, f"COWSHED-{name}".encode()))
                 task.run()
             try:
-                self._load(name, target, read_only=read_only)
+                self.load(name, target, read_only=read_only)
             except OSError as error:
                 self.remove(name)
                 raise OSError(error.errno, f"{error.strerror}{said.since()}") from None
@@ -173,8 +173,9 @@ class DeviceMapper:
             raise OSError(6, f"device {name} is gone as soon as it is made")
         return info
 
-    def _load(self, name: str, target: Target, *, read_only: bool) -> None:
-        """Apart from CREATE: a request that is all in one loses the errno."""
+    def load(self, name: str, target: Target, *, read_only: bool = False) -> None:
+        """Give a device a table, or another one; it may be in use. Apart from CREATE: a request that is all in one
+        loses the errno."""
         with _Task(self, _RELOAD, f"load the table of device {name}", name) as task:
             if read_only:
                 task.check(self._library.dm_task_set_ro(task.task))

@@ -327,6 +327,15 @@ class Pool:
                 raise Damaged(f"thin pool {self.name} has no device {thin} for {name}") from None
             raise
 
+    def extend(self, name: str, thin: int, sectors: int) -> None:
+        """Let an active device be at least as large; it may be mounted. It goes on being without what it lacked."""
+        pool, lines = self._mapper.info(self.name), self._mapper.table(name)
+        if pool is None or not lines:
+            raise WrongStore(f"thin pool {self.name} is gone", remedy="set it up again")
+        if lines[0].length < sectors:
+            target = Target(0, sectors, "thin", tables.thin_parameters(pool.number, thin))
+            self._host.call("extend", lambda: self._mapper.load(name, target))
+
     def deactivate(self, name: str) -> None:
         """From now on only its users hold the device. As long as it has any, its node tells which it is."""
         self._mapper.remove(name, deferred=True)

@@ -25,7 +25,6 @@ from cowshed_conformance.report import Report
 from cowshed_conformance.target import Target, resolve, words
 
 BUDGET = 20.0  # seconds for a case
-SLOWDOWN = float(os.environ.get("COWSHED_TEST_SLOWDOWN", "1"))  # of this machine: an emulated one needs more of them
 before: hoststate.HostState | None = None  # when the first case began
 
 
@@ -180,7 +179,7 @@ def within_budget(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("conformance_level") is None:
         yield
         return
-    seconds = (float(mark.args[0]) if mark is not None else BUDGET) * SLOWDOWN
+    seconds = (float(mark.args[0]) if mark is not None else BUDGET) * marks.SLOWDOWN
 
     def late(_: int, __: FrameType | None) -> None:
         pytest.fail(f"the case took longer than its {seconds:g} s")

@@ -15,6 +15,7 @@ from cowshed.storage.errors import LayerId, StorageError
 from cowshed.storage.kit.trees import remove_tree
 from cowshed_conformance import steps
 from cowshed_conformance import tree as trees
+from cowshed_conformance.marks import SLOWDOWN
 from cowshed_conformance.target import Target
 from cowshed_linux import capabilities, files, mount
 
@@ -227,7 +228,7 @@ class Store:
     def has(self, layer: api.Layer) -> bool:
         return (layer.id, layer.kind) in self.living()
 
-    def purge(self, budget: float = 30) -> api.PurgeResult:
+    def purge(self, budget: float = 30 * SLOWDOWN) -> api.PurgeResult:
         return self.driver.purge(mine, budget)
 
     def purge_all(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import NoReturn
 
 import pytest
+
+SLOWDOWN = float(os.environ.get("COWSHED_TEST_SLOWDOWN", "1"))  # of this machine: an emulated one needs more of them
 
 core = pytest.mark.conformance_level("core")  # every plug-in must pass these
 full = pytest.mark.conformance_level("full")
