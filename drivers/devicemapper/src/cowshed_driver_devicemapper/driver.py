@@ -409,7 +409,7 @@ class DeviceMapperDriver:
             with self._layer_lock(layer.parent):
                 mounted = self._mounted(layer.parent.id, self.device(layer.parent), frozen=True)
                 with mounted as root:
-                    below = measure_tree(root)
+                    below = measure_tree(f"{root}/.")  # the path is a link of /proc, which is not followed as such
         mounted = self._mounted(layer.id, device, frozen=False)
         with self._layer_lock(layer), mounted as root, blockdevices.opened(root) as fd:
             self._grow(self._at.layer(layer), layer.id, fd, below[0] + (quota.bytes or 0))
