@@ -96,8 +96,9 @@ def test_Q04_a_limit_is_not_inherited(store: Store) -> None:
 
 
 @core
-def test_Q05_a_limit_is_raised_lowered_and_lifted_on_a_mounted_layer(store: Store) -> None:
-    layer = limited(store, 4 * MIB)
+@pytest.mark.parametrize("below", ["nothing", "a layer"])
+def test_Q05_a_limit_is_raised_lowered_and_lifted_on_a_mounted_layer(store: Store, below: str) -> None:
+    layer = limited(store, 4 * MIB, None if below == "nothing" else store.layer(file("below", b"1")))
     driver = store.driver
     assert api.has_quota(driver)
     with store.mount(layer) as root:
