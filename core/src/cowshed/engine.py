@@ -56,7 +56,8 @@ class Engine:
             self._store.keep_ballast()
 
     def stored_driver(self) -> str:
-        """The driver that has most of the images' layers, "" if none has any: one that was only tried is not chosen.
+        """The driver that has most of the images' layers, or that they are being converted to; "" if none has any: one
+        that was only tried is not chosen.
         Where there is no store, none is made for the question."""
         if self._store is None and not os.path.exists(f"{self.settings.root}/db.sqlite"):
             return ""
@@ -67,7 +68,7 @@ class Engine:
         if len(rows) < 2:
             return str(rows[0][0]) if rows else ""
         rows = self.reader.query(
-            "select name from drivers order by "
+            "select name from drivers order by name = (select target from conversion) desc, "
             "(select count(*) from layers where driver = name and kind = 'committed') desc limit 1"
         )
         return str(rows[0][0])
@@ -141,6 +142,12 @@ class Engine:
         if name not in self._looked_at:
             self._looked_at[name] = self._open(self.reader, name)
         return self._looked_at[name]
+
+    def close_layers(self, name: str) -> None:
+        """Close a driver whose store is about to be destroyed."""
+        layers = self._layers.pop(name, None)
+        if layers is not None:
+            layers.driver.close()
 
     def image(self, text: str) -> ImageRow:
         """By name, digest or prefix of the id. NotFound."""

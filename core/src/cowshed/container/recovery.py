@@ -25,17 +25,17 @@ def recover(engine: Engine) -> None:
         _recover(engine, entry)
     left = store.query(
         "select exists (select 1 from loose_layers), exists (select 1 from loose_volumes), "
-        "exists (select 1 from loose_blobs where unlisted)"
+        "exists (select 1 from loose_blobs where unlisted), exists (select 1 from leaving_drivers)"
     )
     if any(left[0]):
-        _finish_removals(engine)
+        _finish_removals(engine, leaving=bool(left[0][3]))
     if os.path.isdir(f"{store.run}/active"):
         from cowshed.layers import activation
 
         activation.recover(store, engine.layers)
 
 
-def _finish_removals(engine: Engine) -> None:
+def _finish_removals(engine: Engine, *, leaving: bool) -> None:
     from cowshed.container import lifecycle
     from cowshed.image.blobs import BlobStore
     from cowshed.state import layers
@@ -46,6 +46,10 @@ def _finish_removals(engine: Engine) -> None:
         lambda: BlobStore(store.root).collect(store, wait=0),
         *[lambda name=name: engine.layers(name).remove_unreferenced(wait=0) for name in layers.loose_drivers(store)],
     ]  # fmt: skip
+    if leaving:
+        from cowshed.convert import settle
+
+        work.append(lambda: settle.finish_for_another(engine))
     for each in work:
         try:
             each()

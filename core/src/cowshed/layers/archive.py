@@ -49,11 +49,12 @@ def stream(
     cross enters mount points, parents=False leaves the directories on the way out. Raises Busy if a file changes while
     it is read.
     """
-    return _Writer(root, private, clamp, rename, owner, cross).run(_entries(difference, parents=parents))
+    return _Writer(root, private, clamp, rename, owner, cross).run(entries(difference, parents=parents))
 
 
-def _entries(difference: Difference, *, parents: bool) -> list[Changed]:
-    """What the archive holds, in its order."""
+def entries(difference: Difference, *, parents: bool) -> list[Changed]:
+    """What the archive of a difference holds, in its order; with parents also each directory on the way to a change, of
+    which nothing is known yet (status None)."""
     wanted = {changed.path: changed for changed in (*difference.linked, *difference.changes)}
     for path in list(wanted) if parents else ():
         while path:
@@ -83,10 +84,10 @@ class _Writer:
         self._held: list[bytes] = []
         self._size = 0
 
-    def run(self, entries: Iterable[Changed]) -> Iterator[bytes]:
+    def run(self, wanted: Iterable[Changed]) -> Iterator[bytes]:
         self._cursor = Descent(os.open(".", DIRECTORY, dir_fd=self._root), cross=self._cross)
         try:
-            for changed in entries:
+            for changed in wanted:
                 try:
                     yield from self._entry(changed)
                 except (FileNotFoundError, NotADirectoryError):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from cowshed.layers.changes import Changed
+    from cowshed.layers.changes import Changed, Difference
     from cowshed.layers.layers import Layers, Mounted
 
 
@@ -71,6 +71,20 @@ class LayerDifference:
     def changes(self) -> list[Changed]:
         """Each path that changed, a directory before what is in it."""
         return self._found.changes
+
+    @property
+    def found(self) -> Difference:
+        return self._found
+
+    @property
+    def root(self) -> int:
+        """The descriptor of the tree that has the contents of what changed."""
+        return self._root
+
+    @property
+    def private(self) -> str:
+        """The driver's own prefix of extended attributes in that tree, "" if there is none."""
+        return self._private
 
     def stream(self, *, clamp: int | None = None) -> Iterator[bytes]:
         """The archive of the changes, in pieces (`cowshed.layers.archive.stream`)."""

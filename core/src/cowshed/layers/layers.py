@@ -107,14 +107,14 @@ class Layers:
         step("layers.begin.written")
         return reserved
 
-    def seal(self, active: api.Layer) -> api.Layer:
-        """Commit without durability and without a row: the next layer of a pull may stand on it.
+    def seal(self, active: api.Layer, durability: api.Durability = api.Durability.NONE) -> api.Layer:
+        """Commit without a row, and by itself without durability: the next layer of a pull may stand on it.
 
         The caller has closed every descriptor of its mount: an open one keeps the mount alive, and the kernel calls
         what happens at the next layer undefined.
         """
         new = api.Layer(active.id, active.number, api.Kind.COMMITTED, active.parent, active.data)
-        data = self.driver.commit(active, new, api.Durability.NONE)
+        data = self.driver.commit(active, new, durability)
         step("layers.seal.end")
         return api.Layer(new.id, new.number, new.kind, new.parent, data)
 

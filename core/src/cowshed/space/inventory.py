@@ -15,7 +15,7 @@ from cowshed.errors import Ambiguous, CowshedError, NotFound
 from cowshed.image.blobs import BlobStore
 from cowshed.image.reference import familiar
 from cowshed.layers.health import warn_of_health
-from cowshed.state import containers, drivers, images, journal, layers, leases, volumes
+from cowshed.state import containers, conversions, drivers, images, journal, layers, leases, volumes
 from cowshed.storage.errors import StorageError
 from cowshed.storage.kit.trees import measure_tree
 from cowshed.storage.record import record
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cowshed.state.rows import ContainerRow, ImageRow, LayerRow
 
     Key = tuple[str, str]  # layer and its id, archive and its digest, volume and its name
-    Holder = tuple[str, str]  # image or container and its id, volume and its name, work and what it is
+    Holder = tuple[str, str]  # image or container and its id, volume and its name, work and what it is, conversion
 
 _DIGITS = 4  # of an id, at least
 
@@ -89,6 +89,10 @@ class Inventory:
             if mine is not None and mine.number not in {c.number for c in self.containers.values()}:
                 for row in self.chain_of(entry.number):
                     self._held(("layer", row.id), ("work", f"{entry.op} of layer {mine.id[:12]}"))
+        for each in conversions.list_all(store):
+            if each.container is not None:  # images hold their layers in every driver
+                for row in self.chain_of(each.layer):
+                    self._held(("layer", row.id), ("conversion", "until it is accepted"))
         for digest in leases.leased(store):
             self._held(("archive", digest), ("work", "a running command"))
         for name in self.volumes:

@@ -66,6 +66,8 @@ def chains(inventory: Inventory, row: LayerRow) -> list[tuple[str, ...]]:
                 if below.id == row.id:
                     break
             found.append(tuple(steps))
+        elif kind == "conversion":
+            found.append(("the conversion of a container, until cowshed storage accept",))
         else:
             found.append((f"{id_}, which goes on or was killed",))
     return found

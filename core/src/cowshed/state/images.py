@@ -22,10 +22,13 @@ def chain_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
     """The chain id of each layer: the digest of it together with all below (image-spec config.md, Layer ChainID)."""
     chains: list[str] = []
     for diff in diff_ids:
-        if chains:
-            diff = "sha256:" + _sha256(f"{chains[-1]} {diff}".encode())
-        chains.append(diff)
+        chains.append(chain_id(chains[-1] if chains else "", diff))
     return tuple(chains)
+
+
+def chain_id(below: str, diff: str) -> str:
+    """That of one layer on another, whose chain id is below; "" if it is the lowest."""
+    return "sha256:" + _sha256(f"{below} {diff}".encode()) if below else diff
 
 
 def _sha256(data: bytes) -> str:

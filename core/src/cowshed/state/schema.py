@@ -163,4 +163,32 @@ STEPS = (
     create index chains_by_image on chains(image);
     create index volume_users_by_container on volume_users(container);
     """,
+    """
+    create table conversion (              -- what `storage convert` does, until it is accepted: one row at most
+        target text not null references drivers(name),
+        sources text not null,             -- JSON: the drivers that it is from
+        fresh integer not null,            -- the target's store was made for it
+        lossy integer not null,            -- what the target cannot hold may be lost
+        begun integer not null
+    );
+
+    create table converted (               -- the layers that it has made others of; both are kept until it is accepted
+        layer integer primary key,         -- the first one
+        twin integer,                      -- the one that takes its place, null if that has been removed since
+        made integer not null,             -- the twin was made for it
+        container text,                    -- the id of the container whose layer it is, null for a committed one
+        digest text not null               -- of the tree; '' where it was not looked at: the twin was there before
+    );
+    create index converted_by_twin on converted(twin);
+    create trigger converted_deleted after delete on layers begin
+        delete from converted where layer = old.number; end;
+    create trigger twin_deleted after delete on layers begin
+        update converted set twin = null where twin = old.number; end;
+
+    create table leaving_drivers (         -- drivers whose stores hold nothing any more and are to be destroyed
+        name text primary key,
+        store text not null,
+        options text not null
+    ) without rowid;
+    """,
 )

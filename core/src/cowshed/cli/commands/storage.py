@@ -1,4 +1,4 @@
-"""storage df, tree, why."""
+"""storage df, tree, why, convert, accept, rollback."""
 
 from __future__ import annotations
 
@@ -108,6 +108,24 @@ def why(engine: Engine, said: Values) -> int:
         ]
     output.listing(rows, ("Layer", "Driver", "KeptBy"), said.format, what="storage why")
     return 0
+
+
+def convert(engine: Engine, said: Values) -> int:
+    from cowshed.cli import converting
+
+    return converting.convert(engine, said)
+
+
+def accept(engine: Engine, said: Values) -> int:
+    from cowshed.cli import converting
+
+    return converting.accept(engine, said)
+
+
+def rollback(engine: Engine, said: Values) -> int:
+    from cowshed.cli import converting
+
+    return converting.rollback(engine, said)
 
 
 def _id(id_: str, said: Values) -> str:

@@ -1,0 +1,258 @@
+"""How a conversion ends: accepted, and the first layers go; or rolled back, and all is as it was before.
+
+Either is one transaction, and from then on what is not needed any more is what a dead command might have left: it is
+removed here, and by the next command that writes if this one dies.
+"""
+
+from __future__ import annotations
+
+from cowshed.container import state
+from cowshed.convert.execute import Alone
+from cowshed.convert.plan import mask
+from cowshed.errors import Busy, Conflict, NotFound
+from cowshed.layers import digest
+from cowshed.layers.faults import step
+from cowshed.state import containers, conversions
+from cowshed.state import layers as rows
+from cowshed.storage.errors import InUse
+from cowshed.storage.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from cowshed.engine import Engine
+    from cowshed.state.conversions import Conversion, Converted
+    from cowshed.state.rows import ContainerRow
+    from cowshed.state.store import Transaction
+
+_PURGE_SECONDS = 3600.0  # to give the space back of what was removed
+_PATIENCE = 15.0  # seconds for another command that works on a container
+
+
+@record(frozen=True)
+class Outlook:
+    """What accepting or rolling back does."""
+
+    target: str
+    sources: tuple[str, ...]  # drivers
+    layers: int  # of images, that lose their place
+    containers: tuple[str, ...]  # names of those that were converted
+    gone: int  # of those that were removed since
+    kept: tuple[str, ...]  # why something stays where it is
+    refused: tuple[str, ...]
+
+
+def pending(engine: Engine) -> Conversion:
+    """NotFound if there is none."""
+    found = conversions.get(engine.store)
+    if found is None:
+        raise NotFound("no conversion waits to be accepted", remedy="cowshed storage convert --to DRIVER begins one")
+    return found
+
+
+# ---------------------------------------------------------------- accept
+
+
+def outlook_of_acceptance(engine: Engine) -> Outlook:
+    conversion, done = pending(engine), conversions.list_all(engine.store)
+    sources = _sources(conversion, done)
+    names, gone = _boxes(engine, done)
+    kept = [
+        f"container {row.name} stays on driver {row.driver}, with the layers that it stands on"
+        for row in containers.list_all(engine.store)
+        if row.driver in sources
+    ]
+    return Outlook(
+        conversion.target, sources, sum(1 for each in done if each.container is None and each.twin is not None),
+        tuple(row.name for row in names), gone, tuple(kept), (),
+    )  # fmt: skip
+
+
+def accept(engine: Engine) -> Outlook:
+    """Let the first layers go, and the stores of drivers that hold nothing then. What stays is told. Busy,
+    StorageError: the rest is done by the next command."""
+    outlook = outlook_of_acceptance(engine)
+    done = conversions.list_all(engine.store)
+    old = [each.layer for each in done if each.container is not None]
+    given_up = [each.layer for each in done if each.container is None and each.twin is not None]
+
+    def write(tx: Transaction) -> None:
+        conversions.give_up(tx, given_up)
+        conversions.remove(tx, old)
+        conversions.may_leave(tx, [*outlook.sources, outlook.target])
+        conversions.end(tx)
+
+    _settle(engine, old, write, "accept")
+    _clear(engine, outlook.sources)
+    return outlook
+
+
+# ---------------------------------------------------------------- roll back
+
+
+def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
+    """force: what containers have written since is given up."""
+    conversion, done = pending(engine), conversions.list_all(engine.store)
+    rows_, gone = _boxes(engine, done)
+    by_id = {each.container: each for each in done if each.container is not None}
+    refused = []
+    for row in rows_:
+        why = _work_since(engine, conversion, by_id[row.id], row, force=force)
+        if why:
+            refused.append(f"container {row.name} {why}")
+    twins = {each.twin for each in done}
+    kept = [
+        f"container {row.name}, made since, stays on driver {row.driver} with what it stands on"
+        for row in containers.list_all(engine.store)
+        if row.driver == conversion.target and row.id not in by_id and _stands_on(engine, row, twins)
+    ]
+    return Outlook(
+        conversion.target, _sources(conversion, done),
+        len({each.twin for each in done if each.container is None and each.made and each.twin is not None}),
+        tuple(row.name for row in rows_), gone, tuple(kept), tuple(refused),
+    )  # fmt: skip
+
+
+def roll_back(engine: Engine, *, force: bool = False) -> Outlook:
+    """Give every container the layer back that it had, and let the layers go that were made. Conflict if one runs or,
+    unless force, has changed since."""
+    store = engine.store
+    conversion, done = pending(engine), conversions.list_all(store)
+    boxes = [each for each in done if each.container is not None]
+    taken: list[int] = []
+    try:
+        for each in boxes:
+            if each.twin is not None:
+                store.locks.take("containers", each.twin, wait=_PATIENCE, what=f"container {each.container}")
+                taken.append(each.twin)
+        outlook = outlook_of_return(engine, force=force)  # only now is it certain
+        if outlook.refused:
+            more = f", and {len(outlook.refused) - 1} more" if len(outlook.refused) > 1 else ""
+            raise Conflict(
+                f"{outlook.refused[0]}{more}",
+                remedy="stop it; what was written since is given up with --force, or kept by accepting",
+            )
+        back = [(each.twin, each.layer, each.driver) for each in boxes if each.twin is not None]
+        gone = [each.layer for each in boxes if each.twin is None]  # of containers that were removed since
+        made = sorted({each.twin for each in done if each.container is None and each.made and each.twin is not None})
+
+        def write(tx: Transaction) -> None:
+            for twin, layer, driver in back:
+                conversions.switch(tx, twin, layer, driver)
+            conversions.remove(tx, [*[twin for twin, _, _ in back], *gone])
+            conversions.give_up(tx, made)
+            if conversion.fresh:
+                conversions.may_leave(tx, [conversion.target])
+            conversions.end(tx)
+
+        _settle(engine, [*[twin for twin, _, _ in back], *gone], write, "rollback")
+    finally:
+        for number in taken:
+            store.locks.release("containers", number)
+    _clear(engine, [conversion.target, *outlook.sources])
+    return outlook
+
+
+def _work_since(engine: Engine, conversion: Conversion, each: Converted, row: ContainerRow, *, force: bool) -> str:
+    """Why a container cannot go back, "" if it can."""
+    if state.now(engine, row).state == "running":
+        return "runs"
+    if force:
+        return ""
+    layers, source = engine.layers(conversion.target), engine.layers(each.driver)
+    leave_out = mask(source.driver.capabilities, layers.driver.capabilities, lossy=conversion.lossy)
+    with layers.mounted(layers.load(row.number), read_only=True) as root:
+        same = digest.of_tree(root, leave_out).value == each.digest
+    return "" if same else "has written something since, which rolling back would lose"
+
+
+def _stands_on(engine: Engine, row: ContainerRow, layers: Iterable[int | None]) -> bool:
+    return any(number in set(layers) for number, *_ in rows.chain(engine.store, row.number))
+
+
+# ---------------------------------------------------------------- both
+
+
+def _sources(conversion: Conversion, done: list[Converted]) -> tuple[str, ...]:
+    return tuple(sorted({*conversion.sources, *[each.driver for each in done]}))
+
+
+def _boxes(engine: Engine, done: list[Converted]) -> tuple[list[ContainerRow], int]:
+    """The converted containers that are still there, and how many are not."""
+    by_id = {row.id: row for row in containers.list_all(engine.store)}
+    ids = [each.container for each in done if each.container is not None]
+    return [by_id[id_] for id_ in ids if id_ in by_id], sum(1 for id_ in ids if id_ not in by_id)
+
+
+def _settle(engine: Engine, numbers: list[int], write: Callable[[Transaction], None], name: str) -> None:
+    """Write the end of the conversion down, with the removal of these active layers, and remove them. Busy."""
+    store = engine.store
+    held: list[int] = []
+    try:
+        for number in numbers:
+            store.locks.take("layers", number, wait=_PATIENCE, what=f"layer {number}")
+            held.append(number)
+        with store.transaction() as tx:
+            write(tx)
+        step(f"{name}.written")
+        for number in numbers:
+            row = rows.get(store, number)
+            assert row is not None
+            layers = engine.layers(row.driver)
+            try:
+                layers.remove(layers.load(number))
+            except InUse:
+                continue  # somebody has it mounted by hand; the next command that writes tries again
+            step(f"{name}.removed")
+            with store.transaction() as tx:
+                rows.delete(tx, number)
+    finally:
+        for number in held:
+            store.locks.release("layers", number)
+
+
+def _clear(engine: Engine, names: Iterable[str]) -> None:
+    """Remove what nothing stands on any more in these drivers, destroy the stores that hold nothing, and give the space
+    of the others back."""
+    for name in names:
+        engine.layers(name).remove_unreferenced()
+    step("settle.swept")
+    finish_leaving(engine)
+    for name in names:
+        if conversions.is_known(engine.store, name):
+            engine.layers(name).purge(_PURGE_SECONDS)
+
+
+def finish_for_another(engine: Engine) -> None:
+    """What a command that accepted or rolled back had not come to. Busy if it lives."""
+    with Alone(engine):
+        finish_leaving(engine)
+
+
+def finish_leaving(engine: Engine) -> None:
+    """Destroy the stores of drivers that are to leave, if they hold nothing."""
+    from cowshed.layers.host import EngineHost
+    from cowshed.storage import api, options, registry
+
+    store = engine.store
+    for each in conversions.leaving(store):
+        with store.transaction() as tx:
+            if not conversions.leave(tx, each.name):
+                continue
+        step("leave.written")
+        engine.close_layers(each.name)
+        if not store.locks.exclude(f"driver.{each.name}", wait=_PATIENCE):
+            raise Busy(f"the {each.name} store is being opened by another command", remedy="try again")
+        try:
+            if not conversions.is_known(store, each.name):  # else it was begun anew meanwhile
+                plugin, _ = registry.load(each.name)
+                chosen = options.check(plugin, engine.settings.options_of(each.name))
+                options.compare(plugin, each.options, {}, chosen)
+                root = f"{store.root}/drivers/{each.name}"
+                plugin.destroy(root, chosen, EngineHost(), store=api.StoreId(each.store))
+                step("leave.destroyed")
+            with store.transaction() as tx:
+                conversions.has_left(tx, each.name)
+        finally:
+            store.locks.let_go(f"driver.{each.name}")

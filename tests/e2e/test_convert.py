@@ -1,0 +1,429 @@
+"""`storage convert`, `accept`, `rollback`: a store brought from driver to driver, killed on the way, and what stays."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import tarfile
+from pathlib import Path
+
+import pytest
+from cowshed_testing import leftovers
+from cowshed_testing.images import Image, LayerTar, busybox_layer
+from cowshed_testing.places import NotHere, zfs_pool
+
+# Where a conversion can be killed, and the commands that end it
+CONVERT = (
+    "convert.begun", "layers.begin.written", "layers.prepare.begin", "layers.prepare.end", "convert.layer.filled",
+    "layers.seal.end", "convert.layer.sealed", "convert.verified", "layers.publish.synced", "layers.publish.written",
+    "convert.layer.published", "convert.container.written", "convert.container.filled", "convert.container.switched",
+)  # fmt: skip
+ACCEPT = ("accept.written", "layers.remove.end", "accept.removed", "sweep.intended", "settle.swept", "leave.written",
+          "leave.destroyed")  # fmt: skip
+ROLLBACK = ("rollback.written", "layers.remove.end", "rollback.removed", "sweep.intended", "settle.swept",
+            "leave.written", "leave.destroyed")  # fmt: skip
+ONE, TWO, THREE = "example.test/greeting:1", "example.test/odd:1", "example.test/tools:1"
+CHANGES = """
+    echo new > /new; mkdir -p /deep/er; echo x > /deep/er/file; chmod 4711 /deep/er/file; ln /deep/er/file /deep/again
+    rm -r /var; mkdir /var; echo y > /var/y; mv /etc/group /etc/moved; ln -s nowhere /dangling; mkfifo /pipe
+    chown 7:8 /deep; echo more >> /etc/passwd; touch -d 2001-01-01 /etc; dd if=/dev/zero of=/sparse bs=1 count=1 seek=1M
+"""
+
+
+def odd() -> Image:
+    """What archives have to say in special ways."""
+    pax = {"SCHILY.xattr.user.told": "value", "SCHILY.xattr.trusted.kept": "root's"}
+    first = (
+        LayerTar().dir("odd", 0o2750, uid=7, gid=8).file("odd/file", "1\n" * 3000, 0o4711, pax_headers=pax)
+        .hardlink("odd/same", "odd/file").symlink("odd/link", "../bin/sh").file("odd/gone", "2")
+        ._add("odd/null", tarfile.CHRTYPE, 0o666, devmajor=1, devminor=3)
+        ._add("odd/pipe", tarfile.FIFOTYPE, 0o600).dir("odd/full").file("odd/full/old", "3")
+        .file("odd/holes", b"\0" * (4 << 20) + b"end")
+    )  # fmt: skip
+    second = (
+        LayerTar().whiteout("odd/gone").opaque("odd/full").dir("odd/full").file("odd/full/new", "4")
+        .file("odd/file", "other\n")
+    )  # fmt: skip
+    return Image([busybox_layer(), first.bytes(), second.bytes()])
+
+
+def tools() -> Image:
+    layer = LayerTar().dir("opt")
+    for n in range(200):
+        layer.file(f"opt/tool{n}", f"{n}\n" * 200, 0o755, uid=n)
+    return Image([busybox_layer(), layer.bytes()], compression="zstd")
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory, greeting_image):
+    folder = tmp_path_factory.mktemp("images")
+    found = {}
+    for name, image in ((ONE, greeting_image), (TWO, odd()), (THREE, tools())):
+        found[name] = f"{folder}/{len(found)}"
+        image.write_layout(found[name], name)
+    return found
+
+
+@pytest.fixture
+def store(tmp_path, engine_of):
+    """A store of its own with no driver chosen."""
+    it = engine_of(tmp_path)
+    yield it
+    it.close()
+    it.assert_clean()
+
+
+def fill(engine, archives, driver, *, running=("up", "up2")):
+    for path in archives.values():
+        engine.ok("--driver", driver, "load", "-q", "-i", path)
+    run = ("--driver", driver, "run")
+    engine.ok(*run, "--name", "changed", "-v", "kept:/data", "-l", "told=yes", ONE, "sh", "-c", CHANGES)
+    engine.ok(*run, "--name", "other", TWO, "sh", "-c", "echo + >> /odd/file; rm /odd/full/new; chmod 700 /odd/same")
+    engine.ok("--driver", driver, "create", "--name", "fresh", "-e", "WORD=said", THREE, "sh", "-c", "echo $WORD")
+    for name in running:
+        engine.ok(*run, "-d", "--name", name, ONE, "sh", "-c", "echo x > /mine; sleep 1000")
+
+
+def tree(engine, name):
+    """All that an archive says of a container's files, but for those that are mounted."""
+    data = engine("cp", f"{name}:/", "-").stdout
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(data)) as opened:
+        for m in opened:
+            if m.name.split("/")[0] in ("dev", "proc", "sys"):
+                continue
+            file = opened.extractfile(m) if m.isreg() else None
+            content = hashlib.sha256(file.read()).hexdigest() if file else ""
+            attributes = {key: value for key, value in m.pax_headers.items() if key != "path"}
+            found[m.name] = (
+                m.type,
+                m.mode,
+                m.uid,
+                m.gid,
+                m.size,
+                m.linkname,
+                m.devmajor,
+                m.devminor,
+                content,
+                attributes,
+            )
+    assert len(found) > 20
+    return found
+
+
+def same(before, now, why=""):
+    """Fail with what differs."""
+    wrong = [
+        f"{key}: {before[key]!r} became {now[key]!r}" for key in ("images", "containers") if before[key] != now[key]
+    ]
+    for name, wanted in before["trees"].items():
+        found = now["trees"].get(name, {})
+        wrong += [
+            f"{name}: {path}: {wanted.get(path)} became {found.get(path)}"
+            for path in sorted(wanted.keys() | found.keys())
+            if wanted.get(path) != found.get(path)
+        ]
+    assert wrong == [], why
+
+
+def inspected(engine, name):
+    """What stays the same of a container."""
+    (said,) = json.loads(engine.ok("inspect", name))
+    for key in ("Driver", "GraphDriver"):
+        said.pop(key, None)
+    return said
+
+
+def state(engine):
+    names = engine.names()
+    return {
+        "images": engine.ok("images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"),
+        "containers": {name: inspected(engine, name) for name in names if name not in ("up", "up2")},
+        "trees": {name: tree(engine, name) for name in names if name not in ("up", "up2")},
+    }
+
+
+def rows(engine, driver):
+    with contextlib.closing(sqlite3.connect(f"file:{engine.root}/db.sqlite?mode=ro", uri=True)) as db:
+        return db.execute("select * from layers where driver = ? order by number", (driver,)).fetchall()
+
+
+def drivers_of(engine):
+    return sorted(set(engine.ok("inspect", "--format", "{{.Driver}}", *engine.names()).split()))
+
+
+def clean(engine, *deep):
+    assert engine.ok("system", "check", *deep).splitlines()[-1] == "clean"
+
+
+def files(engine):
+    return {str(p.relative_to(engine.root)) for p in Path(engine.root, "drivers").rglob("*")}
+
+
+def test_there_and_back_with_everything_the_same(store, archives):
+    fill(store, archives, "overlay", running=())
+    before = state(store)
+    for source, target in (("overlay", "copy"), ("copy", "overlay")):
+        said = store.ok("storage", "convert", "--to", target, "--all")
+        assert f"Converted to {target}: 6 layers, 3 containers" in said
+        clean(store, "--deep")
+        same(before, state(store))
+        assert drivers_of(store) == [target]
+        assert set(os.listdir(store.root / "drivers")) == {"overlay", "copy"}
+        store.ok("storage", "accept")
+        clean(store, "--deep")
+        assert os.listdir(store.root / "drivers") == [target], f"{source} holds nothing any more"
+        assert rows(store, source) == []
+        same(before, state(store))
+    assert store.ok("start", "-a", "fresh") == "said\n"
+    assert store.ok("run", "--rm", "--pull", "never", ONE, "cat", "three") == "three\n"
+    assert leftovers.files(str(store.root), store.run_directory()) == []
+
+
+def test_a_plan_makes_nothing_and_tells_it_all(store, archives):
+    fill(store, archives, "overlay", running=("up",))
+    before = files(store)
+    said = store.ok("storage", "convert", "--to", "copy", "--all", "--plan").splitlines()
+    assert [line.split()[:2] for line in said[1:10]] == [
+        *[[str(n), "layer"] for n in range(1, 7)], *[[str(n), "container"] for n in range(7, 10)]
+    ]  # fmt: skip
+    assert any(line.startswith("Space: ") and " free" in line for line in said)
+    assert "Left out: container up: it runs: stop it first" in said
+    assert files(store) == before
+    assert rows(store, "copy") == []
+    listed = [json.loads(line) for line in store.ok(
+        "storage", "convert", "--to", "copy", "--images", "--format", "json").splitlines()]  # fmt: skip
+    assert {row["Kind"] for row in listed} == {"layer"}
+    assert all(row["From"] == "overlay" and row["How"] in ("copy", "reflink") for row in listed)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "it is not said where to"),
+        (("--to", "copy"), "it is not said what to convert"),
+        (("--to", "nothing", "--all"), "nothing"),
+        (("--to", "copy", "up"), "container up: it runs: stop it first: nothing was begun"),
+        (("--to", "copy", "nobody"), "no such image: nobody"),
+        (("--to", "copy", "--to-option", "wrong=1", "--all"), "driver copy has no option wrong"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name_and_makes_nothing(store, archives, words, said):
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[ONE])
+    store.ok("--driver", "overlay", "run", "-d", "--name", "up", ONE, "sleep", "1000")
+    done = store("storage", "convert", *words)
+    assert done.returncode == 125
+    assert said in done.stderr.decode()
+    assert os.listdir(store.root / "drivers") == ["overlay"]
+    for verb in ("accept", "rollback"):
+        assert b"no conversion waits" in store("storage", verb).stderr
+
+
+def test_what_runs_is_left_out_and_taken_by_the_next_run_which_takes_only_that(store, archives):
+    fill(store, archives, "overlay")
+    said = store("storage", "convert", "--to", "copy", "--all")
+    assert said.returncode == 0
+    assert said.stderr.count(b"left out: container up") == 2
+    assert store.ok("exec", "up", "cat", "/mine") == "x\n"
+    store.ok("stop", "-t", "0", "up")
+    before = tree(store, "up")
+    again = store.ok("storage", "convert", "--to", "copy", "--all")
+    assert "Converted to copy: 0 layers, 1 containers" in again
+    assert tree(store, "up") == before
+    assert b"Conversion from overlay to copy" in store("storage", "accept").stdout
+    assert [row[2] for row in rows(store, "overlay") if row[3] == "active"] == ["overlay"], "what runs stays"
+    clean(store)
+    assert store.ok("exec", "up2", "cat", "/mine") == "x\n"
+    store.ok("stop", "-t", "0", "up2")
+    assert "Converted to copy: 0 layers, 1 containers" in store.ok("storage", "convert", "--to", "copy", "up2")
+    store.ok("storage", "accept")
+    assert os.listdir(store.root / "drivers") == ["copy"]
+    clean(store)
+
+
+def test_rolled_back_all_is_as_it_was(store, archives):
+    fill(store, archives, "overlay")
+    before, layers, there = state(store), rows(store, "overlay"), files(store)
+    store.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    store.ok("storage", "rollback")
+    assert rows(store, "overlay") == layers
+    assert files(store) == there
+    same(before, state(store))
+    clean(store, "--deep")
+    for name in ("changed", "other"):
+        store.ok("start", "-a", name)
+
+
+def test_work_since_is_not_lost_in_silence(store, archives):
+    fill(store, archives, "overlay", running=())
+    store.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    store.ok("--driver", "copy", "create", "--name", "later", ONE, "cat", "three")
+    store.ok("rm", "fresh")
+    store.ok("start", "-a", "changed")
+    refused = store("storage", "rollback")
+    assert refused.returncode == 125
+    assert "container changed has written something since" in refused.stderr.decode()
+    assert "Refused: container changed has written" in store("storage", "rollback", "--plan").stdout.decode()
+    done = store("storage", "rollback", "--force")
+    assert done.returncode == 0, done.stderr
+    assert b"container later, made since, stays on driver copy" in done.stderr
+    assert sorted(store.names()) == ["changed", "later", "other"]
+    assert store.ok("start", "-a", "later") == "three\n"
+    clean(store)
+    store.ok("rm", "later")
+    clean(store)
+    # Each container is where it says, and the images' layers of the one that left are not kept.
+    assert [row for row in rows(store, "copy") if row[5]] == []
+
+
+def test_another_conversion_waits_for_the_first(store, archives):
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[ONE])
+    store.ok("storage", "convert", "--to", "copy", "--images", "-q")
+    refused = store("storage", "convert", "--to", "overlay", "--all")
+    assert b"the conversion to copy is not accepted yet" in refused.stderr
+    assert store.ok("storage", "convert", "--to", "copy", "--images", "-q").startswith("Converted to copy: 0 layers")
+    assert b"the conversion to copy, until" not in store("storage", "why", ONE).stdout
+    store.ok("rmi", ONE)
+    store.ok("storage", "accept")
+    clean(store)
+    assert os.listdir(store.root / "drivers") == []
+
+
+@pytest.fixture
+def one(store, archives):
+    """A store with one image of several layers and a container, on overlay."""
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[TWO])
+    store.ok("--driver", "overlay", "run", "--name", "other", TWO, "sh", "-c", CHANGES)
+    return store
+
+
+def kill(engine, step, *words):
+    done = engine(*words, env={"COWSHED_FAULT": f"kill@{step}"})
+    assert done.returncode == -signal.SIGKILL, (step, done.stderr)
+    clean(engine)
+
+
+def test_killed_at_every_step_a_conversion_goes_on_where_it_was(one):
+    before, layers = state(one), rows(one, "overlay")
+    convert = ("storage", "convert", "--to", "copy", "--all", "-q")
+    for step in CONVERT:
+        kill(one, step, *convert)
+        assert rows(one, "overlay") == layers, step
+    assert drivers_of(one) == ["copy"], "the last step was the container's"
+    assert "Converted to copy: 0 layers, 0 containers" in one.ok(*convert)
+    same(before, state(one))
+    one.ok("storage", "rollback")
+    assert rows(one, "overlay") == layers
+    same(before, state(one))
+    clean(one, "--deep")
+
+
+def test_killed_while_it_accepts_the_next_command_does_the_rest(one):
+    before, there, other = state(one), "overlay", "copy"
+    for step in ACCEPT:
+        one.ok("storage", "convert", "--to", other, "--all", "-q")
+        kill(one, step, "storage", "accept")
+        assert os.listdir(one.root / "drivers") == [other], step
+        assert rows(one, there) == []
+        there, other = other, there
+    same(before, state(one))
+
+
+def test_killed_while_it_rolls_back_the_next_command_does_the_rest(one):
+    before, layers = state(one), rows(one, "overlay")
+    for step in ROLLBACK:
+        one.ok("storage", "convert", "--to", "copy", "--all", "-q")
+        kill(one, step, "storage", "rollback")
+        assert os.listdir(one.root / "drivers") == ["overlay"], step
+        assert rows(one, "overlay") == layers
+    same(before, state(one))
+
+
+def test_a_disk_that_fails_is_told_and_what_was_done_is_kept(one):
+    before, layers = state(one), rows(one, "overlay")
+    convert = ("storage", "convert", "--to", "copy", "--all", "-q")
+    done = one(*convert, env={"COWSHED_FAULT": "error@convert.layer.filled:2"})
+    assert done.returncode == 1
+    assert b"not converted: layer " in done.stderr
+    assert b"fault injected at convert.layer.filled" in done.stderr
+    assert len(rows(one, "copy")) == 1
+    assert rows(one, "overlay") == layers
+    clean(one)
+    assert "Converted to copy: 2 layers, 1 containers" in one.ok(*convert)
+    same(before, state(one))
+
+
+@pytest.fixture
+def ways(tmp_path, engine_on):
+    """A store on btrfs, where copies share, and the drivers that it can go through on this machine, with options."""
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(engine_on("btrfs", tmp_path))
+        engine.driver, engine.options = None, ()
+        options = {"overlay": (), "btrfs": (), "devicemapper": ("loop_size=1500M", "layer_size=1200M"), "copy": ()}
+        with contextlib.suppress(NotHere):
+            options["zfs"] = (f"dataset={stack.enter_context(zfs_pool(tmp_path))}",)
+        verdicts = {
+            d["Name"]: d["Verdict"] for d in json.loads(engine.ok("driver", "why", "--format", "json"))["Drivers"]
+        }
+        order = ("btrfs", "zfs", "devicemapper", "copy", "overlay")
+        usable = [name for name in order if name in options and verdicts.get(name, "unusable") != "unusable"]
+        yield engine, [(name, options[name]) for name in usable]
+        engine.close()
+        shutil.rmtree(engine.run_root, ignore_errors=True)
+        for name in json.loads(engine.ok("info", "--format", "json"))["DriversInUse"]:
+            if name in ("zfs", "devicemapper"):
+                engine.ok("storage", "convert", "--to", "overlay", "--all", "-q")
+                engine.ok("storage", "accept")
+
+
+@pytest.mark.slow
+def test_a_store_goes_through_every_driver_killed_at_random_on_the_way(ways, archives):
+    """Three images, two running and three stopped containers; ten kills."""
+    engine, legs = ways
+    assert {name for name, _ in legs} >= {"btrfs", "copy", "overlay"}
+    chance = random.Random(9)
+    fill(engine, archives, "overlay")
+    before, source, killed = state(engine), "overlay", 0
+    each = -(-10 // len(legs))
+    for target, options in legs:
+        convert = ["storage", "convert", "--to", target, "--all", "-q"]
+        convert += [word for pair in options for word in ("--to-option", pair)]
+        for step in chance.sample(CONVERT[1:], each - 1):
+            done = engine(*convert, env={"COWSHED_FAULT": f"kill@{step}:{chance.randint(1, 3)}"}, timeout=600)
+            killed += done.returncode == -signal.SIGKILL
+            clean(engine)
+        engine.ok("stop", "-t", "0", "up", "up2")
+        engine.ok(*convert)
+        assert drivers_of(engine) == [target]
+        same(before, state(engine), target)
+        engine.ok("start", "up", "up2")
+        assert engine.ok("exec", "up", "cat", "/mine") == "x\n"
+        killed += engine("storage", "accept", env={"COWSHED_FAULT": f"kill@{chance.choice(ACCEPT)}"}).returncode < 0
+        clean(engine)
+        assert rows(engine, source) == []
+        assert os.listdir(engine.root / "drivers") == [target], f"the bytes of {source} are back"
+        same(before, state(engine), target)
+        source = target
+    assert killed >= 10
+    for name in ("changed", "other", "fresh"):
+        assert engine("start", "-a", name).returncode in (0, 1), "its script meets what it did before"
+    assert engine.ok("exec", "up2", "cat", "/mine") == "x\n"
+    engine.ok("rm", "-f", *engine.names())
+    clean(engine, "--deep")
+
+
+def test_on_one_file_system_that_can_share_nothing_is_copied(ways, archives):
+    engine, _ = ways
+    fill(engine, archives, "overlay", running=())
+    for target in ("btrfs", "copy", "overlay"):
+        planned = engine.ok("storage", "convert", "--to", target, "--all", "--plan", "--format", "json")
+        assert {json.loads(line)["How"] for line in planned.splitlines()} == {"reflink"}
+        said = engine.ok("storage", "convert", "--to", target, "--all", "-q")
+        assert "; 0B copied, " in said, said
+        engine.ok("storage", "accept")
+        clean(engine)
