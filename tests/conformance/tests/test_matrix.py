@@ -62,11 +62,19 @@ def test_a_later_run_of_the_same_kind_replaces_the_earlier():
 
 def test_parts_of_a_run_are_one_run_and_the_latest_result_counts():
     again = report(
-        ("test_L01_b", "passed", "", ""), ("test_P02_a", "passed", "", ""), date="2026-11-29T00:00:00+00:00", seed=8
+        ("test_L01_b", "passed", "", ""),
+        ("test_P02_a", "passed", "", ""),
+        ("test_P01_a", "skipped", "kernel", "not this one"),
+        ("test_Q01_a", "skipped", "kernel", "not this one"),
+        date="2026-11-29T00:00:00+00:00",
+        seed=8,
     )
     kept = matrix.condense(matrix.joined([again, ONE]))
     assert (kept["seed"], kept["date"][:10], kept["level"]) == ("7, 8", "2026-11-29", "full")
-    assert kept["cases"] == {**matrix.condense(ONE)["cases"], "L01": "passed", "P02": "passed"}
+    assert {number: matrix.kind(kept, number) for number in kept["cases"]} == {
+        "P01": "passed", "P02": "passed", "L01": "passed", "D06": "passed", "M08": "not run", "Q01": "not run",
+        "Q03": "n/a", "X10": "not run",
+    }  # fmt: skip
     assert matrix.joined([again, {**ONE, "level": "core"}])["level"] == "core"
 
 

@@ -54,9 +54,12 @@ def condense(report: dict[str, Any]) -> Kept:
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One report of a run that was made in parts, or of which a part was made again: of a test that several have, the
-    latest result; of facts the latest, of the level the lowest."""
+    latest result, be it skipped only where it always was; of facts the latest, of the level the lowest."""
     parts = sorted(parts, key=lambda part: str(part["date"]))
-    tests = {test["test"]: test for part in parts for test in part["cases"]}
+    tests: dict[str, dict[str, Any]] = {}
+    for test in (test for part in parts for test in part["cases"]):
+        if test["outcome"] != "skipped" or tests.get(test["test"], test)["outcome"] == "skipped":
+            tests[test["test"]] = test
     seeds = dict.fromkeys(str(part["seed"]) for part in parts)
     level = "full" if all(part["level"] != "core" for part in parts) else "core"
     return {**parts[-1], "level": level, "seed": ", ".join(seeds), "cases": list(tests.values())}
