@@ -240,6 +240,14 @@ def test_ambient_capabilities_of_a_user(box, filtered):
     assert set(sets.values()) == {1 << 10}
 
 
+def test_a_profile_that_this_kernel_does_not_have_is_refused(box):
+    """Whether it runs AppArmor or not; what profiles do is tested where it does (tests/e2e/test_apparmor.py)."""
+    box.process["apparmorProfile"] = "cowshed-no-such"
+    error = box.refused()
+    assert error.stage == "apparmor"
+    assert "AppArmor profile cowshed-no-such" in str(error)
+
+
 def test_no_new_privileges(box):
     box.process["noNewPrivileges"] = True
     assert "1" in box.sh("grep NoNewPrivs /proc/self/status").out

@@ -14,7 +14,7 @@ import sys
 
 from cowshed_linux import capabilities, process, seccomp
 from cowshed_linux.libc import C
-from cowshed_runtime import reaper
+from cowshed_runtime import apparmor, reaper
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.targets import place
 
@@ -39,11 +39,18 @@ _PERSONALITIES = {"LINUX": 0, "LINUX32": 0x8}
 
 
 def become(
-    work: dict[str, Any], stdio: tuple[int, int, int], terminal: tuple[int, int] | None, program: bytes, *, init: bool
+    work: dict[str, Any],
+    stdio: tuple[int, int, int],
+    terminal: tuple[int, int] | None,
+    program: bytes,
+    confinement: tuple[int, str] | None,
+    *,
+    init: bool,
 ) -> NoReturn:
     """Turn this process into the one that an OCI process object describes. LaunchError or OSError if it cannot be.
 
-    stdio is not used with a terminal (master, slave); program is a BPF filter or empty; init keeps a reaper behind.
+    stdio is not used with a terminal (master, slave); program is a BPF filter or empty; confinement is an AppArmor
+    profile, after where to write it; init keeps a reaper behind.
     Root is the container's by now.
     """
     user = work["user"]
@@ -68,6 +75,8 @@ def become(
     if persona:
         C.personality(_PERSONALITIES[persona])
     _change_directory(work["cwd"])
+    if confinement:  # the filter below need not allow it, and a process that is forked later has it too
+        apparmor.enter(*confinement)
     _confine(work, program)
     if init:
         reaper.stay_behind(terminal is not None)

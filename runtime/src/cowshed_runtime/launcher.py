@@ -14,7 +14,7 @@ import os
 import sys
 
 from cowshed_linux import loopback, mount, process
-from cowshed_runtime import cgroup, hooks, identity, plan, rootfs, spec
+from cowshed_runtime import apparmor, cgroup, hooks, identity, plan, rootfs, spec
 from cowshed_runtime import seccomp as profiles
 from cowshed_runtime.errors import LaunchError, SpecError
 from cowshed_runtime.fastjson import dumps, loads
@@ -46,7 +46,7 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, na
     except SpecError as error:
         raise LaunchError("spec", 22, str(error)) from None
     work, linux, wanted = config["process"], config.get("linux") or {}, config.get("hooks") or {}
-    program = _program(linux.get("seccomp"), cache)
+    program, profile = _program(linux.get("seccomp"), cache), apparmor.wanted(work)
     told = hooks.state(config, name, str((config.get("root") or {}).get("path") or ""))
     made = plan.build(config, name, told)
     own_root = -1
@@ -81,14 +81,14 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, na
             if report.socket.recv(1) != b"g":
                 os._exit(125)
         _adjust_oom(work, report)
+        confinement = _confinement(profile, report)
         scene = plan.Scene(root)
         for step in made.steps:
             report.stage = step.stage
             step.execute(scene)
         report.ready(scene.terminal)
-        identity.become(
-            work, stdio, scene.terminal, program, init=bool((config.get("annotations") or {}).get(INIT_ANNOTATION))
-        )
+        reaps = bool((config.get("annotations") or {}).get(INIT_ANNOTATION))
+        identity.become(work, stdio, scene.terminal, program, confinement, init=reaps)
 
     def for_hooks(pid: int) -> None:
         for kind in ("prestart", "createRuntime"):
@@ -124,7 +124,8 @@ def join(
     problems = spec.validate_process(work)
     if problems:
         raise LaunchError("spec", 22, "; ".join(map(str, problems)))
-    program = _program(linux.get("seccomp"), cache)
+    program, profile = _program(linux.get("seccomp"), cache), apparmor.wanted(work)
+    proc = apparmor.host() if profile else -1
     try:
         pidfd = os.pidfd_open(target)
         entrance = cgroup.Entrance(name)
@@ -135,14 +136,15 @@ def join(
         kinds |= plan.NAMESPACES[entry["type"]]
 
     def child(report: _Report) -> NoReturn:
-        _keep(report.fd, report.socket.fileno(), *stdio, *entrance.tasks)
+        _keep(report.fd, report.socket.fileno(), *stdio, *entrance.tasks, proc)
         _enter_groups(entrance, report)
+        confinement = _confinement(profile, report, proc)
         report.stage = "terminal"
         terminal = None
         if work.get("terminal"):
             terminal = rootfs.open_terminal(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         report.ready(terminal)
-        identity.become(work, stdio, terminal, program, init=False)
+        identity.become(work, stdio, terminal, program, confinement, init=False)
 
     # From here on names mean what the container says: nothing may be imported in this process either.
     _forget_imports()
@@ -235,6 +237,17 @@ def _join(wanted: list[tuple[str, str]]) -> None:
     for kind, path in wanted:
         if kind != "pid":
             _set_namespace(kind, path)
+
+
+def _confinement(profile: str, report: _Report, proc: int = -1) -> tuple[int, str] | None:
+    """Where to write the name of an AppArmor profile, and the name. proc: the host's /proc; -1: still at its place."""
+    if not profile:
+        return None
+    report.stage = "apparmor"
+    place = proc if proc >= 0 else apparmor.host()
+    fd = apparmor.attribute(place)
+    os.close(place)
+    return fd, profile
 
 
 def _adjust_oom(work: dict[str, Any], report: _Report | None) -> None:

@@ -128,6 +128,7 @@ PROCESS: tuple[tuple[str, Check], ...] = (
     ("user.umask", _whole(0, 0o777)),
     ("user.additionalGids[]", _ID),
     ("noNewPrivileges", _boolean),
+    ("apparmorProfile", _string),
     ("oomScoreAdj", _whole(-1000, 1000)),
     ("rlimits[].type!", _one_of(LIMITS)),
     ("rlimits[].soft!", _U64),
@@ -135,7 +136,7 @@ PROCESS: tuple[tuple[str, Check], ...] = (
     ("personality.domain!", _one_of(("LINUX", "LINUX32"))),
     *((f"capabilities.{kind}[]", _capability) for kind in _SETS),
     *((name, _unsupported) for name in (
-        "apparmorProfile", "selinuxLabel", "scheduler", "ioPriority", "execCPUAffinity", "personality.flags")),
+        "selinuxLabel", "scheduler", "ioPriority", "execCPUAffinity", "personality.flags")),
 )  # fmt: skip
 _DOCUMENT: tuple[tuple[str, Check], ...] = (
     ("ociVersion!", lambda v: _string(v) or ("" if v.split(".")[0] == "1" else f"version {v} is not 1.x")),

@@ -25,6 +25,10 @@ LABELS = """
         cat /tmp/policy > /sys/fs/selinux/load || exit 1
     suite overlay -k "M08 or (H01 and selinux)"
 """
+# Debian's kernels start AppArmor, unless told otherwise.
+PROFILES = """
+    run -m guest tests/e2e/test_apparmor.py
+"""
 QUOTA = """
     run drivers/overlay/tests tests/e2e/test_storage_opt.py
     for kind in ext4 xfs; do
@@ -63,6 +67,7 @@ def plans(*, whole: bool = False) -> list[Plan]:
         Plan("quota", "6.12", "size limits by project quota on ext4 and xfs", QUOTA),
         Plan("one-meaning", "6.1", "the same scripts on all drivers of Linux 6.1", f"run tests/drivers -k {FEW}\n"),
         Plan("selinux", "6.1", "labels of SELinux in mounts", LABELS, append="lsm=landlock,lockdown,yama,selinux,bpf"),
+        Plan("apparmor", "6.1", "containers under a profile of AppArmor", PROFILES),
         Plan("harness", "", "the tests that boot guests", "COWSHED_BOOT=6.12 run tests/vm/tests/test_boot.py\n"),
     ]
     own = os.environ.get("COWSHED_VM_KERNEL")

@@ -208,7 +208,7 @@ def _values(option: Option, flags: Values) -> list[str] | None:
 _WORDS = {
     "format": "json table", "network": "none host", "net": "none host",
     "restart": "no always unless-stopped on-failure",
-    "runtime": "native", "security_opt": "no-new-privileges seccomp=unconfined",
+    "runtime": "native", "security_opt": "no-new-privileges seccomp=unconfined apparmor=",
     "platform": "linux/amd64 linux/arm64 linux/arm/v7",
 }  # fmt: skip
 _FILES = frozenset("root run_root config env_file label_file cidfile volume device input output".split())

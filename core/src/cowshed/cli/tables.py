@@ -52,7 +52,9 @@ _CREATE = (
     Option("--ulimit", "list", "NAME=SOFT[:HARD]"),
     Option("--cap-add", "list", "a capability to have"),
     Option("--cap-drop", "list", "a capability not to have"),
-    Option("--security-opt", "list", "no-new-privileges[=true|false], seccomp=FILE|unconfined"),
+    Option(
+        "--security-opt", "list", "no-new-privileges[=true|false], seccomp=FILE|unconfined, apparmor=PROFILE|unconfined"
+    ),
     Option("--privileged", "flag", "all capabilities and devices, no confinement"),
     Option("--device", "list", "a device of this host [:PATH][:rwm]"),
     Option("--stop-signal", "text", "the signal that asks it to end"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
-from cowshed.errors import BadUsage
+from cowshed.errors import BadUsage, Unsupported
 from cowshed_linux.capabilities import NUMBERS
 from cowshed_runtime import defaults
 
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 _OWN = frozenset(f"/dev/{name}" for name in "pts shm mqueue fd null zero full random urandom tty ptmx console".split())
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-_NOT_ENFORCED = {"apparmor": "AppArmor", "label": "SELinux"}
-_UNCONFINED = {"apparmor": "unconfined", "label": "disable"}
 
 
 def arguments(asked: dict[str, Any], image: dict[str, Any]) -> list[str]:
@@ -141,13 +137,23 @@ def _security(asked: dict[str, Any], config: dict[str, Any], held: list[str]) ->
         elif (key, value) in (("apparmor", "unconfined"), ("label", "disable"), ("systempaths", "unconfined")):
             if key == "systempaths":
                 config["linux"]["maskedPaths"], config["linux"]["readonlyPaths"] = [], []
-        elif key in _NOT_ENFORCED:
+        elif key == "apparmor" and value:
+            from cowshed_runtime import apparmor
+
+            if not apparmor.enabled():
+                raise Unsupported(
+                    f"--security-opt {word}: this kernel runs no AppArmor, and a container must not be thought to be "
+                    "confined by it", remedy="leave it away, or boot a kernel with lsm=…,apparmor",
+                )  # fmt: skip
+            config["process"]["apparmorProfile"] = value
+        elif key == "label":
             raise BadUsage(
-                f"--security-opt {word}: {_NOT_ENFORCED[key]} profiles are not applied, and a container must not be "
-                "thought to be confined by one", remedy=f"leave it away, or give {key}={_UNCONFINED[key]}",
+                f"--security-opt {word}: SELinux labels are not applied, and a container must not be thought to be "
+                "confined by one", remedy="leave it away, or give label=disable",
             )  # fmt: skip
         else:
-            raise BadUsage(f"--security-opt {word} is not known", remedy="no-new-privileges, seccomp=FILE|unconfined")
+            known = "no-new-privileges, seccomp=FILE|unconfined, apparmor=PROFILE|unconfined"
+            raise BadUsage(f"--security-opt {word} is not known", remedy=known)
     if confined:
         from cowshed_runtime import seccomp
 

@@ -121,6 +121,7 @@ def _document(engine: Engine, row: ContainerRow, *, size: bool) -> dict[str, Any
         "Name": f"/{row.name}",
         "Image": row.image_id,
         "Driver": row.driver,
+        "AppArmorProfile": process.get("apparmorProfile") or "",
         "Platform": "linux",
         "RestartCount": row.restarts,
         "LogPath": f"{folder}/log",
