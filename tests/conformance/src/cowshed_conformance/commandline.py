@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from cowshed_conformance import marks, standins
 from cowshed_conformance.archive import member, pack
+from cowshed_conformance.fixtures import SLOWDOWN
 from cowshed_conformance.target import Target
 
 _MAIN = "from cowshed.cli.main import main; main()"
@@ -51,7 +52,9 @@ class CommandLine:
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("COWSHED_")}
 
     def __call__(self, *words: str, feed: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run([*self.words, *words], input=feed, capture_output=True, env=self.env, timeout=60)
+        return subprocess.run(
+            [*self.words, *words], input=feed, capture_output=True, env=self.env, timeout=60 * SLOWDOWN
+        )
 
     def raw(self, *words: str, feed: bytes = b"", status: int = 0) -> bytes:
         done = self(*words, feed=feed)

@@ -149,13 +149,11 @@ def test_J06_how_a_container_ended_and_what_it_said_outlives_trouble(
         cowshed.ok("load", "-q", feed=image("test/image:1", *layers()))
         cowshed.ok("run", "-d", "--name", "up", "test/image:1", "sh", "-c", script)
         pid = int(cowshed.ok("inspect", "--format", "{{.State.Pid}}", "up"))
-        until = time.monotonic() + 20
-        while "begins" not in cowshed.ok("logs", "up"):
-            assert time.monotonic() < until, "the container did not come up"
+        while "begins" not in cowshed.ok("logs", "up"):  # the case's budget ends it
+            time.sleep(0.02)
         with fill(system.path) if trouble == "full disk" else locked(f"{cowshed.root}/db.sqlite"):
             os.kill(pid, signal.SIGTERM)
             while os.path.exists(f"/proc/{pid}"):
-                assert time.monotonic() < until, "the container did not end"
                 time.sleep(0.02)
             time.sleep(0.2)  # its monitor meets the trouble
         assert cowshed.ok("wait", "up") == "3\n"
