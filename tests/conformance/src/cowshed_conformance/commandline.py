@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from cowshed_conformance import marks, standins
 from cowshed_conformance.archive import member, pack
-from cowshed_conformance.fixtures import SLOWDOWN
+from cowshed_conformance.marks import SLOWDOWN
 from cowshed_conformance.target import Target
 
 _MAIN = "from cowshed.cli.main import main; main()"
