@@ -1,4 +1,4 @@
-"""Block devices: loop devices on files, nodes, discard (loop(4), ioctl_list(2), mknod(2))."""
+"""Block devices: loop devices on files, nodes, discard (ioctl_list(2), mknod(2))."""
 
 from __future__ import annotations
 
@@ -8,50 +8,16 @@ import os
 import stat
 from _struct import pack
 
-_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
-_READ_ONLY, _AUTOCLEAR = 1, 4  # LO_FLAGS_*
-_CONFIG_SIZE = 304  # struct loop_config
-_LOOP_MAJOR = 7
+from cowshed_linux import loops
+
 _BLKDISCARD, _BLKGETSIZE64, _BLKFLSBUF = 0x1277, 0x80081272, 0x1261
-_TRIES = 64
 _STEP = 1 << 30  # bytes discarded by one call
 
 
 def attach_loop(path: str, *, read_only: bool = False) -> int:
-    """A loop device on a file, opened; its descriptor. The kernel frees the device with its last user (autoclear), so
-    nothing is left of a process that dies before it has passed the device on."""
-    flags = os.O_RDONLY if read_only else os.O_RDWR
-    file = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            for _ in range(_TRIES):
-                number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
-                device = _open_loop(number, flags)
-                config = bytearray(_CONFIG_SIZE)
-                config[0:8] = pack("@II", file, 0)
-                config[60:64] = pack("@I", _AUTOCLEAR | (_READ_ONLY if read_only else 0))  # info.lo_flags
-                try:
-                    fcntl.ioctl(device, _LOOP_CONFIGURE, config)
-                    return device
-                except OSError as error:
-                    os.close(device)
-                    if error.errno != errno.EBUSY:  # else another process has taken it meanwhile
-                        raise
-        finally:
-            os.close(control)
-    finally:
-        os.close(file)
-    raise OSError(errno.EBUSY, "no loop device could be had: others take them")
-
-
-def _open_loop(number: int, flags: int) -> int:
-    path = f"/dev/loop{number}"
-    try:
-        return os.open(path, flags | os.O_CLOEXEC)
-    except FileNotFoundError:  # a /dev that is not the kernel's own
-        os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(_LOOP_MAJOR, number))
-        return os.open(path, flags | os.O_CLOEXEC)
+    """A loop device on a file, opened; its descriptor (`cowshed_linux.loops.attach`)."""
+    with opened(path, os.O_RDONLY if read_only else os.O_RDWR) as file:
+        return loops.attach(file, read_only=read_only)
 
 
 class opened:

@@ -1,0 +1,209 @@
+"""What a run makes on the host that could outlive it, written down before it is made.
+
+A run's own processes take all of it away at the end, after Ctrl-C and after an error; its supervisor does if they are
+killed; and if that is killed too, the next run or `cowshed bench --clean` finds the entry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+
+from cowshed import log
+from cowshed.bench import scratch
+from cowshed.errors import Busy, CowshedError
+from cowshed.layers.host import EngineHost
+from cowshed.storage import registry
+from cowshed.storage.errors import StorageError
+from cowshed.storage.kit.trees import remove_tree
+from cowshed_linux import files, loops, process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_PATIENCE = 20.0  # seconds for the kernel to take the devices of processes that are gone
+
+
+class Journal:
+    """One run's entry: a file beside the store, and a folder where its file systems are mounted.
+
+    Made by the supervisor before it forks: both processes may take it up.
+    """
+
+    def __init__(self, path: str, folder: str) -> None:
+        self.path, self.folder = path, folder
+        pid = os.getpid()
+        self._said: dict[str, Any] = {
+            "version": 1, "processes": [[pid, process.start_time(pid)]], "boot": process.boot_id(), "folder": folder,
+            "pools": [], "loops": [], "stores": [], "device": "", "slices": 0,
+        }  # fmt: skip
+
+    @classmethod
+    def begin(cls, root: str, place: str) -> Journal:
+        """OSError if nothing can be written beside the store or at place."""
+        token = os.urandom(6).hex()
+        made = cls(f"{entries_folder(root)}/{token}.json", f"{os.path.abspath(place)}/cowshed-bench-{token}")
+        made._said["made"] = _make_folders(os.path.dirname(made.path))
+        made._write()
+        os.mkdir(made.folder, 0o700)
+        return made
+
+    def enter(self) -> None:
+        """This process, too, is at work."""
+        self.add("processes", [os.getpid(), process.start_time(os.getpid())])
+
+    def add(self, what: str, value: Any) -> None:
+        self._said[what].append(value)
+        self._write()
+
+    def drop(self, what: str, value: Any) -> None:
+        self._said[what].remove(value)
+        self._write()
+
+    def use_device(self, device: str, slices: int) -> None:
+        self._said["device"], self._said["slices"] = device, slices
+        self._write()
+
+    def _write(self) -> None:
+        files.write_atomically(self.path, json.dumps(self._said).encode(), mode=0o600)
+
+    def clean(self) -> None:
+        """Take away what the entry names, whoever has died; the processes of the run are gone. CowshedError if
+        something cannot be taken away now: the entry stays."""
+        _clean(self.path)
+
+
+def entries_folder(root: str) -> str:
+    return f"{root}/bench"
+
+
+def clean_left(root: str) -> tuple[int, list[str]]:
+    """Take away what dead runs left: how many were cleaned, and what could not be, in one line each."""
+    cleaned, problems = 0, []
+    try:
+        names = sorted(os.listdir(entries_folder(root)))
+    except FileNotFoundError:
+        return 0, []
+    for name in names:
+        path = f"{entries_folder(root)}/{name}"
+        if not name.endswith(".json") or _runs(path):
+            continue
+        try:
+            _clean(path)
+            cleaned += 1
+        except (CowshedError, StorageError, OSError) as error:
+            problems.append(f"{path}: {error}")
+    return cleaned, problems
+
+
+def _read(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        said: dict[str, Any] = json.load(file)
+    return said
+
+
+def _runs(path: str) -> bool:
+    try:
+        said = _read(path)
+    except FileNotFoundError:
+        return True  # another process has just cleaned it
+    return said["boot"] == process.boot_id() and any(process.lives(pid, start) for pid, start in said["processes"])
+
+
+def _clean(path: str) -> None:
+    said = _read(path)
+    folder = said["folder"]
+    if said["boot"] == process.boot_id():
+        for name in said["pools"]:
+            scratch.destroy_pool(name)
+        _release_loops(folder, said["loops"])
+    for store in said["stores"]:
+        _destroy(store)
+    if said["device"]:
+        scratch.wipe(said["device"], said["slices"])
+    remove_tree(folder)
+    os.unlink(path)
+    for made in reversed(said["made"]):
+        try:
+            os.rmdir(made)
+        except OSError:
+            break  # somebody has put something into it
+
+
+def _destroy(store: dict[str, Any]) -> None:
+    """Take away a driver's store in a directory of the user's own file system."""
+    if not os.path.isdir(store["root"]):
+        return
+    plugin, _ = registry.load(store["driver"])
+    host = EngineHost()
+    identity = plugin.init(store["root"], store["options"], host)  # repeatable: it tells the identity
+    plugin.destroy(store["root"], store["options"], host, store=identity)
+    remove_tree(store["root"])
+
+
+def _release_loops(folder: str, known: list[int]) -> None:
+    """Wait until the kernel has taken the run's loop devices, and take what stands on files of their file systems:
+    devices that a driver has set up, which would hold them for ever. Busy if some stay."""
+    until = time.monotonic() + _PATIENCE
+    while left := [number for number in known if _is_ours(number, folder)]:
+        for number in left:
+            for name in _standing_on(os.makedev(7, number)):
+                _take_holders(name)
+        if time.monotonic() > until:
+            names = ", ".join(f"/dev/loop{number}" for number in left)
+            raise Busy(f"{names} of a benchmark are still in use", remedy="end what uses them, then bench --clean")
+        time.sleep(0.05)
+
+
+def _is_ours(number: int, folder: str) -> bool:
+    try:
+        with open(f"/sys/block/loop{number}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().startswith(f"{folder}/")
+    except OSError:
+        return False  # not in use
+
+
+def _standing_on(device: int) -> list[str]:
+    """Loop devices whose files lie on the file system of a device."""
+    found = []
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop") and os.path.exists(f"/sys/block/{name}/loop"):
+            try:
+                if loops.lies_on(int(name[4:])) == device:
+                    found.append(name)
+            except OSError:
+                continue  # it has just been freed
+    return found
+
+
+def _take_holders(name: str) -> None:
+    """Remove the device-mapper devices above a device, the highest first; one that is in use stays for the next try."""
+    try:
+        holders = os.listdir(f"/sys/block/{name}/holders")
+    except FileNotFoundError:
+        return
+    for holder in holders:
+        _take_holders(holder)
+        try:
+            with open(f"/sys/block/{holder}/dm/name", encoding="utf-8") as file:
+                mapped = file.read().strip()
+        except OSError:
+            continue
+        done = subprocess.run(["dmsetup", "remove", mapped], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            log.info(f"dmsetup remove {mapped}: {done.stderr.strip()}")
+
+
+def _make_folders(path: str) -> list[str]:
+    """Make a directory and those above it; which of them were made."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    missing.reverse()
+    for folder in missing:
+        os.mkdir(folder, 0o700)
+    return missing

@@ -1,0 +1,160 @@
+"""Does scenarios: fresh file systems for every subject, in turns, in random order; a digest of what each has done."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from dataclasses import dataclass, field
+
+from cowshed.bench import machine, subjects
+from cowshed.bench.result import Row, ScenarioResult
+from cowshed.bench.samples import FEW, figure
+from cowshed.bench.scenario import Wrong
+from cowshed.bench.scratch import WITH_QUOTA, Unavailable
+from cowshed.errors import CowshedError
+from cowshed.storage.errors import StorageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cowshed.bench.scenario import Scenario
+    from cowshed.bench.scratch import FileSystem, Place, Scratch
+    from cowshed.bench.stores import Subject
+    from cowshed.bench.subjects import Chosen
+
+_FAILS = (Wrong, CowshedError, StorageError, OSError)
+
+
+@dataclass
+class Plan:
+    """How much is done."""
+
+    rounds: int  # that are counted
+    seconds: float  # for one scenario; what was begun is ended
+    seed: int
+    chosen: Sequence[Chosen]
+    place: str = ""  # a directory of the user's, in the place of scratch file systems
+    least: int = FEW  # counted rounds, however long they take
+    said: Callable[[str], None] = field(default=lambda _: None)  # progress: what is being done
+    told: Callable[[str], None] = field(default=lambda _: None)  # progress: what has been done
+
+
+def run(scenario: Scenario, plan: Plan, scratch: Scratch, folder: str) -> ScenarioResult:
+    """One scenario. What a subject cannot do is a line in the result; only the machine's own failures come out."""
+    began = time.monotonic()
+    result = ScenarioResult(
+        scenario.name, scenario.workloads, scenario.title, scenario.text, scenario.control, dict(scenario.sizes), 0.0,
+        [], [], {},
+    )  # fmt: skip
+    chosen = list(plan.chosen)
+    if scenario.control:
+        chosen += subjects.bare([one.asked.kind for one in plan.chosen])
+    kept, scratch.size = scratch.size, scenario.size or scratch.size
+    try:
+        with contextlib.ExitStack() as until:
+            alive = list(_made(scenario, chosen, plan, scratch, result, until))
+            before = machine.baseline(folder)
+            load = machine.load()
+            count = _rounds(scenario, plan, alive, result, began)
+            _verify(scenario, plan, alive, result)
+            result.marks += machine.drifts(before, machine.baseline(folder))
+    finally:
+        scratch.size = kept
+    if max(load, machine.load()) > machine.BUSY:
+        result.marks.append(f"the machine was busy: load {max(load, machine.load()):.1f} for each processor")
+    if count < FEW:
+        result.marks.append(f"{count} samples only: intervals are rough")
+    for row in scenario.rows.values():
+        figures = {name: figure(found) for name, found in row.samples.items() if found and name not in result.failures}
+        if figures:
+            result.rows.append(Row(row.key, row.title, row.unit, row.versus, row.use, figures))
+    result.seconds = round(time.monotonic() - began, 1)
+    plan.told(f"{scenario.name}: {count} rounds of {len(alive)} in {result.seconds:.0f} s")
+    return result
+
+
+def _made(
+    scenario: Scenario, chosen: list[Chosen], plan: Plan, scratch: Scratch, result: ScenarioResult,
+    until: contextlib.ExitStack,
+) -> Iterator[Subject]:  # fmt: skip
+    for one in chosen:
+        plan.said(f"{scenario.name}: {one.name}")
+        try:
+            system = _system(one, scenario, plan, scratch)
+            with contextlib.ExitStack() as half:
+                half.callback(system.discard)
+                subject = subjects.make(one, system, scratch.journal)
+                half.pop_all()
+            until.callback(subject.discard)
+            result.systems[one.name] = f"{system.kind}, {system.size >> 20} MiB" if system.size else plan.place
+            scenario.setup(subject)
+        except _FAILS as error:
+            result.failures[one.name] = _line(error)
+            continue
+        yield subject
+
+
+def _system(one: Chosen, scenario: Scenario, plan: Plan, scratch: Scratch) -> FileSystem | Place:
+    if plan.place:
+        return scratch.place()
+    kind = one.asked.kind
+    if scenario.quota and kind in WITH_QUOTA:
+        try:
+            return scratch.make(WITH_QUOTA[kind])
+        except Unavailable:
+            return scratch.make(kind)
+    return scratch.make(kind)
+
+
+def _rounds(scenario: Scenario, plan: Plan, alive: list[Subject], result: ScenarioResult, began: float) -> int:
+    """Every subject once in each, in random order; the counted ones. One that fails is left out from then on."""
+    order = random.Random(f"{plan.seed} {scenario.name}")
+    wanted = scenario.rounds or plan.rounds
+    done = 0
+    while alive and done < wanted + scenario.warm_up:
+        late = time.monotonic() - began > plan.seconds
+        if late and not scenario.rounds and done >= plan.least + scenario.warm_up:
+            break
+        order.shuffle(alive)
+        for subject in list(alive):
+            plan.said(f"{scenario.name}: round {done + 1 - scenario.warm_up} of {wanted}, {subject.name}")
+            try:
+                scenario.round(subject)
+            except _FAILS as error:
+                alive.remove(subject)
+                result.failures[subject.name] = _line(error)
+        done += 1
+        if done == scenario.warm_up:
+            for row in scenario.rows.values():
+                row.samples.clear()
+    return max(0, done - scenario.warm_up)
+
+
+def _verify(scenario: Scenario, plan: Plan, alive: list[Subject], result: ScenarioResult) -> None:
+    """Hold what each has made against what it should be."""
+    found: dict[str, str] = {}
+    for subject in list(alive):
+        plan.said(f"{scenario.name}: looks at what {subject.name} has made")
+        try:
+            found[subject.name] = scenario.verify(subject)
+        except _FAILS as error:
+            alive.remove(subject)
+            result.failures[subject.name] = _line(error)
+    wanted = scenario.expected() or _agreed(found, {subject.name for subject in alive if subject.bare})
+    for subject in list(alive):
+        if subject.name in found and found[subject.name] != wanted:
+            alive.remove(subject)
+            result.failures[subject.name] = "what it has made is not what it should be: its figures do not count"
+
+
+def _agreed(found: dict[str, str], bare: set[str]) -> str:
+    """What the bare file systems have; without one, what more than half have."""
+    votes = [digest for name, digest in found.items() if name in bare or not bare]
+    best = max(votes, key=votes.count, default="")
+    return best if bare or votes.count(best) * 2 > len(votes) else "nobody agrees"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

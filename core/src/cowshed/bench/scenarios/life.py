@@ -1,0 +1,251 @@
+"""The life of layers: opening a store, children, storms of them, removal, what a long life does."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cowshed.bench.meter import sync
+from cowshed.bench.samples import Sample
+from cowshed.bench.scenario import Scenario, Wrong
+from cowshed.bench.scenarios.parallel import at_once
+from cowshed.bench.trees import Recipe, digest
+from cowshed.storage import api
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.bench.stores import Store, Subject
+
+
+def committed(it: Subject, recipe: Recipe, parent: api.Layer | None = None) -> api.Layer:
+    layer = it.store.new(parent)
+    with it.store.mount(layer) as root:
+        recipe.write(root)
+    return it.store.commit(layer)
+
+
+class Open(Scenario):
+    name, workloads, title = "open", ("W1",), "Open a store"
+    text = "A store with many layers is opened, and every object in it is listed: what a command pays before it begins."
+    quick = None
+    full = {"layers": (10, 1000)}
+
+    def round(self, it: Subject) -> None:
+        store = it.driven
+        for count in self.sizes["layers"]:
+            have = len(it.layers)
+            for n in range(have, count):
+                it.layers[str(n)] = store.commit(store.new())
+            store.close()
+            row = self.row(f"{count}", f"opened and listed, {count} layers")
+            with self.timed(it, row):
+                store.open()
+                found = sum(1 for one in store.driver.scan() if one.kind is api.ObjectKind.LAYER)
+            if found < count:
+                raise Wrong(f"{found} layers are listed, and there are {count}")
+
+
+class Child(Scenario):
+    name, workloads, title = "child", ("W2", "W3"), "A container's layer"
+    text = (
+        "A child of an image is created, mounted, unmounted and removed: what every container costs its driver, "
+        "whatever runs in it. With images of more files, and of more layers on top of each other."
+    )
+    quick = {"files": (500,), "depths": (2, 10)}
+    full = {"files": (100, 2000, 20_000), "depths": (2, 20, 100)}
+
+    def plan(self) -> None:
+        most, deep = max(self.sizes["files"]), min(self.sizes["depths"])
+        self.grid = [(files, deep) for files in self.sizes["files"]]
+        self.grid += [(min(self.sizes["files"]), depth) for depth in self.sizes["depths"] if depth != deep]
+        self._recipes = {files: Recipe().many("image", files - 1, 60) for files in {files for files, _ in self.grid}}
+        self._largest = (most, deep)
+
+    def setup(self, it: Subject) -> None:
+        for files, depth in self.grid:
+            if depth > (it.driven.capabilities.max_depth or depth):
+                continue
+            top = committed(it, self._recipes[files])
+            for n in range(1, depth):
+                more = Recipe()
+                more.add(f"layer-{n}", 60, number=n)
+                top = committed(it, more, top)
+            it.layers[f"{files} {depth}"] = top
+        it.settle()
+
+    def round(self, it: Subject) -> None:
+        store = it.driven
+        for files, depth in self.grid:
+            if f"{files} {depth}" not in it.layers:
+                continue
+            key, of = f"{files}-files-{depth}-layers", f"{files} files in {depth} layers"
+            with self.timed(it, self.row(f"all/{key}", f"create, mount, unmount, remove: {of}", use=("containers",))):
+                with self.timed(it, self.row(f"create/{key}", f"create: {of}")):
+                    layer = store.new(it.layers[f"{files} {depth}"])
+                with self.timed(it, self.row(f"mount/{key}", f"mount and unmount: {of}")), store.mount(layer) as root:
+                    found = len(os.listdir(root))
+                with self.timed(it, self.row(f"remove/{key}", f"remove, until it returns: {of}")):
+                    store.remove(layer)
+            if found != depth:
+                raise Wrong(f"the child shows {found} entries, and its image has {depth}")
+            store.purge()
+
+    def verify(self, it: Subject) -> str:
+        files, depth = self._largest
+        layer = it.store.new(it.layers[f"{files} {depth}"])
+        with it.store.mount(layer) as root:
+            return digest(root)
+
+    def expected(self) -> str:
+        files, depth = self._largest
+        whole = self._recipes[files].copy()
+        for n in range(1, depth):
+            whole.add(f"layer-{n}", 60, number=n)
+        return whole.digest()
+
+
+class Storm(Scenario):
+    name, workloads, title = "storm", ("W14",), "Many containers at once"
+    text = (
+        "Several processes create, mount, unmount and remove children of one image at the same time: what a "
+        "scheduler does to a host. The time of one child, and of the slowest twentieth."
+    )
+    quick = {"children": 12, "processes": (1, 4)}
+    full = {"children": 100, "processes": (1, 10, 50)}
+
+    def setup(self, it: Subject) -> None:
+        it.layers["image"] = committed(it, Recipe().many("image", 200, 60))
+        it.settle()
+
+    def round(self, it: Subject) -> None:
+        for processes in self.sizes["processes"]:
+            each = max(1, self.sizes["children"] // processes)
+            plans = [[it.driven.plan(it.layers["image"]) for _ in range(each)] for _ in range(processes)]
+            row = self.row(f"child/{processes}", f"a child, {processes} at once", use=("containers",))
+            with self.timed(it, row, of=each * processes):
+                took = at_once([lambda plan=plan: _live(it.driven, plan) for plan in plans])  # type: ignore[misc]
+            slow = sorted(seconds / each for seconds in took)[-1 - len(took) // 20]
+            self.record(
+                it,
+                self.row(f"slow/{processes}", f"a child, in the slowest twentieth of {processes}"),
+                Sample(slow * 1000),
+            )
+            if left := it.driven.purge():
+                raise Wrong(f"{left} objects are left")
+
+
+def _live(store: Store, plans: list[api.Layer]) -> None:
+    for plan in plans:
+        layer = store.prepare(plan)
+        with store.mount(layer) as root:
+            if len(os.listdir(f"{root}/image/0")) != 200:
+                raise Wrong("the child does not show its image")
+        store.remove(layer)
+
+
+class Removal(Scenario):
+    name, workloads, title = "removal", ("W15",), "Remove"
+    text = (
+        "A layer of many files is removed: until the call returns, and until the space is back. The bare file "
+        "system: renaming the directory away, and removing its files."
+    )
+    control = True
+    quick = {"files": 1000}
+    full = {"files": 10_000}
+
+    def round(self, it: Subject) -> None:
+        files = self.sizes["files"]
+        before = _settled(it)
+        layer = it.store.new()
+        with it.store.mount(layer) as root:
+            Recipe().many("data", files, 4096).write(root)
+        sync(it.system.path)
+        with self.timed(it, self.row("whole", f"{files} files, until the space is back", use=("containers", "builds"))):
+            with self.timed(it, self.row("call", f"{files} files, until the call returns")):
+                it.store.remove(layer)
+            until = time.monotonic() + 120
+            while True:
+                left = it.store.purge()
+                if not left and it.system.used() - before <= max(files * 4096 // 20, 1 << 20):
+                    break
+                if time.monotonic() > until:
+                    raise Wrong("the space is not back after two minutes")
+                time.sleep(0.005)
+
+
+def _settled(it: Subject) -> int:
+    """Bytes in use, when they do not get fewer any more."""
+    found = it.system.used()
+    for _ in range(100):
+        time.sleep(0.02)
+        now = it.system.used()
+        if now >= found:
+            break
+        found = now
+    return found
+
+
+class Aging(Scenario):
+    name, workloads, title = "aging", ("W19",), "A long life"
+    text = (
+        "Many layers are created, written to and removed in random order, and then children and first writes are "
+        "measured again: what a store of some months has become."
+    )
+    quick = None
+    full = {"steps": 300}
+    rounds, warm_up = 12, 0  # the second half of them after its life
+
+    def plan(self) -> None:
+        self._turns: dict[str, int] = {}
+
+    def setup(self, it: Subject) -> None:
+        image = Recipe().many("image", 500, 4096)
+        image.add("large", 8 << 20)
+        it.layers["image"] = committed(it, image)
+        it.settle()
+
+    def round(self, it: Subject) -> None:
+        turn = self._turns[it.name] = self._turns.get(it.name, -1) + 1
+        if turn == self.rounds // 2:
+            self._live(it)
+        age = "fresh" if turn < self.rounds // 2 else "aged"
+        for _ in range(2):
+            self._measure(it, age)
+
+    def _measure(self, it: Subject, age: str) -> None:
+        with self.timed(it, self.row(f"child/{age}", f"a child, {age}", versus="child/fresh" * (age == "aged"))):
+            layer = it.driven.new(it.layers["image"])
+            with it.driven.mount(layer) as root:
+                os.listdir(root)
+        row = self.row(f"write/{age}", f"first write to a file of 8 MiB, {age}", versus="write/fresh" * (age == "aged"))
+        with it.driven.mount(layer) as root, self.timed(it, row):
+            write_at(f"{root}/large", 4 << 20)
+        it.driven.remove(layer)
+        it.settle()
+
+    def _live(self, it: Subject) -> None:
+        alive: list[api.Layer] = []
+        for n in range(self.sizes["steps"]):
+            if len(alive) > 20 or (alive and self.chance.random() < 0.4):
+                it.driven.remove(alive.pop(self.chance.randrange(len(alive))))
+                if n % 20 == 0:
+                    it.driven.purge()
+                continue
+            layer = it.driven.new(it.layers["image"])
+            with it.driven.mount(layer) as root:
+                Recipe(n).many(f"step-{n}", self.chance.randrange(1, 100), self.chance.randrange(100, 20_000)).write(
+                    root
+                )
+            alive.append(it.driven.commit(layer) if self.chance.random() < 0.5 else layer)
+        for layer in alive:
+            it.driven.remove(layer)
+        it.settle()
+
+
+def write_at(path: str, offset: int) -> None:
+    """4 KiB into a file that is there."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, b"\x5a" * 4096, offset)
+    finally:
+        os.close(fd)

@@ -1,0 +1,254 @@
+"""`cowshed bench` on real file systems, and what is left of it, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from cowshed_testing import plugins
+
+from cowshed_linux import loops, process
+
+TINY = ("--quick", "--scale", "0.01", "--rounds", "2", "--size", "192m", "--seconds", "600")
+ENDLESS = ("--scale", "0.01", "--rounds", "100000", "--size", "64m", "--seconds", "100000", "--scenario", "child")
+SUBJECTS = ("--subject", "copy@ext4", "--subject", "overlay@ext4")
+
+
+# Its children are empty: nothing is quicker.
+HASTY = """
+def open_(*words, **more):
+    it = copy.open(*words, **more)
+    prepare = it.prepare
+    it.prepare = lambda new, options: prepare(type(new)(new.id, new.number, new.kind), options)
+    return it
+
+
+plugin = made("hasty", open=open_)
+"""
+
+
+@pytest.fixture
+def engine(engine_of, tmp_path):
+    it = engine_of(tmp_path)
+    yield it
+    it.close()
+    it.assert_clean()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """The words of one run, with its images in a folder of the test."""
+    (tmp_path / "place").mkdir()
+
+    def words(*more):
+        return ("bench", "--place", str(tmp_path / "place"), *more)
+
+    return words
+
+
+def left(tmp_path):
+    """What a run has left, on the disk and in the kernel."""
+    found = [str(path) for folder in ("place", "store/bench") for path in (tmp_path / folder).glob("*")]
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if file.read_text().startswith(str(tmp_path)):
+                found.append(str(file))
+        except OSError:
+            continue  # it is not in use any more
+    with open("/proc/self/mountinfo") as lines:
+        return found + [line for line in lines if str(tmp_path) in line]
+
+
+def until(fact, what):
+    end = time.monotonic() + 60
+    while not (found := fact()):
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.slow
+def test_a_tiny_run_has_every_part(engine, bench, tmp_path):
+    out = tmp_path / "out"
+    scenarios = "child,storm,unpack,build,changes,commit,copy-up,metadata,lookup,density,removal,quota"
+    done = engine(*bench(*TINY, *SUBJECTS, "--scenario", scenarios, "--out", str(out), "--html"))
+    assert done.returncode == 0, done.stderr.decode()
+    result = json.loads(out.with_suffix(".json").read_text())
+    assert (result["format"], result["format_version"], result["seed"]) == ("cowshed-bench", 1, 1)
+    assert [one["name"] for one in result["subjects"]] == ["copy@ext4", "overlay@ext4"]
+    assert result["machine"]["kernel"].split()[1] == os.uname().release
+    begun = [one["name"] for one in result["scenarios"]]
+    assert sorted(begun) == sorted(scenarios.split(","))
+    for one in result["scenarios"]:
+        assert one["failures"] == {}, one
+        for row in one["rows"]:
+            assert {"copy@ext4", "overlay@ext4"} <= set(row["figures"]), row["key"]
+            for figure in row["figures"].values():
+                assert len(figure["samples"]["value"]) == 2
+                assert figure["interval"][0] <= figure["median"] <= figure["interval"][1]
+    assert out.with_suffix(".html").read_text().startswith("<!doctype html>")
+    assert done.stdout.decode().count("WARNING") == len(result["marks"])
+    assert left(tmp_path) == []
+
+    again = engine.ok("bench", "--report", str(out.with_suffix(".json")))
+    assert again == done.stdout.decode()
+    compared = engine.ok("bench", "compare", *[str(out.with_suffix(".json"))] * 2, "--strict")
+    assert "slower" not in compared.splitlines()[0]
+
+
+def test_the_control_and_the_bytes_of_copying_up(engine, bench, tmp_path):
+    words = bench(*TINY, "--subject", "overlay@ext4", "--scenario", "W6", "--format", "json")
+    result = json.loads(engine.ok(*words))
+    (scenario,) = result["scenarios"]
+    rows = {row["key"]: row["figures"] for row in scenario["rows"]}
+    large = rows[f"copy-up/first/{32 << 20}"]
+    assert set(large) == {"overlay@ext4", "bare@ext4"}
+    assert large["overlay@ext4"]["written"] >= 32 << 20 > large["bare@ext4"]["written"] > 0
+    assert left(tmp_path) == []
+
+
+def test_a_directory_of_ones_own_is_as_it_was(engine, bench, tmp_path):
+    (tmp_path / "place/mine").write_text("kept")
+    words = bench(*TINY, "--path", str(tmp_path / "place"), "--subject", "copy", "--scenario", "child")
+    engine.ok(*words)
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["mine"]
+    assert not (tmp_path / "store/bench").exists()
+
+
+def test_drivers_of_others_take_part_and_a_wrong_one_has_no_figures(engine_of, bench, tmp_path):
+    folder = tmp_path / "distributions"
+    folder.mkdir()
+    plugins.driver(str(folder), "mine", 'plugin = made("mine")')
+    plugins.driver(str(folder), "hasty", HASTY)
+    engine = engine_of(tmp_path, command=plugins.launcher(tmp_path / "cowshed", folder))
+    subjects = ("--subject", "hasty@ext4", "--subject", "mine@ext4,level=2", "--subject", "copy@ext4")
+    (scenario,) = json.loads(engine.ok(*bench(*TINY, *subjects, "--scenario", "child", "--format", "json")))[
+        "scenarios"
+    ]
+    assert "entries, and its image has" in scenario["failures"]["hasty@ext4"]
+    assert scenario["rows"]
+    assert all(set(row["figures"]) == {"copy@ext4", "mine@ext4,level=2"} for row in scenario["rows"])
+
+
+def started(engine, bench, tmp_path, **options):
+    """A run that never ends by itself, when it has its file systems."""
+    running = engine.spawn(
+        *bench(*ENDLESS, *SUBJECTS), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True, **options,
+    )  # fmt: skip
+    until(lambda: _loops(tmp_path) >= 2, "the run has made no file systems")
+    (entry,) = (tmp_path / "store/bench").glob("*.json")
+    return running, [pid for pid, _ in json.loads(entry.read_text())["processes"]]
+
+
+def _loops(tmp_path):
+    return sum("backing_file" in line for line in left(tmp_path))
+
+
+def test_ctrl_c_leaves_nothing(engine, bench, tmp_path):
+    running, _ = started(engine, bench, tmp_path)
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(60) == 130
+    assert left(tmp_path) == []
+
+
+def test_a_second_ctrl_c_does_not_disturb_the_first(engine, bench, tmp_path):
+    running, _ = started(engine, bench, tmp_path)
+    for _ in range(3):
+        os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(60) == 130
+    assert left(tmp_path) == []
+
+
+def test_the_supervisor_cleans_up_after_a_worker_that_is_killed(engine, bench, tmp_path):
+    running, (_, worker) = started(engine, bench, tmp_path)
+    os.kill(worker, signal.SIGKILL)
+    assert running.wait(60) == 128 + signal.SIGKILL
+    assert left(tmp_path) == []
+
+
+def test_a_worker_whose_supervisor_is_killed_ends(engine, bench, tmp_path):
+    running, (supervisor, worker) = started(engine, bench, tmp_path)
+    birth = process.start_time(worker)
+    os.kill(supervisor, signal.SIGKILL)
+    running.wait(60)
+    until(lambda: not process.lives(worker, birth), "the worker goes on")
+    engine.ok("bench", "--clean")
+    assert left(tmp_path) == []
+
+
+def test_what_kill_9_of_all_leaves_is_taken_by_clean(engine, bench, tmp_path):
+    running, _ = started(engine, bench, tmp_path)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait(60)
+    assert left(tmp_path) != []
+    assert engine.ok("bench", "--clean") == "1 dead runs cleaned up after\n"
+    assert left(tmp_path) == []
+    assert engine.ok("bench", "--clean") == "0 dead runs cleaned up after\n"
+
+
+def test_what_kill_9_of_all_leaves_is_taken_by_the_next_run(engine, bench, tmp_path):
+    running, _ = started(engine, bench, tmp_path)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait(60)
+    done = engine(*bench(*TINY, "--subject", "copy@ext4", "--scenario", "child"))
+    assert done.returncode == 0
+    assert b"cleaned up after 1 runs that were killed" in done.stderr
+    assert left(tmp_path) == []
+
+
+def test_clean_leaves_a_living_run_alone(engine, bench, tmp_path):
+    running, _ = started(engine, bench, tmp_path)
+    assert engine.ok("bench", "--clean") == "0 dead runs cleaned up after\n"
+    assert running.poll() is None
+    assert _loops(tmp_path) >= 2
+    running.terminate()
+    assert running.wait(60) == 130
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--scenario", "W21"), "there is no scenario W21 (conversion between drivers"),
+        (("--scenario", "chlid"), "there is no scenario chlid"),
+        (("--subject", "overlay@"), "write DRIVER[@KIND]"),
+        (("--subject", "btrfs@ext4", "--quick"), "no driver can be compared here: btrfs"),
+        (("--scale", "-1"), "--scale is a number greater than 0"),
+        (("--device", "/dev/null"), "/dev/null is no block device"),
+        (("--html",), "--html needs --out"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(engine, bench, tmp_path, words, said):
+    done = engine(*bench(*words))
+    assert done.returncode == 125
+    line = done.stderr.decode().strip().splitlines()[-1]
+    assert line.startswith("cowshed: ")
+    assert said in line
+    assert left(tmp_path) == []
+
+
+def test_a_device_is_used_and_left_empty(engine, bench, tmp_path):
+    image = tmp_path / "disk"
+    with open(image, "wb") as file:
+        file.truncate(2 << 30)
+    fd = os.open(image, os.O_RDWR)
+    device = loops.attach(fd)
+    os.close(fd)
+    node = f"/dev/loop{loops.number(device)}"
+    try:
+        words = ("bench", *TINY, "--device", node, *SUBJECTS, "--scenario", "child", "--format", "json")
+        result = json.loads(engine.ok(*words))
+        assert result["size"] == 512 << 20
+        assert result["scenarios"][0]["failures"] == {}
+        with open(image, "rb") as file:
+            assert file.read(1 << 20).strip(b"\0") == b""
+        os.pwrite(device, b"mine", 0)
+        done = engine(*words)
+        assert done.returncode == 125
+        assert b"holds something" in done.stderr
+    finally:
+        os.close(device)
