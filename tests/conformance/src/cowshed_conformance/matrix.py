@@ -106,7 +106,7 @@ def page(kept: Sequence[Kept], note: str) -> str:
     for n, run in enumerate(kept, 1):
         kinds = [kind(run, number) for number in TITLES]
         cells = [
-            n, _name(run) + _options(run), release(run), run["backing"], run["date"][:10], run["level"], run["seed"],
+            n, _name(run) + _options(run), release(run), run["backing"], run["date"][:10], run["level"], _seed(run),
             *[kinds.count(what) for what in ("passed", "n/a", "not run", "failed")],
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
@@ -154,6 +154,12 @@ def _result(run: Kept, number: str, reasons: Sequence[tuple[str, str]]) -> str:
 
 def _name(run: Kept) -> str:
     return str(run["driver"]) + (f", mounted by {stand_in(run)}" if stand_in(run) else "")
+
+
+def _seed(run: Kept) -> str:
+    """Of a run in many parts, each with its own, only their number: the kept file has them."""
+    several = str(run["seed"]).count(",") + 1
+    return str(run["seed"]) if several <= 2 else f"{several} seeds"
 
 
 def _options(run: Kept) -> str:
