@@ -431,6 +431,16 @@ COMMANDS = (
         0,
     ),
     Command(
+        "doctor",
+        "doctor:doctor",
+        "",
+        "look for what is or will be wrong with host, configuration, drivers and store; status 1: warnings, 2: errors",
+        (Option("-a --all", "flag", "also notes: versions, and what could be better"), _FORMAT_LIST, _HELP),
+        0,
+        0,
+        bare=True,
+    ),
+    Command(
         "storage df",
         "storage:df",
         "[CONTAINER|IMAGE|VOLUME…]",

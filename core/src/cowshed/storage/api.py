@@ -318,6 +318,9 @@ class ProbeReport:
 
 @record(frozen=True, slots=True)
 class Health:
+    """Bytes; None where it cannot be told. A reason whose code ends in `.data-low` or `.metadata-low` stands in place
+    of what `cowshed doctor` would say of the figures."""
+
     data_total: int | None
     data_free: int | None
     metadata_total: int | None

@@ -30,6 +30,7 @@ def _request(direction: int, number: int, size: int) -> int:
 
 _TREE_SEARCH_V2 = _request(3, 17, 112)
 _SPACE_INFO = _request(3, 20, 16)
+_DEV_INFO, _FS_INFO = _request(3, 30, 4096), _request(2, 31, 1024)
 _SYNC = _request(0, 8, 0)
 _INO_PATHS = _request(3, 35, 56)
 _SET_RECEIVED, _SEND = _request(3, 37, 200), _request(1, 38, 72)
@@ -126,6 +127,26 @@ def space(fd: int) -> list[tuple[int, int, int]]:
     fcntl.ioctl(fd, _SPACE_INFO, buffer)
     found: int = unpack_from("<QQ", buffer)[1]
     return [unpack_from("<QQQ", buffer, 16 + 24 * n) for n in range(min(found, count))]
+
+
+def unallocated(fd: int) -> int:
+    """Bytes on all devices that no chunk has yet, without the first megabyte, which none is made of."""
+    head = bytearray(1024)
+    fcntl.ioctl(fd, _FS_INFO, head)
+    last: int = unpack_from("<Q", head)[0]
+    total = 0
+    for number in range(1, last + 1):
+        device = bytearray(4096)
+        pack_into("<Q", device, 0, number)
+        try:
+            fcntl.ioctl(fd, _DEV_INFO, device)
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # it was taken out
+                raise
+            continue
+        used, size = unpack_from("<QQ", device, 24)
+        total += max(size - used - (1 << 20), 0)
+    return total
 
 
 def quota_ctl(fd: int, command: int) -> None:

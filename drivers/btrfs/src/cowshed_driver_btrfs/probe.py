@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Facts = dict[str, str | int | bool]
 
+_WANTED = (quota.SIMPLE, quota.FULL)
 _MIXED = 1 | 4  # data and metadata in one kind of chunk
 _RAID56 = 1 << 7 | 1 << 8
 
@@ -45,6 +46,7 @@ def probe(root: str, options: Options, host: Host) -> ProbeReport:
             fd = ioctls.directory(place)
             try:
                 mode = _quotas(fd, options, facts, reasons)
+                then = _then(mode, options, root)
                 _profiles(fd, facts, reasons)
             finally:
                 os.close(fd)
@@ -61,19 +63,25 @@ def probe(root: str, options: Options, host: Host) -> ProbeReport:
         remedy = "mount the file system with user_subvol_rm_allowed to remove them at once"
         reasons.append(Reason("btrfs.plain-user", text, remedy))
     reasons.append(Reason("btrfs.works", "a subvolume and a snapshot of it were made and removed"))
-    return ProbeReport(capabilities(_then(mode, options), options), facts, tuple(reasons))
+    if then == quota.OFF and options["quota"] in _WANTED:
+        text = "quotas of the file system were switched off since the store was made: no size limits"
+        simple = " --simple" if options["quota"] == quota.SIMPLE else ""
+        remedy = f"btrfs quota enable{simple} {root} (btrfs-progs 6.7)"
+        reasons.append(Reason("btrfs.quota-off", text, remedy))
+    return ProbeReport(capabilities(then, options), facts, tuple(reasons))
 
 
-def _then(mode: str, options: Options) -> str:
-    """The mode that the file system will be in when the store has been made."""
-    return str(options["quota"]) if mode == quota.OFF and options["quota"] in (quota.SIMPLE, quota.FULL) else mode
+def _then(mode: str, options: Options, root: str) -> str:
+    """The mode that the file system will be in when there is a store: making one switches quotas on that are wanted."""
+    made = os.path.exists(f"{root}/store")
+    return str(options["quota"]) if mode == quota.OFF and options["quota"] in _WANTED and not made else mode
 
 
 def _quotas(fd: int, options: Options, facts: Facts, reasons: list[Reason]) -> str:
     wanted = options["quota"]
     mode, _ = quota.state(fd)
     facts["quotas"] = mode
-    if wanted in (quota.SIMPLE, quota.FULL):
+    if wanted in _WANTED:
         if mode == quota.UNKNOWN:
             raise _Refused("quota-not-permitted", "quotas are for root outside user namespaces", "leave quota out")
         if mode not in (quota.OFF, wanted):
@@ -81,7 +89,7 @@ def _quotas(fd: int, options: Options, facts: Facts, reasons: list[Reason]) -> s
             raise _Refused("other-quotas", f"the file system has {mode} quotas on, and {wanted} are wanted", remedy)
         if wanted == quota.SIMPLE and mode == quota.OFF and not facts["simple_quotas"]:
             raise _Refused("no-simple-quotas", "this kernel has no simple quotas", "Linux 6.7 has; or leave quota out")
-    if quota.FULL in (mode, _then(mode, options)):
+    if quota.FULL in (mode, wanted if mode == quota.OFF else mode):
         text = "full quotas (qgroups) make every snapshot slower the more there are, and a removal takes minutes"
         remedy = "btrfs quota disable, and quota=simple" if mode == quota.FULL else "use quota=simple (Linux 6.7)"
         reasons.append(Reason("btrfs.qgroups", text, remedy, Verdict.POOR))

@@ -1,0 +1,214 @@
+"""Checks of what dead commands and containers, or others, may have left: mounts, loop devices, control groups, run
+directories, processes."""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.doctor.patient import Finding, Severity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cowshed.doctor.patient import Patient
+    from cowshed.state.rows import ContainerRow
+
+_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
+
+
+def mounts(patient: Patient) -> Iterator[Finding]:
+    """Layers are mounted in containers' namespaces only: what is mounted inside of a driver's directory on this host,
+    or by any other process, was left or made by hand."""
+    if patient.settings is None:
+        return
+    found = set()
+    for point in _mount_points():
+        for name in patient.used():
+            if point.startswith(f"{patient.root}/drivers/{name}/"):
+                found.add(point)
+                yield _stale(point, "what it covers or holds open cannot be removed", f"umount {point}")
+        if point.startswith(f"{patient.settings.run_root}/"):
+            yield _stale(point, "run directories below it cannot be removed", f"umount {point}")
+    yield from _elsewhere(patient, found)
+
+
+def _stale(point: str, consequence: str, remedy: str) -> Finding:
+    return Finding(Severity.WARNING, "leftovers.mount", f"{point} is mounted on this host", consequence, remedy)
+
+
+def _mount_points() -> list[str]:
+    """Of this process's namespace (proc_pid_mountinfo(5))."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            path = line.split()[4]
+            for escape, character in _ESCAPES:
+                path = path.replace(escape, character)
+            found.append(path)
+    return found
+
+
+def _elsewhere(patient: Patient, told: set[str]) -> Iterator[Finding]:
+    """Layers of containers that do not run and are mounted in some namespace, or on this host at another place."""
+    if patient.store is None:
+        return
+    from cowshed.container import state
+    from cowshed.layers.unused import Shown
+    from cowshed.state import containers
+
+    shown: Shown | None = None
+    for row in containers.list_all(patient.store):
+        locks = patient.store.locks
+        if locks.held("monitors", row.number) or locks.held("mounts", row.number) or locks.held("layers", row.number):
+            continue
+        layer = patient.store.query("select id from layers where number = ?", row.number)
+        if state.now(patient.engine, row).state == "running" or not layer:
+            continue
+        if any(layer[0][0] in point for point in told):
+            continue
+        shown = shown or Shown()
+        pid = shown.by([str(layer[0][0]).encode()])
+        if pid:
+            yield Finding(
+                Severity.WARNING, "leftovers.mount",
+                f"process {pid} has the layer of container {row.name} mounted, which does not run",
+                "the container cannot be started or removed", f"end it, or umount there: nsenter -m -t {pid}",
+            )  # fmt: skip
+
+
+def loops(patient: Patient) -> Iterator[Finding]:
+    """Loop devices on files of the store that are gone, or of a driver that the store has not."""
+    if patient.settings is None:
+        return
+    for name in sorted(os.listdir("/sys/block")) if os.path.isdir("/sys/block") else ():
+        try:
+            with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+                backing = file.read().rstrip("\n")
+        except OSError:
+            continue  # no loop device, or not in use
+        folder = f"{os.path.realpath(patient.root)}/drivers/"
+        if not backing.startswith(folder):
+            continue
+        driver = backing[len(folder) :].partition("/")[0]
+        if backing.endswith(" (deleted)"):
+            text, consequence = f"/dev/{name} holds {backing}", "its space does not come back"
+        elif patient.store is not None and driver not in patient.used():
+            text, consequence = f"/dev/{name} is on {backing}, of a driver that this store has not", "it takes space"
+        else:
+            continue
+        yield Finding(Severity.WARNING, "leftovers.loop", text, consequence, f"losetup -d /dev/{name}")
+
+
+def control_groups(patient: Patient) -> Iterator[Finding]:
+    """Of containers that do not run. Those of containers that this store does not know may be another store's, unless
+    they are empty and nobody will come back to them."""
+    from cowshed_runtime.cgroup import layout
+
+    if patient.store is None:
+        return
+    rows = _rows(patient)
+    parents = list(dict.fromkeys(os.path.dirname(path) for path in layout.directories("x")))
+    names: dict[str, str] = {}
+    for parent in parents:
+        try:
+            with os.scandir(parent) as entries:
+                names.update((entry.name, entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            continue
+    for name, path in sorted(names.items()):
+        row = rows.get(name)
+        if row is None or patient.store.locks.held("monitors", row.number):
+            continue
+        if patient.store.locks.held("layers", row.number) or patient.store.locks.held("containers", row.number):
+            continue  # being started or removed just now
+        pids = _processes(path)
+        if pids:
+            yield Finding(
+                Severity.ERROR, "leftovers.processes",
+                f"container {row.name}: process {pids[0]} lives on without its monitor, which was killed",
+                "its output and exit status are lost, and it cannot be started again", f"cowshed rm -f {row.name}",
+            )  # fmt: skip
+        else:
+            yield Finding(
+                Severity.WARNING, "leftovers.cgroup", f"{path} is left of container {row.name}, which does not run",
+                "the container cannot be started if it cannot be removed", f"rmdir {path}, or cowshed rm {row.name}",
+            )  # fmt: skip
+
+
+def _rows(patient: Patient) -> dict[str, ContainerRow]:
+    from cowshed.state import containers
+
+    return {row.id: row for row in containers.list_all(patient.store)} if patient.store is not None else {}
+
+
+def _processes(path: str) -> list[str]:
+    try:
+        with open(f"{path}/cgroup.procs", encoding="ascii") as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
+def run_directories(patient: Patient) -> Iterator[Finding]:
+    """Of containers that are no more, and copies of databases that a killed command read on a full disk."""
+    if patient.settings is None:
+        return
+    run_root = patient.settings.run_root
+    for name in _names(run_root):
+        if name.startswith("stale.") and not os.path.exists(f"/proc/{name.partition('.')[2]}"):
+            yield Finding(
+                Severity.NOTE, "leftovers.copy", f"{run_root}/{name} is left of a command that was killed",
+                "it takes memory until the next boot", f"rm -r {run_root}/{name}",
+            )  # fmt: skip
+    if patient.store is None:
+        return
+    known = {id_[:32] for id_ in _rows(patient)}
+    for name in _names(f"{patient.store.run}/c"):
+        path = f"{patient.store.run}/c/{name}"
+        if name not in known and _settled(path):
+            yield Finding(
+                Severity.WARNING, "leftovers.run-directory", f"{path} belongs to no container",
+                "it takes memory until the next boot", f"rm -r {path}",
+            )  # fmt: skip
+
+
+def _settled(path: str) -> bool:
+    """Whether a directory is older than any command that may just be making or removing it."""
+    from time import time
+
+    try:
+        return time() - os.stat(path).st_mtime > 60
+    except FileNotFoundError:
+        return False
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def zygotes(patient: Patient) -> Iterator[Finding]:
+    """Processes that start containers for a run directory that is no more."""
+    if patient.settings is None:
+        return
+    mark = f"zygote.main('{patient.settings.run_root}/"
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
+                line = file.read()
+        except OSError:
+            continue  # it has ended
+        if mark not in line:
+            continue
+        path = line[line.index(mark) + len("zygote.main('") :].partition("'")[0]
+        if not os.path.isdir(os.path.dirname(path)):
+            yield Finding(
+                Severity.WARNING, "leftovers.zygote",
+                f"process {entry} starts containers for {os.path.dirname(path)}, which is gone",
+                "containers that it has started cannot be reached", f"kill {entry}",
+            )  # fmt: skip
