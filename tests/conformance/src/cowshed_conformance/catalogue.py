@@ -266,9 +266,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "H09": ("suite", f"{_OWN}test_running.py::test_a_run_reports_each_case_with_what_it_ran_on"),
     "H10": ("suite", f"{_OWN}test_running.py::test_a_case_that_hangs_fails_and_shows_where"),
     "R11": ("issue", "5: a damaged layer is rebuilt in place from its blob by `cowshed storage repair`"),
-    "V03": ("issue", "5: a conversion that is killed is resumed by `cowshed storage convert`"),
-    "V04": ("issue", "5: `cowshed storage convert` keeps the source until it is accepted"),
-    "V08": ("issue", "5: `cowshed storage convert` beside running containers"),
 }
 
 # What the letters of the numbers are about.

@@ -51,20 +51,20 @@ class CommandLine:
         self.words += [word for pair in chosen for word in ("--driver-option", pair)]
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("COWSHED_")}
 
-    def __call__(self, *words: str, feed: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*self.words, *words], input=feed, capture_output=True, env=self.env, timeout=60 * SLOWDOWN
-        )
+    def __call__(self, *words: str, feed: bytes = b"", fault: str = "") -> subprocess.CompletedProcess[bytes]:
+        """fault: as COWSHED_FAULT says it (`cowshed.layers.faults`)."""
+        env = {**self.env, "COWSHED_FAULT": fault} if fault else self.env
+        return subprocess.run([*self.words, *words], input=feed, capture_output=True, env=env, timeout=60 * SLOWDOWN)
 
-    def raw(self, *words: str, feed: bytes = b"", status: int = 0) -> bytes:
-        done = self(*words, feed=feed)
+    def raw(self, *words: str, feed: bytes = b"", status: int = 0, fault: str = "") -> bytes:
+        done = self(*words, feed=feed, fault=fault)
         said = f"{' '.join(words)} ended with {done.returncode}: {done.stderr.decode(errors='replace')[-1000:]}"
         assert done.returncode == status, said
         assert b"Traceback" not in done.stderr, said
         return done.stdout
 
-    def ok(self, *words: str, feed: bytes = b"", status: int = 0) -> str:
-        return self.raw(*words, feed=feed, status=status).decode(errors="surrogateescape")
+    def ok(self, *words: str, feed: bytes = b"", status: int = 0, fault: str = "") -> str:
+        return self.raw(*words, feed=feed, status=status, fault=fault).decode(errors="surrogateescape")
 
     def files(self, container: str, path: str = "/") -> dict[str, tarfile.TarInfo]:
         """What a container has, by name without the slash before it."""

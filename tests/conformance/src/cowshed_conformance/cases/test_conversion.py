@@ -1,5 +1,5 @@
-"""V: layers carried to every other driver that is usable here, and back. The command that does it for a whole store has
-cases of its own; these hold what it stands on."""
+"""V: layers carried to every other driver that is usable here, and back; and the command that does it for a store, when
+it is killed, undone, or beside what runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import contextlib
 import io
 import os
 import random
-from collections.abc import Iterator
+import signal
+import sqlite3
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -16,8 +18,10 @@ from cowshed.storage import api
 from cowshed.storage.errors import LayerId, StorageError, Unsupported
 from cowshed_conformance import archive, carry, marks, randoms, steps, tree
 from cowshed_conformance.backing import Backing
+from cowshed_conformance.cases.test_commands import layers as of_image
 from cowshed_conformance.cases.test_content import ACCESS
 from cowshed_conformance.cases.test_usage import MIB, fill
+from cowshed_conformance.commandline import CommandLine, command_line, image
 from cowshed_conformance.harness import Store, sync, usage
 from cowshed_conformance.marks import budget, core, full
 from cowshed_conformance.steps import chmod, chown, directory, file, set_xattr
@@ -270,3 +274,138 @@ def test_V09_there_and_back_again_gives_the_same_digests(
                 assert list(back.digests.values()) == list(there.digests.values())
             again = carry.carry(store, list(back.twins.values()), partner)
             assert list(again.digests.values()) == list(back.digests.values())
+
+
+# ---------------------------------------------------------------- the command
+
+SCRIPT = "echo x > /srv/mine; echo + >> /srv/one; rm -r /srv/deep; mv /tmp /moved"
+
+
+@contextlib.contextmanager
+def two_drivers(target: Target, backing: Backing) -> Iterator[tuple[CommandLine, list[str], list[str]]]:
+    """A store with an image and a container on the driver under test; the words to convert it to another, and back."""
+    other = next(carry.partners(target, backing))
+    with command_line(target, backing.place()) as cowshed:
+        cowshed.ok("load", "-q", feed=image("test/image:1", *of_image()))
+        cowshed.ok("run", "--name", "one", "test/image:1", "sh", "-c", SCRIPT)
+        words = ["storage", "convert", "--all", "-q", "--to"]
+        at = other.at(f"{cowshed.root}/drivers/{other.plugin.name}")
+        options = [f"{key}={at[key]}" for key in at if at[key] != other.options[key]]
+        there = [*words, other.plugin.name, *[word for pair in options for word in ("--to-option", pair)]]
+        yield cowshed, there, [*words, target.plugin.name]
+
+
+def content(cowshed: CommandLine, name: str = "one") -> dict[str, tuple[object, ...]]:
+    found = cowshed.files(name, "/srv/.") | cowshed.files(name, "/moved") | cowshed.files(name, "/bin")
+    return {
+        path: (i.type, i.mode, i.uid, i.gid, i.size, i.mtime, i.linkname, i.pax_headers.get("mtime"))
+        for path, i in found.items()
+    }
+
+
+def rows_of(cowshed: CommandLine) -> list[tuple[object, ...]]:
+    """The layers of the driver under test, as the database has them."""
+    with contextlib.closing(sqlite3.connect(f"file:{cowshed.root}/db.sqlite?mode=ro", uri=True)) as database:
+        return database.execute("select * from layers where driver = ? order by number", (cowshed.name,)).fetchall()
+
+
+def container_of(cowshed: CommandLine, name: str = "one") -> str:
+    """What is the same of it on any driver."""
+    return cowshed.ok("inspect", "--format", "{{.Id}} {{.Image}} {{.Name}} {{.Created}} {{.State.ExitCode}}", name)
+
+
+def steps_of(cowshed: CommandLine, path: str, words: Sequence[str]) -> list[str]:
+    """The names of all steps that a command goes through, each once."""
+    cowshed.ok(*words, fault=f"trace@{path}")
+    with open(path, encoding="utf-8") as file:
+        return list(dict.fromkeys(file.read().split()))
+
+
+def kill_each(cowshed: CommandLine, steps_: Sequence[str], words: Sequence[str]) -> int:
+    """Kill a command at each of these steps, and say it again each time; how often it came to one."""
+    killed = 0
+    for name in steps_:
+        done = cowshed(*words, fault=f"kill@{name}")
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode(errors="replace")
+        killed += done.returncode < 0
+    return killed
+
+
+@full
+@budget(300)
+def test_V03_a_conversion_that_is_killed_goes_on_and_its_source_stays(target: Target, backing: Backing) -> None:
+    with two_drivers(target, backing) as (cowshed, there, back):
+        before, box, source = content(cowshed), container_of(cowshed), rows_of(cowshed)
+        # The driver under test gives, which another is killed over ...
+        assert kill_each(cowshed, ["convert.verified:2", "convert.container.filled"], there) == 2
+        assert rows_of(cowshed) == source, "the source changed"
+        cowshed.ok(*there)
+        assert (content(cowshed), container_of(cowshed)) == (before, box)
+        assert kill_each(cowshed, ["accept.removed"], ("storage", "accept", "-q")) == 1
+        assert cowshed.ok("system", "check", "--deep") == "clean\n"
+        assert rows_of(cowshed) == []
+        # ... and takes, at every step.
+        named = steps_of(cowshed, backing.place("trace"), back)
+        assert container_of(cowshed) == box
+        cowshed.ok("storage", "rollback", "-q")
+        assert rows_of(cowshed) == []
+        assert kill_each(cowshed, named, back) >= 10
+        cowshed.ok(*back)
+        assert (content(cowshed), container_of(cowshed)) == (before, box)
+        cowshed.ok("storage", "accept", "-q")
+        assert len(rows_of(cowshed)) == len(source)
+        assert (content(cowshed), container_of(cowshed)) == (before, box)
+        assert cowshed.ok("start", "-a", "one", status=1) == "", "its script finds that /srv/deep is gone already"
+        assert cowshed.ok("system", "check", "--deep") == "clean\n"
+
+
+@full
+@budget(120)
+def test_V04_rolled_back_until_it_is_accepted_and_not_afterwards(target: Target, backing: Backing) -> None:
+    with two_drivers(target, backing) as (cowshed, there, back):
+        before, box, source = content(cowshed), container_of(cowshed), rows_of(cowshed)
+        cowshed.ok(*there)
+        cowshed.ok("storage", "rollback", "-q")
+        assert (rows_of(cowshed), content(cowshed), container_of(cowshed)) == (source, before, box)
+        cowshed.ok(*there)
+        cowshed.ok("cp", "-", "one:/srv", feed=archive.pack([archive.member("since", b"new\n")]))
+        refused = cowshed("storage", "rollback")
+        assert refused.returncode == 125
+        assert b"container one has written something since" in refused.stderr
+        assert cowshed.text("one", "/srv/since") == b"new\n"
+        cowshed.ok("storage", "rollback", "-q", "--force")
+        assert (rows_of(cowshed), content(cowshed)) == (source, before)
+        cowshed.ok(*there)
+        cowshed.ok("storage", "accept", "-q")
+        assert b"no conversion waits" in cowshed("storage", "rollback").stderr
+        assert (rows_of(cowshed), content(cowshed)) == ([], before)
+        cowshed.ok(*back)
+        cowshed.ok("storage", "accept", "-q")
+        assert (len(rows_of(cowshed)), content(cowshed)) == (len(source), before)
+        assert cowshed.ok("system", "check", "--deep") == "clean\n"
+
+
+@full
+@budget(120)
+def test_V08_what_runs_is_refused_or_left_out_and_goes_on(target: Target, backing: Backing) -> None:
+    with two_drivers(target, backing) as (cowshed, there, _):
+        cowshed.ok("run", "-d", "--name", "up", "test/image:1", "sh", "-c", "echo 1 > /srv/w; sleep 1000")
+        named = [*[word for word in there if word != "--all"], "up"]
+        refused = cowshed(*named)
+        assert refused.returncode == 125
+        assert b"container up: it runs" in refused.stderr
+        done = cowshed(*there)
+        assert done.returncode == 0
+        assert b"left out: container up" in done.stderr
+        cowshed.ok("exec", "up", "sh", "-c", "echo 2 >> /srv/w; rm /srv/one")
+        cowshed.ok("storage", "accept", "-q")
+        cowshed.ok("exec", "up", "sh", "-c", "echo 3 >> /srv/w")
+        cowshed.ok("kill", "up")
+        cowshed.ok("wait", "up")
+        assert {row[3] for row in rows_of(cowshed)} == {"active", "committed"}, "it stays, with what it stands on"
+        cowshed.ok(*named)
+        assert cowshed.text("up", "/srv/w") == b"1\n2\n3\n"
+        assert "D /srv/one" in cowshed.ok("diff", "up").splitlines()
+        cowshed.ok("storage", "accept", "-q")
+        assert rows_of(cowshed) == []
+        assert cowshed.ok("system", "check", "--deep") == "clean\n"
