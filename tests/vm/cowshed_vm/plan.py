@@ -24,6 +24,7 @@ LABELS = """
     tests/vm/selinux-policy > /tmp/policy.cil && secilc -M true -c 33 -o /tmp/policy -f /tmp/contexts /tmp/policy.cil &&
         cat /tmp/policy > /sys/fs/selinux/load || exit 1
     suite overlay -k "M08 or (H01 and selinux)"
+    suite devicemapper -k "M08 or (H01 and selinux)"
 """
 # Debian's kernels start AppArmor, unless told otherwise.
 PROFILES = """
