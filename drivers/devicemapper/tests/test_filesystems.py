@@ -1,11 +1,13 @@
 """File systems of layers: commands, superblocks, plans."""
 
+import os
 import subprocess
 
 import pytest
 
 from cowshed.storage.errors import Damaged
 from cowshed_driver_devicemapper import filesystems
+from cowshed_linux import capabilities
 
 UUID = "0123456789abcdef0123456789abcdef"
 
@@ -63,3 +65,29 @@ def test_plans_of_one_device_never_differ_in_how_the_file_system_is_mounted():
         assert ("prjquota", None) not in frozen.options, "nothing can be counted where nothing can be written"
         assert one.subpath == "root", "lost+found must stay outside"
     assert ("nouuid", None) in one.steps[0].options, "snapshots of xfs share an identity"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="file systems are mounted")
+@pytest.mark.parametrize(("kind", "least"), [("ext4", 32 << 20), ("xfs", 300 << 20)])
+def test_a_file_system_grows_while_it_is_mounted_and_stays_as_it_is_after(tmp_path, kind, least):
+    """On an image that is larger than the file system."""
+    if kind == "ext4" and not capabilities.permitted() & capabilities.bits(["CAP_SYS_RESOURCE"]):
+        pytest.skip("this root may not let an ext4 grow: it lacks CAP_SYS_RESOURCE")
+    image, at = tmp_path / "image", tmp_path / "at"
+    with open(image, "wb") as file:
+        file.truncate(least)
+    subprocess.run(filesystems.mkfs(kind, str(image), UUID, least, quota=False, zeroed=True), check=True)
+    grown = filesystems.device_size(2 * least)
+    os.truncate(image, grown)
+    at.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, at], check=True)
+    fd = os.open(at, os.O_RDONLY)
+    try:
+        before = os.fstatvfs(fd)
+        for _ in range(2):
+            filesystems.grow(fd, kind, grown)
+            after = os.fstatvfs(fd)
+            assert after.f_bavail * after.f_frsize > 2 * least > before.f_blocks * before.f_frsize
+    finally:
+        os.close(fd)
+        subprocess.run(["umount", at], check=True)

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from cowshed.storage.errors import InUse
+from cowshed.storage.errors import InUse, WrongStore
 from cowshed_driver_devicemapper import pool as pools
 from cowshed_driver_devicemapper import record
+from cowshed_driver_devicemapper.libdevmapper import Info, Target
 
 
 @pytest.fixture
@@ -40,3 +41,21 @@ def test_a_device_in_use_is_not_waited_for_without_end(busy, monkeypatch):
     with pytest.raises(InUse, match="thin device 7 of pool pool"):
         pool.delete(7)
     assert len(sent) > 1
+
+
+def test_a_device_gets_another_table_only_to_grow(tmp_path):
+    loaded = []
+    tables = {"large": [Target(0, 4096, "thin", "253:0 7")], "gone": []}
+    mapper = SimpleNamespace(
+        info=lambda name: Info(253, 0),
+        table=tables.__getitem__,
+        load=lambda name, target: loaded.append((name, target)),
+    )
+    known = SimpleNamespace(kind=record.GIVEN, name="pool", base=0, uuid="0" * 36)
+    pool = pools.Pool(str(tmp_path), known, mapper, SimpleNamespace(call=lambda what, do: do()))
+    pool.extend("large", 7, 4096)
+    assert loaded == []
+    pool.extend("large", 7, 8192)
+    assert [(name, t.length, t.kind, t.parameters) for name, t in loaded] == [("large", 8192, "thin", "253:0 7")]
+    with pytest.raises(WrongStore):
+        pool.extend("gone", 7, 8192)
