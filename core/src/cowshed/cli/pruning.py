@@ -8,16 +8,19 @@ import sys
 from cowshed import log
 from cowshed.cli import output
 from cowshed.container import lifecycle, listing, state
-from cowshed.errors import Conflict, NotFound
+from cowshed.errors import BadUsage, Conflict, NotFound
 from cowshed.filters import grouped
 from cowshed.state import containers, volumes
 from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from cowshed.cli.parser import Values
     from cowshed.engine import Engine
+    from cowshed.space.inventory import Holder, Inventory
+    from cowshed.space.policy import Policy
     from cowshed.state.rows import VolumeRow
 
 
@@ -26,6 +29,51 @@ def agreed(what: str) -> bool:
     sys.stderr.write(f"WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def policy(said: Values) -> Policy:
+    """What --keep-last and --max-size say. BadUsage."""
+    from cowshed.space.policy import Policy
+
+    if (said.keep_last or 0) < 0:
+        raise BadUsage(f"--keep-last is how many stay, not {said.keep_last}")
+    return Policy(said.keep_last, said.max_size)
+
+
+def planned(told: Mapping[str, list[str]], size: int, *, exact: bool, said: Values) -> bool:
+    """Show what would be removed, and ask. False if nothing is to be done: there is nothing, it was to be shown only,
+    or the user says no. What was forced is not shown twice."""
+    dry = bool(said.dry_run)
+    if not any(told.values()):
+        print("There is nothing to remove" if dry else "Total reclaimed space: 0B")
+        return False
+    if said.force and not dry:
+        return True
+    out = sys.stdout if dry else sys.stderr
+    for title, lines in told.items():
+        if lines:
+            print(f"Would delete {title}:", *lines, "", sep="\n", file=out)
+    print(f"Would reclaim {'' if exact else 'about '}{output.size(size)}", file=out)
+    return not dry and agreed("what is listed above")
+
+
+def by_policy(
+    engine: Engine, said: Values, kind: str, candidates: Callable[[Inventory, Policy], list[Holder]]
+) -> list[str] | None:
+    """Ids of what a pruning with a policy may take, when it has been shown and agreed to; None if nothing is to be
+    done. kind: image or container."""
+    from cowshed.space import policy as policies
+    from cowshed.space.account import total
+    from cowshed.space.inventory import Inventory
+
+    wanted = policy(said)
+    inventory = Inventory(engine).measure()
+    taken = total(policies.taken_by(inventory, kind))
+    chosen = policies.until_small(inventory, candidates(inventory, wanted), taken, wanted.most)
+    freed = inventory.freed_by(chosen)
+    told = {f"{kind.capitalize()}s": [inventory.said(holder).partition(" ")[2] for holder in chosen]}
+    exact = all(unit.exact for unit in freed)
+    return [id_ for _, id_ in chosen] if planned(told, total(freed), exact=exact, said=said) else None
 
 
 def fitting(engine: Engine, filters: list[str]) -> listing.Test:

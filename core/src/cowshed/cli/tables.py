@@ -75,6 +75,15 @@ _STOPPING = (
     Option("-s --signal", "text", "the signal that asks it to end"),
 )
 _FORCE = Option("-f --force", "flag", "do not ask")
+_DRY_RUN = Option("--dry-run", "flag", "only tell what would be removed, and what that would give back")
+_POLICY = (
+    Option("--keep-last", "int", "keep so many of those that ended last"),
+    Option("--max-size", "size", "remove the oldest only, until those that do not run take no more than this"),
+)
+_IMAGE_POLICY = (
+    Option("--keep-last", "int", "keep so many of each repository: those that came here last"),
+    Option("--max-size", "size", "remove those that came first only, until images take no more than this"),
+)
 
 COMMANDS = (
     Command(
@@ -194,7 +203,7 @@ COMMANDS = (
         "control:prune",
         "",
         "remove containers that do not run",
-        (_FORCE, Option("--filter", "list", "until=, label=, label!="), _HELP),
+        (_FORCE, Option("--filter", "list", "until=, label=, label!="), *_POLICY, _DRY_RUN, _HELP),
         0,
         0,
     ),
@@ -316,6 +325,8 @@ COMMANDS = (
             Option("-a --all", "flag", "all that no container uses"),
             Option("-f --force", "flag", "do not ask"),
             Option("--filter", "list", "until=, label=, label!="),
+            *_IMAGE_POLICY,
+            _DRY_RUN,
             _HELP,
         ),
         0,
@@ -462,6 +473,22 @@ COMMANDS = (
         (_FORMAT_LIST, _HELP),
         1,
         1,
+    ),
+    Command(
+        "storage gc",
+        "storage:gc",
+        "",
+        "remove what nobody needs; with a policy also images that no container uses; first it is shown",
+        (
+            _FORCE,
+            _DRY_RUN,
+            Option("--filter", "list", "images with until=, label=, label!="),
+            Option("--keep-last", "int", "images, but for so many of each repository: those that came here last"),
+            Option("--max-size", "size", "images, until all layers and archives take no more than this"),
+            _HELP,
+        ),
+        0,
+        0,
     ),
     Command(
         "storage convert",

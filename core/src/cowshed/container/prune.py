@@ -41,13 +41,18 @@ def prune(engine: Engine, *, all_images: bool, with_volumes: bool) -> Pruned:
         gone.append(row.id)
     images = prune_images(engine.store, unused=all_images, layers=engine.layers)
     dropped = _prune_volumes(engine) if with_volumes else ()
+    remove_orphans_everywhere(engine)
+    remove_leftovers(engine)
+    return Pruned(tuple(gone), dropped, images)
+
+
+def remove_orphans_everywhere(engine: Engine) -> None:
+    """The layers of every driver that the database does not know. A driver that cannot be opened keeps its own."""
     for name in drivers.names(engine.store):
         try:
             remove_orphans(engine.layers(name))
-        except (CowshedError, StorageError, OSError):
-            continue  # a driver that cannot be opened keeps its own
-    remove_leftovers(engine)
-    return Pruned(tuple(gone), dropped, images)
+        except (CowshedError, StorageError, OSError) as error:
+            log.info(f"driver {name} keeps what it may have too much: {error}")
 
 
 def _prune_volumes(engine: Engine) -> tuple[str, ...]:

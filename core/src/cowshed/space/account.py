@@ -44,7 +44,7 @@ def accounts(inventory: Inventory) -> list[Account]:
             nobody.append(unit)
         elif len(masters) > 1:
             several.append(unit)
-        elif next(iter(masters))[0] == "work":
+        elif next(iter(masters))[0] in ("work", "conversion"):
             work.append(unit)
     found = []
     for holder in _all(inventory):

@@ -56,7 +56,8 @@ class Inventory:
         store = engine.reader
         self._engine = engine
         self.layers: dict[str, LayerRow] = {}
-        for name in drivers.names(store):
+        self.drivers = drivers.names(store)
+        for name in self.drivers:
             self.layers.update((row.id, row) for row in layers.list_all(store, name))
         self._by_number = {row.number: row for row in self.layers.values()}
         self.images: dict[str, ImageRow] = {}

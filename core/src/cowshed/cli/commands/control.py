@@ -93,10 +93,23 @@ def wait(engine: Engine, said: Values) -> int:
 def prune(engine: Engine, said: Values) -> int:
     from cowshed.cli import pruning
 
-    fits = pruning.fitting(engine, said.filter or [])
-    if not (said.force or pruning.agreed("all containers that do not run")):
+    fits = allowed = pruning.fitting(engine, said.filter or [])
+    if said.dry_run or said.keep_last is not None or said.max_size is not None:
+        from cowshed.container import state
+        from cowshed.space import policy as policies
+
+        chosen = pruning.by_policy(
+            engine, said, "container",
+            lambda inventory, policy: policies.containers(
+                inventory, policy, fits=lambda row: fits(row, state.now(engine, row))
+            ),
+        )  # fmt: skip
+        if chosen is None:
+            return 0
+        allowed = lambda row, now: row.id in chosen and fits(row, now)  # noqa: E731
+    elif not (said.force or pruning.agreed("all containers that do not run")):
         return 0
-    removed, freed = pruning.remove_containers(engine, fits)
+    removed, freed = pruning.remove_containers(engine, allowed)
     pruning.tell("Containers", removed)
     pruning.tell_freed(freed)
     return 0

@@ -258,11 +258,22 @@ def prune(engine: Engine, said: Values) -> int:
     from cowshed.image.listing import prunable
     from cowshed.image.remove import prune as prune_
 
-    fits = prunable(said.filter or (), moment=output.moment)
-    if not said.force and not _agreed(unused=bool(said.all)):
+    fits = allowed = prunable(said.filter or (), moment=output.moment)
+    if said.dry_run or said.keep_last is not None or said.max_size is not None:
+        from cowshed.cli import pruning
+        from cowshed.space import policy as policies
+
+        chosen = pruning.by_policy(
+            engine, said, "image",
+            lambda inventory, policy: policies.images(inventory, policy, unused=bool(said.all), fits=fits),
+        )  # fmt: skip
+        if chosen is None:
+            return 0
+        allowed = lambda image: image.id in chosen and fits(image)  # noqa: E731
+    elif not said.force and not _agreed(unused=bool(said.all)):
         return 0
     engine.freeing = True
-    removed = prune_(engine.store, unused=bool(said.all), layers=engine.layers, fits=fits)
+    removed = prune_(engine.store, unused=bool(said.all), layers=engine.layers, fits=allowed)
     _tell_pruned(removed)
     return 0
 

@@ -1,4 +1,4 @@
-"""storage df, tree, why, convert, accept, rollback."""
+"""storage df, tree, why, gc, convert, accept, rollback."""
 
 from __future__ import annotations
 
@@ -107,6 +107,33 @@ def why(engine: Engine, said: Values) -> int:
             for words in found
         ]
     output.listing(rows, ("Layer", "Driver", "KeptBy"), said.format, what="storage why")
+    return 0
+
+
+def gc(engine: Engine, said: Values) -> int:
+    from cowshed.cli import pruning
+    from cowshed.space import gc as collector
+    from cowshed.space.inventory import Inventory
+
+    policy, fits = pruning.policy(said), None
+    if said.filter:
+        from cowshed.image.listing import prunable
+
+        fits = prunable(said.filter, moment=output.moment)
+    inventory = Inventory(engine).measure()
+    plan = collector.plan(engine, inventory, policy, fits)
+    told = {
+        "Images": [inventory.said(("image", id_)).partition(" ")[2] for id_ in plan.images],
+        "Layers": [f"{unit.driver} {unit.id}" for unit in plan.leftovers if unit.kind == "layer"],
+        "Archives": [unit.id for unit in plan.leftovers if unit.kind == "archive"],
+        "Objects": [f"{driver}: {count} that wait for their deletion" for driver, count in plan.objects],
+    }
+    if not pruning.planned(told, plan.size, exact=plan.exact, said=said):
+        return 0
+    pruning.tell("Images", collector.collect(engine, plan))
+    for title in ("Layers", "Archives", "Objects"):
+        pruning.tell(title, told[title])
+    pruning.tell_freed(plan.size)
     return 0
 
 
