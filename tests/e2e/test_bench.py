@@ -216,7 +216,7 @@ def test_clean_leaves_a_living_run_alone(engine, bench, tmp_path):
         (("--scenario", "W21"), "there is no scenario W21 (conversion between drivers"),
         (("--scenario", "chlid"), "there is no scenario chlid"),
         (("--subject", "overlay@"), "write DRIVER[@KIND]"),
-        (("--subject", "btrfs@ext4", "--quick"), "no driver can be compared here: btrfs"),
+        (("--subject", "btrfs@ext4", "--quick"), "btrfs cannot be compared here: on ext4: "),
         (("--scale", "-1"), "--scale is a number greater than 0"),
         (("--device", "/dev/null"), "/dev/null is no block device"),
         (("--html",), "--html needs --out"),

@@ -40,6 +40,7 @@ class Asked:
     path: str = ""  # a directory to work in, instead of scratch file systems
     device: str = ""  # a block device for them, instead of images
     size: int = 0  # bytes of each file system
+    one_each: bool = False  # each driver on one file system only
     scale: float = 1.0
     rounds: int = 0
     seconds: float = 0.0  # for all scenarios
@@ -98,6 +99,8 @@ def run(asked: Asked, journal: Journal) -> Result:
     place = Scratch(journal, size, asked.device, slices)
     load = machine.load()
     chosen, refused = _choose(asked, place)
+    if asked.subjects and refused:
+        raise Unsupported(refused[0], remedy="cowshed driver why tells more; leave it out")
     if not chosen:
         raise Unsupported(f"no driver can be compared here: {'; '.join(refused)}", remedy="cowshed driver why")
     asked.told(f"compares {', '.join(one.name for one in chosen)}")
@@ -151,7 +154,9 @@ def _described(one: Chosen) -> dict[str, object]:
 
 
 def _choose(asked: Asked, place: Scratch) -> tuple[list[Chosen], list[str]]:
-    wanted = [subjects.parse(word) for word in asked.subjects] or subjects.everything(one_each=asked.mode == QUICK)
+    wanted = [subjects.parse(word) for word in asked.subjects] or subjects.everything(
+        one_each=asked.one_each or asked.mode == QUICK
+    )
     if asked.path:
         here = place.place()
         try:

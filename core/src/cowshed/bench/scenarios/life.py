@@ -56,7 +56,7 @@ class Child(Scenario):
 
     def plan(self) -> None:
         most, deep = max(self.sizes["files"]), min(self.sizes["depths"])
-        self.grid = [(files, deep) for files in self.sizes["files"]]
+        self.grid = [(files, deep) for files in dict.fromkeys(self.sizes["files"])]
         self.grid += [(min(self.sizes["files"]), depth) for depth in self.sizes["depths"] if depth != deep]
         self._recipes = {files: Recipe().many("image", files - 1, 60) for files in {files for files, _ in self.grid}}
         self._largest = (most, deep)

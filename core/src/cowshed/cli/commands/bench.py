@@ -31,6 +31,7 @@ def bench(engine: Engine, said: Values) -> int:
         mode=session.QUICK if said.quick else session.FULL, subjects=said.subject or (), scenarios=said.scenario or (),
         place=place, path=said.path or "", device=said.device or "", size=said.size or 0, scale=_number(said, "scale"),
         rounds=said.rounds or 0, seconds=_number(said, "seconds", 0.0), seed=1 if said.seed is None else said.seed,
+        one_each=bool(said.one_each),
         strict=bool(said.strict), version=_version(), said=steps.said, told=steps.told,
     )  # fmt: skip
     session.check(asked)
@@ -55,7 +56,7 @@ def _work(asked: session.Asked, entry: journal.Journal, said: Values, steps: Ste
 
 def _give(result: Result, said: Values) -> None:
     from cowshed.bench import result as results
-    from cowshed.bench.report import text
+    from cowshed.bench.report import markdown, text
 
     if said.out:
         path = said.out.removesuffix(".json")
@@ -64,7 +65,8 @@ def _give(result: Result, said: Values) -> None:
             from cowshed.bench.report import page
 
             _write(f"{path}.html", page.render(result))
-    sys.stdout.write(results.dump(result) if said.format == "json" else text.render(result))
+    render = {"json": results.dump, "markdown": markdown.render}.get(said.format, text.render)
+    sys.stdout.write(render(result))
 
 
 def _report(said: Values) -> int:
