@@ -78,6 +78,11 @@ bench: setup  ## time the commands against the engines installed beside: make be
 	@tools/apt $(TEST_PACKAGES)
 	PYTHONPATH=tests/support $(BIN)/python benchmarks/commands.py $(OPTIONS)
 
+.PHONY: bench-host
+bench-host: setup  ## compare drivers and file systems on this host, when it is quiet: make bench-host [OPTIONS=--quick PLACE=/mnt]
+	@tools/apt $(TEST_PACKAGES)
+	$(BIN)/cowshed bench --strict --place $(or $(PLACE),/var/tmp) --out docs/examples/bench/$(shell date +%F) --html $(OPTIONS)
+
 .PHONY: bench-drivers
 bench-drivers: setup  ## time the storage drivers, each on a fresh file system: make bench-drivers [OPTIONS="--driver btrfs --scale 0.1"]
 	@tools/apt $(TEST_PACKAGES)

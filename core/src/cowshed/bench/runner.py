@@ -36,7 +36,8 @@ class Plan:
     seed: int
     chosen: Sequence[Chosen]
     place: str = ""  # a directory of the user's, in the place of scratch file systems
-    least: int = FEW  # counted rounds, however long they take
+    least: int = FEW  # counted rounds, however long they take, until there is no time at all
+    until: float = float("inf")  # time.monotonic(), after which one is enough
     said: Callable[[str], None] = field(default=lambda _: None)  # progress: what is being done
     told: Callable[[str], None] = field(default=lambda _: None)  # progress: what has been done
 
@@ -114,8 +115,9 @@ def _rounds(scenario: Scenario, plan: Plan, alive: list[Subject], result: Scenar
     wanted = scenario.rounds or plan.rounds
     done = 0
     while alive and done < wanted + scenario.warm_up:
-        late = time.monotonic() - began > plan.seconds
-        if late and not scenario.rounds and done >= plan.least + scenario.warm_up:
+        now = time.monotonic()
+        least = 1 if now > plan.until else plan.least
+        if now - began > plan.seconds and not scenario.rounds and done >= least + scenario.warm_up:
             break
         order.shuffle(alive)
         for subject in list(alive):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cowshed.bench import machine, runner, scratch, subjects
 from cowshed.bench.result import Result
-from cowshed.bench.samples import ENOUGH
+from cowshed.bench.samples import ENOUGH, FEW
 from cowshed.bench.scenarios import ALL, LEFT_OUT
 from cowshed.bench.scratch import KINDS, Scratch, Unavailable
 from cowshed.errors import BadUsage, Busy, Unsupported
@@ -118,7 +118,7 @@ def run(asked: Asked, journal: Journal) -> Result:
         share = (until - time.monotonic()) / (len(classes) - n)
         plan = runner.Plan(
             asked.rounds or _ROUNDS[asked.mode], share, asked.seed, chosen, asked.path,
-            least=ENOUGH if asked.mode == QUICK else 5,
+            least=ENOUGH if asked.mode == QUICK else FEW, until=until if asked.mode == QUICK else float("inf"),
             said=_numbered(asked.said, n + 1, len(classes)), told=asked.told,
         )  # fmt: skip
         results.append(runner.run(scenario, plan, place, journal.folder))

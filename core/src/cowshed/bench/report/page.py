@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from html import escape
 
 from cowshed.bench.report import charts
-from cowshed.bench.report.advice import advise
+from cowshed.bench.report.advice import advise, best
 from cowshed.bench.report.text import NO_DIFFERENCE, relations, sizes
-from cowshed.bench.report.words import size, spread, value
+from cowshed.bench.report.words import size, spread, times, value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def _page(result: Result) -> Iterator[str]:
     with open(_STYLE, encoding="ascii") as file:
         style = file.read() + _colours(names)
     yield f"<title>Storage drivers compared, {escape(result.began[:10])}</title><style>{style}</style></head>"
-    yield "<body><main><h1>Storage drivers and file systems, compared on one host</h1>"
+    yield "<body><main><h1>Storage drivers, compared on one host</h1>"
     yield f'<p class="soft">{escape(_subtitle(result))}</p>'
     if result.marks:
         yield '<div class="warn" role="note"><p><b>Take these figures with care.</b></p>'
@@ -52,6 +53,7 @@ def _page(result: Result) -> Iterator[str]:
             yield "</details>"
         yield "</div>"
     yield "</div>"
+    yield from _glance(result)
     yield '<nav aria-label="Scenarios">'
     yield from (f'<a href="#{one.name}">{escape(one.title)}</a>' for one in result.scenarios)
     yield '<a href="#machine">The machine</a><a href="#method">The method</a></nav>'
@@ -73,6 +75,38 @@ def _evidence(because: tuple[str, ...], but: tuple[str, ...]) -> Iterator[str]:
         yield from (f"<li>{escape(line)}</li>" for line in because)
         yield from (f'<li class="but">but {escape(line)}</li>' for line in but)
         yield "</ul>"
+
+
+def _glance(result: Result) -> Iterator[str]:
+    """How many times the fastest each driver takes, in the rows that the advice is made of."""
+    names = result.drivers()
+    yield '<h2 id="glance">At a glance</h2><p>How many times as much as the least. Green: the least, or no '
+    yield "difference from it is shown (=). The redder, the more.</p><div class='scroll'><table class='glance'><thead><tr><th></th>"
+    yield "".join(f"<th>{escape(name)}</th>" for name in names) + "</tr></thead>"
+    for scenario in result.scenarios:
+        rows = [row for row in scenario.rows if row.use and any(name in row.figures for name in names)]
+        if rows:
+            link = f'<a href="#{scenario.name}">{escape(scenario.title)}</a>'
+            yield f'<tr class="group"><th colspan="{len(names) + 1}">{link}</th></tr>'
+        for row in rows:
+            yield f"<tr><th>{escape(row.title)}</th>" + "".join(_cell(row, name, names) for name in names) + "</tr>"
+    yield "</table></div>"
+
+
+def _cell(row: Row, name: str, names: list[str]) -> str:
+    if name not in row.figures:
+        return '<td class="soft">–</td>'
+    first, alike = best(row, names)
+    if name == first:
+        return f'<td class="first">{value(row.figures[name].median, row.unit)}</td>'
+    if name in alike:
+        return '<td class="same">=</td>'
+    least = row.figures[first].median
+    if least <= 0:
+        return "<td>more</td>"
+    much = row.figures[name].median / least
+    heat = min(0.6, 0.08 + 0.13 * math.log2(max(1.0, much)))
+    return f'<td class="far" style="--heat:{heat:.2f}">{times(much)}</td>'
 
 
 def _names(result: Result) -> list[str]:
@@ -109,8 +143,10 @@ def _scenario(scenario: ScenarioResult, result: Result, names: list[str]) -> Ite
     yield f'<p class="soft small">{escape(told)}</p>'
     if scenario.marks:
         yield f'<p class="small warn">{escape(_sentence("; ".join(scenario.marks)))}</p>'
+    yield '<div class="figures">'
     for row in scenario.rows:
         yield from _row(row, result, scenario, names)
+    yield "</div>"
     if scenario.failures:
         yield "<ul class='small'>"
         yield from (
