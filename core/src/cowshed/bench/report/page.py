@@ -81,7 +81,8 @@ def _glance(result: Result) -> Iterator[str]:
     """How many times the fastest each driver takes, in the rows that the advice is made of."""
     names = result.drivers()
     yield '<h2 id="glance">At a glance</h2><p>How many times as much as the least. Green: the least, or no '
-    yield "difference from it is shown (=). The redder, the more.</p><div class='scroll'><table class='glance'><thead><tr><th></th>"
+    yield "difference from it is shown (=). The redder, the more.</p>"
+    yield "<div class='scroll'><table class='glance'><thead><tr><th></th>"
     yield "".join(f"<th>{escape(name)}</th>" for name in names) + "</tr></thead>"
     for scenario in result.scenarios:
         rows = [row for row in scenario.rows if row.use and any(name in row.figures for name in names)]
