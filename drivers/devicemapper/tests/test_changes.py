@@ -205,7 +205,7 @@ def test_an_inode_that_is_of_another_kind_now(pair):
     "change",
     [
         lambda image: subprocess.run(["tune2fs", "-O", "^dir_nlink", "-U", "random", image], check=True),
-        lambda image: subprocess.run(["resize2fs", image, "64M"], check=True),
+        lambda image: subprocess.run(["resize2fs", "-f", image, "64M"], check=True),
         lambda image: subprocess.run(["debugfs", "-w", "-R", "feature needs_recovery", image], check=True),
     ],
     ids=["another one", "grown", "not at rest"],

@@ -106,16 +106,16 @@ class FileSystem:
         if unpack_from("<I", inode, 0x20)[0] & _EXTENTS:
             yield from self._extents(inode[0x28:0x64])
 
-    def _extents(self, node: bytes) -> Iterator[tuple[int, int]]:
+    def _extents(self, node: bytes, level: int | None = None) -> Iterator[tuple[int, int]]:
         magic, count, _, depth = unpack_from("<HHHH", node)
-        if magic != _EXTENT_MAGIC or 12 + 12 * count > len(node):
+        if magic != _EXTENT_MAGIC or 12 + 12 * count > len(node) or level not in (None, depth):
             raise Unclear("a tree of extents is not one")
         for at in range(12, 12 + 12 * count, 12):
             if depth:
                 low, high = unpack_from("<IH", node, at + 4)
                 below = low | high << 32
                 yield below, below + 1
-                yield from self._extents(_read(self.fd, below * BLOCK, BLOCK))
+                yield from self._extents(_read(self.fd, below * BLOCK, BLOCK), depth - 1)
             else:
                 length, high, low = unpack_from("<HHI", node, at + 4)
                 first = low | high << 32
@@ -148,13 +148,13 @@ def differing(old: FileSystem, new: FileSystem, changed: Iterable[tuple[int, int
     rest = [(first, min(after, new.blocks)) for first, after in rest if first < new.blocks]
     found: dict[int, bytes] = {}  # as they are in the newer
     shared: set[int] = set()  # blocks of attributes that differing inodes had in the older: others may have them still
-    for table, group in new.tables():
-        for first, after in _common(rest, table, table + new.table_blocks):
-            number = group * new.inodes_per_group + 1 + (first - table) * (BLOCK // _INODE)
-            for at, before, now in _differing_inodes(old.fd, new.fd, first, after):
-                found[number + at] = now
-                shared.add(attributes_of(before))
-    known = [(table, table + new.table_blocks) for table, _ in new.tables()]
+    tables = new.tables()
+    for (table, group), first, after in _within(rest, tables, new.table_blocks):
+        number = group * new.inodes_per_group + 1 + (first - table) * (BLOCK // _INODE)
+        for at, before, now in _differing_inodes(old.fd, new.fd, first, after):
+            found[number + at] = now
+            shared.add(attributes_of(before))
+    known = [(table, table + new.table_blocks) for table, _ in tables]
     known += new.nobodys()
     for number in new.own:
         if number <= new.inodes:
@@ -236,11 +236,17 @@ def _united(ranges: Iterable[tuple[int, int]]) -> Ranges:
     return found
 
 
-def _common(ranges: Ranges, first: int, after: int) -> Iterator[tuple[int, int]]:
-    """What of these lies in one range."""
-    for at, end in ranges:
-        if at < after and first < end:
-            yield max(at, first), min(end, after)
+def _within(ranges: Ranges, tables: list[tuple[int, int]], length: int) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """What of these lies in which table (`FileSystem.tables`), each of so many blocks."""
+    n = 0
+    for table in tables:
+        first, after = table[0], table[0] + length
+        while n < len(ranges) and ranges[n][1] <= first:
+            n += 1
+        at = n
+        while at < len(ranges) and ranges[at][0] < after:
+            yield table, max(ranges[at][0], first), min(ranges[at][1], after)
+            at += 1
 
 
 def _without(ranges: Ranges, taken: Ranges) -> Ranges:
