@@ -31,8 +31,8 @@ def test_check_sees_a_layer_that_is_gone_and_one_that_nobody_knows(checked):
     os.rename(objects(checked, "active") / layer, objects(checked, "active") / ("f" * 32))
     told = findings(checked)
     assert set(told) == {
-        f"driver {checked.driver}: layer active/{'f' * 32} belongs to no layer: cowshed system prune removes it",
-        f"driver {checked.driver}: layer {layer} is missing",
+        f"driver {checked.driver}: layer active/{'f' * 32} belongs to no layer: remove it",
+        f"driver {checked.driver}: layer {layer} is missing: forget container one: what was written in it is lost",
     }
     os.rename(objects(checked, "active") / ("f" * 32), objects(checked, "active") / layer)
     assert checked.ok("system", "check") == "clean\n"
@@ -74,9 +74,9 @@ def test_check_sees_folders_of_nobody_and_a_configuration_that_is_gone(checked):
     os.mkdir(checked.root / "containers" / "stranger")
     os.mkdir(checked.root / "volumes" / "stranger")
     assert findings(checked) == [
-        "containers/stranger belongs to no container",
-        "container one: its configuration is missing: remove it",
-        "volumes/stranger belongs to no volume",
+        "containers/stranger belongs to no container: delete it",
+        "container one: its configuration is missing: make it again from what was asked for",
+        "volumes/stranger belongs to no volume: write it down as a volume",
     ]
     checked.ok("rm", "one")
     for folder in ("containers", "volumes"):

@@ -23,6 +23,7 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.freeing = False  # set by commands that give space back, before they use `store`
+        self.looking = False  # set by commands that tell what dead ones left, before they use `store`
         self._store: Store | None = None
         self._reader: Store | None = None
         self.called: Any = None  # a connection to the zygote, made before it is needed
@@ -36,8 +37,14 @@ class Engine:
             from cowshed.container import recovery
 
             self._store = open_store(self.settings.root, self.settings.run_root, freeing=self.freeing)
-            recovery.recover(self)
+            if not self.looking:
+                recovery.recover(self)
         return self._store
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this process has no connection to the database yet."""
+        return self._store is None and self._reader is None
 
     @property
     def reader(self) -> Store:

@@ -84,6 +84,8 @@ _IMAGE_POLICY = (
     Option("--keep-last", "int", "keep so many of each repository: those that came here last"),
     Option("--max-size", "size", "remove those that came first only, until images take no more than this"),
 )
+_DEEP = Option("--deep", "flag", "read every blob and every layer of an image, and the whole database")
+_CONTINUE = Option("--continue", "flag", "with --deep: leave out what one that was interrupted has verified")
 
 COMMANDS = (
     Command(
@@ -532,11 +534,45 @@ COMMANDS = (
         0,
     ),
     Command(
-        "system check",
-        "system:check",
+        "storage check",
+        "check:check",
         "",
-        "hold the database, the drivers' stores, the blobs and the files against each other",
-        (Option("--deep", "flag", "read every blob, and the whole database"), _HELP),
+        "hold the database, the drivers' stores, the blobs and the files against each other; change nothing",
+        (_DEEP, _CONTINUE, _FORMAT_LIST, _HELP),
+        0,
+        0,
+    ),
+    Command(
+        "storage repair",
+        "check:repair",
+        "",
+        "show what would put right what a check finds, ask, and do it",
+        (
+            _DEEP,
+            Option("--dry-run", "flag", "only show the plan"),
+            Option("-f --force", "flag", "do not ask"),
+            Option("--rebuild-database", "flag", "make the database again from all that lies beside it"),
+            Option("--format", "text", "the plan as json, or by a template; nothing is done", value="TEMPLATE"),
+            _HELP,
+        ),
+        0,
+        0,
+    ),
+    Command(
+        "storage rescue",
+        "check:rescue",
+        "",
+        "write all that can still be read of a damaged store, or of one on a read-only disk, to another place",
+        (Option("--to", "text", "a new directory, for images, containers and volumes", value="DIRECTORY"), _HELP),
+        0,
+        0,
+    ),
+    Command(
+        "system check",
+        "check:system",
+        "",
+        "remove what dead commands left, then do as storage check does",
+        (_DEEP, _CONTINUE, _FORMAT_LIST, _HELP),
         0,
         0,
     ),

@@ -131,6 +131,34 @@ def _write_record(engine: Engine, row: ContainerRow, parent: str | None) -> None
     _write(f"{engine.folder(row)}/record", dumps(containers.record_of(row, parent)), mode=0o600)
 
 
+def record_again(engine: Engine, number: int) -> None:
+    """Write the record of a container as the database has it, if it is there still."""
+    from cowshed.state import layers
+
+    row = containers.get(engine.store, number)
+    chain = layers.chain(engine.store, number)
+    if row is not None and os.path.isdir(engine.folder(row)):
+        _write_record(engine, row, chain[1][1] if len(chain) > 1 else None)
+
+
+def configure_again(engine: Engine, row: ContainerRow) -> None:
+    """Make the files of a container again, from what was asked for when it was made. Conflict if it runs, or if its
+    image is gone."""
+    from cowshed.container.access import Held
+    from cowshed.container.mounts import Wanted
+    from cowshed.state import images
+
+    with Held(engine, row) as held:
+        image = images.exact(engine.store, row.image_id) if row.image_id is not None else None
+        if held.running or image is None:
+            why = "it runs" if held.running else "its image is gone"
+            raise Conflict(f"container {row.name} cannot be configured again: {why}", remedy="remove it")
+        layers = engine.layers(row.driver)
+        wanted = [Wanted(kind, source, target, tuple(said)) for kind, source, target, said in row.config["mounts"]]
+        own = loads(image.config).get("config") or {}
+        _configure(engine, layers, layers.load(row.number), row, own, wanted)
+
+
 def _write_config(engine: Engine, row: ContainerRow, config: dict[str, Any]) -> None:
     """Whoever reads it finds it whole or not at all."""
     path = f"{engine.folder(row)}/config.json"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from cowshed.state import journal
 from cowshed.state import layers as rows
 from cowshed.storage import api
-from cowshed.storage.errors import LayerId
+from cowshed.storage.errors import Damaged, LayerId, NotFound
 from cowshed_linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import LayerRow
@@ -40,16 +40,22 @@ def remove_orphans(layers: Layers) -> int:
 
 
 def _look(layers: Layers, *, deep: bool) -> Iterator[api.Finding]:
-    yield from _objects_and_rows(layers)
+    told: set[str | None] = set()
+    for finding in _objects_and_rows(layers):
+        told.add(finding.layer)
+        yield finding
     if api.has_self_check(layers.driver):
         known = [row for row in rows.list_all(layers.store, layers.name) if not _busy(layers, row)]
-        yield from layers.driver.check([layers.load(row.number) for row in known], deep=deep)
+        for finding in layers.driver.check([layers.load(row.number) for row in known], deep=deep):
+            if finding.layer is None or finding.layer not in told:
+                yield finding
 
 
 def _objects_and_rows(layers: Layers) -> Iterator[api.Finding]:
     store, name = layers.store, layers.name
     objects = list(layers.driver.scan())  # before the rows: what is made meanwhile is then in the rows, not missing
     known = {row.id: row for row in rows.list_all(store, name)}
+    loaded = _loaded(known.values())
     there: dict[str, set[api.Kind | None]] = {}
     for found in objects:
         if found.kind is api.ObjectKind.LAYER and found.layer is not None:
@@ -66,12 +72,38 @@ def _objects_and_rows(layers: Layers) -> Iterator[api.Finding]:
     for row in known.values():
         if _busy(layers, row) or rows.get(store, row.number) != row:
             continue
-        yield from _of_row(layers, row, there.get(row.id, set()))
+        found_here = list(_of_row(layers, row, there.get(row.id, set())))
+        yield from found_here or _of_mount(layers, loaded[row.number])
     for entry in journal.list_all(store):
         mounted = store.locks.held("monitors", entry.number) or store.locks.held("mounts", entry.number)
         if entry.driver == name and not mounted and not store.locks.held("layers", entry.number):
             text = f"layer {entry.number}: {entry.op} was begun and not ended"
             yield api.Finding("unfinished", text, repair="the next command that writes redoes or undoes it")
+
+
+def _loaded(known: Iterable[LayerRow]) -> dict[int, api.Layer]:
+    """The layers of these rows by number, each with its chain."""
+    waiting = {row.number: row for row in known}
+    loaded: dict[int, api.Layer] = {}
+    for number in waiting:
+        way = []
+        at: int | None = number
+        while at is not None and at not in loaded and at in waiting and at not in way:
+            way.append(at)
+            at = waiting[at].parent
+        for n in reversed(way):
+            row = waiting[n]
+            below = loaded.get(row.parent) if row.parent is not None else None
+            loaded[n] = api.Layer(LayerId(row.id), n, api.Kind(row.kind), below, row.data)
+    return loaded
+
+
+def _of_mount(layers: Layers, layer: api.Layer) -> Iterator[api.Finding]:
+    """A layer that is there, and of which the driver has lost what it would be mounted from."""
+    try:
+        layers.driver.mounts(layer, api.MountRequest(read_only=True))
+    except (NotFound, Damaged) as error:
+        yield api.Finding("unusable", f"layer {layer.id} cannot be mounted: {error}", layer.id)
 
 
 def _busy(layers: Layers, row: LayerRow) -> bool:

@@ -66,6 +66,16 @@ def insert(tx: Transaction, image: ImageRow) -> None:
     tx.record("images", image.id)
 
 
+def restore(tx: Transaction, image: ImageRow) -> None:
+    """Write an image, and all that follows from it, whatever the database says of it now."""
+    insert(tx, image)
+    tx.execute(
+        "update images set config = ?, diff_ids = ?, top_chain = ?, platform = ?, created = ? where id = ?",
+        image.config, dumps(image.diff_ids), image.chain_ids[-1] if image.chain_ids else "", image.platform,
+        image.created, image.id,
+    )  # fmt: skip
+
+
 def tag(tx: Transaction, name: str, image_id: str) -> None:
     """Give a canonical name to an image, taking it from another that had it."""
     untag(tx, name)

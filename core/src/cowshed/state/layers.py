@@ -5,6 +5,7 @@ from __future__ import annotations
 from cowshed import log
 from cowshed.errors import Busy, StoreError
 from cowshed.state.rows import LayerRow
+from cowshed_linux import process
 from cowshed_runtime.fastjson import dumps, loads
 
 TYPE_CHECKING = False
@@ -95,6 +96,31 @@ def set_committed(
     )  # fmt: skip
     if diff_id is not None:
         tx.record("layers", tx.execute("select id from layers where number = ?", number)[0][0])
+
+
+def distrust(tx: Transaction, number: int) -> None:
+    """A layer is about to be made again: until `trust` it is used for nothing new, as if a power cut had cut it."""
+    tx.execute("update layers set durable = 0, boot_id = '' where number = ?", number)
+
+
+def trust(tx: Transaction, number: int) -> None:
+    """The layer was made in this boot."""
+    tx.execute("update layers set boot_id = ? where number = ?", process.boot_id(), number)
+
+
+def restore(
+    tx: Transaction, number: int, id_: str, driver: str, kind: str, parent: int | None, *, chain_id: str | None,
+    diff_id: str | None, data: Mapping[str, Any], created: int,
+) -> None:  # fmt: skip
+    """Write the row of a layer that is there and that the database has lost. Whoever calls knows that it is whole, or
+    checks it: it counts as durable."""
+    tx.execute(
+        f"insert into layers ({_COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)",
+        number, id_, driver, kind, parent, chain_id, diff_id, dumps(dict(data)), process.boot_id(), created,
+    )  # fmt: skip
+    tx.execute("insert into loose_layers select number from bare_layers where number = ?", number)
+    if diff_id is not None:
+        tx.record("layers", id_)
 
 
 def set_data(tx: Transaction, number: int, data: Mapping[str, Any]) -> None:

@@ -6,9 +6,9 @@ import os
 
 from cowshed.errors import Busy, StoreError
 from cowshed.state import sqlite
-from cowshed.state.locks import FILES
+from cowshed.state.locks import FILES, Locks
 from cowshed.state.schema import STEPS
-from cowshed.state.store import BALLAST, connect, translated, version_of
+from cowshed.state.store import BALLAST, Store, connect, translated, version_of
 from cowshed_linux import files, locks
 
 TYPE_CHECKING = False
@@ -84,7 +84,42 @@ def _file_system(path: str) -> str:
     return ""
 
 
-def _write_database(root: str) -> None:
+def make_again(root: str, run_root: str, identity: str, *, beside: str = "") -> Store:
+    """A new, empty database of that identity for what lies at root, open for writing; the caller has put the old one
+    away, and fills this one.
+
+    beside: the directory that it is made in instead, where the store is not to be written to, records and all.
+
+    StoreError, NoSpace.
+    """
+    where = beside or root
+    for folder in ("locks",) if beside else ("", *_FOLDERS):
+        os.makedirs(f"{where}/{folder}", mode=0o700, exist_ok=True)
+    for name in FILES:
+        os.close(locks.open_file(f"{where}/locks/{name}"))
+    _write_database(where, identity)
+    store = Store(root, run_root, connect(f"{where}/db.sqlite", write=True), writable=True)
+    if beside:
+        store.recording = False
+        store.locks = Locks(f"{beside}/locks")
+    return store
+
+
+def read_copy(root: str, run_root: str) -> Store:
+    """The store by a copy of its database, for reading: nothing at root is written to. StoreError."""
+    if not os.path.exists(f"{root}/db.sqlite"):
+        raise StoreError(f"the store at {root} has no database")
+    db = copy_of(root, run_root)
+    try:
+        if version_of(db, root) != len(STEPS):
+            raise StoreError(f"the database of {root} is of another version of Cowshed", remedy="use that")
+        return Store(root, run_root, db, writable=False, stale=True)
+    except BaseException:
+        db.close()
+        raise
+
+
+def _write_database(root: str, identity: str = "") -> None:
     new = f"{root}/db.new"  # alone here: the lock is held
     for suffix in ("", "-wal", "-shm"):
         try:
@@ -98,7 +133,7 @@ def _write_database(root: str) -> None:
             db.execute("pragma synchronous = full")
             db.execute("begin immediate")
             _apply_steps(db, 0)
-            db.execute("insert into meta values ('store', ?), ('next', 1)", (os.urandom(16).hex(),))
+            db.execute("insert into meta values ('store', ?), ('next', 1)", (identity or os.urandom(16).hex(),))
             db.execute("commit")
         finally:
             db.close()
@@ -168,6 +203,8 @@ def copy_of(root: str, run_root: str) -> Any:
         db = connect(f"{target}/db.sqlite", write=True)
         db.execute("select count(*) from meta").fetchall()
         return db
+    except sqlite.Error as error:
+        raise translated(error, root) from error
     except OSError as error:
         raise StoreError(
             f"the disk of {root} is full, and its database cannot be copied to {run_root}: {error.strerror}",

@@ -36,6 +36,7 @@ class Store:
         self.root, self._db, self.writable = root, db, writable
         self.freeing = freeing  # may use the space kept for removals
         self.stale = stale  # what is read is a copy, made because the disk is full
+        self.recording = True  # records follow what is written
         self._shared = False
         self.locks = Locks(f"{root}/locks")
         self.id: str = self.value("store")
@@ -184,7 +185,7 @@ class Transaction:
                 self.execute("commit")
                 if self._noted is not None:
                     self.store._note_numbers(*self._noted)
-                if self._recorded:
+                if self._recorded and self.store.recording:
                     from cowshed.state import records
 
                     records.refresh(self.store, self._recorded)

@@ -24,7 +24,7 @@ from cowshed_driver_btrfs import ioctls, quota, subvolumes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from typing import BinaryIO
 
@@ -50,6 +50,7 @@ def capabilities(mode: str, options: api.Options) -> api.Capabilities:
         quota=api.QuotaScope.OWN if limits else api.QuotaScope.NONE,
         live_snapshot=api.Consistency.CRASH,
         transfer_formats=("btrfs-send",) if mode != quota.UNKNOWN else (),
+        self_check=True,
         nested_subvolumes=True,
         idmapped_mounts=True,
         rootless=options["quota"] in ("auto", quota.OFF),  # the others are for root
@@ -58,7 +59,8 @@ def capabilities(mode: str, options: api.Options) -> api.Capabilities:
 
 
 class BtrfsDriver:
-    """One open store: `Driver`, `ChangesDriver`, `QuotaDriver`, `SnapshotDriver`, `TransferDriver` of the interface."""
+    """One open store: `Driver`, `ChangesDriver`, `QuotaDriver`, `SnapshotDriver`, `TransferDriver`, `SelfCheckDriver`
+    of the interface."""
 
     def __init__(self, root: str, options: api.Options, host: api.Host, store: api.StoreId) -> None:
         self._at, self._host, self._options = directories.Directories(root, CONTENT, host), host, options
@@ -462,6 +464,18 @@ class BtrfsDriver:
             self._groups.unlimit(number)
         else:
             self._groups.limit(number, [identity, *(id_ for _, id_ in subvolumes.nested(place))], limit)
+
+    # ------------------------------------------------------------ checking
+
+    def check(self, layers: Sequence[api.Layer], *, deep: bool) -> Iterator[api.Finding]:
+        from cowshed_driver_btrfs import check
+
+        return check.findings(self._at, layers, self._host)
+
+    def repair(self, finding: api.Finding) -> None:
+        from cowshed_driver_btrfs import check
+
+        check.repair(self._at, finding, self._host)
 
     def _told(self, error: OSError, layer: LayerId) -> None:
         if error.errno == errno.ENOSPC:

@@ -23,14 +23,14 @@ from cowshed_driver_overlay.switches import MAX_LAYERS, capabilities, prefix, sw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
 NAME = "overlay"
 
 
 class OverlayDriver:
-    """One open store (`cowshed.storage.api.Driver`, `DiffTreeDriver`, `QuotaDriver`)."""
+    """One open store (`cowshed.storage.api.Driver`, `DiffTreeDriver`, `QuotaDriver`, `SelfCheckDriver`)."""
 
     def __init__(self, root: str, options: api.Options, host: api.Host) -> None:
         user = private_namespace()
@@ -147,6 +147,16 @@ class OverlayDriver:
 
     def set_quota(self, layer: api.Layer, quota: api.Quota) -> None:
         self._at.limit(layer, quota)
+
+    def check(self, layers: Sequence[api.Layer], *, deep: bool) -> Iterator[api.Finding]:
+        from cowshed_driver_overlay import check
+
+        return check.findings(self._at, layers, self._host)
+
+    def repair(self, finding: api.Finding) -> None:
+        from cowshed_driver_overlay import check
+
+        check.repair(self._at, finding)
 
 
 def init(root: str, options: api.Options, host: api.Host) -> api.StoreId:

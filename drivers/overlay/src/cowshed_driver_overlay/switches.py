@@ -58,6 +58,7 @@ def capabilities(
         quota=api.QuotaScope.OWN if quota else api.QuotaScope.NONE,
         quota_inodes=quota,
         rebase=plain,
+        self_check=True,
         rename_lower_directory=redirects,
         hard_links_survive_copy_up=options["index"] == "on",
         inodes_stable=False,

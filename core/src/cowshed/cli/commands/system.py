@@ -1,4 +1,4 @@
-"""system check, info, version, help, completion."""
+"""system df, system prune, info, version, help, completion."""
 
 from __future__ import annotations
 
@@ -10,20 +10,6 @@ if TYPE_CHECKING:
 
     from cowshed.cli.parser import Values
     from cowshed.engine import Engine
-
-
-def check(engine: Engine, said: Values) -> int:
-    """The database, the drivers' stores, the blobs and the files against each other; `clean` is the last line if all
-    fits. What dead commands left is removed first."""
-    from cowshed.container.check import check as check_
-    from cowshed.container.prune import remove_leftovers
-
-    remove_leftovers(engine)
-    findings = check_(engine, deep=bool(said.deep))
-    for finding in findings:
-        print(finding)
-    print("clean" if not findings else f"{len(findings)} findings")
-    return 1 if findings else 0
 
 
 def df(engine: Engine, said: Values) -> int:

@@ -348,6 +348,27 @@ class Directories:
         if folders is FOLDERS and self._projects is not None:
             yield from self._projects.scan()
 
+    def lost_limits(self) -> Iterator[StoredObject]:
+        """Limits of projects that no directory of a layer is any more. A limit is set after its directory was made, and
+        lifted before that goes."""
+        if self._projects is None:
+            return
+        limits = {found.number: found for found in self._projects.scan()}
+        for found in list(self.scan(list(FOLDERS))) if limits else ():
+            limits.pop(self._projects.number(f"{self.root}/{found.name}"), None)
+        still = {found.number for found in self._projects.scan()} if limits else set()
+        yield from (found for number, found in limits.items() if number in still)
+
+    def lift_lost(self, number: int) -> None:
+        """Lift a limit that `lost_limits` tells of, if it is one still."""
+        if self._projects is not None and any(found.number == number for found in self.lost_limits()):
+            self._projects.lift_number(number)
+
+    def adopt(self, path: str) -> None:
+        """Make a directory in a layer's directory part of its project, if that is one."""
+        if self._projects is not None:
+            self._projects.adopt(path)
+
     def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> PurgeResult:
         """See `cowshed.storage.api.Driver.purge`. One object that cannot be removed does not keep the others: the first
         such error is raised when all have been tried."""

@@ -142,6 +142,26 @@ class Projects:
         if number and projects.limits(self._fd, number) != (0, 0):
             self._host.call("project.lift", lambda: projects.set_limits(self._fd, number, 0, 0))
 
+    def number(self, path: str) -> int | None:
+        """The number of the layer whose project a directory is; None if it is none of this store's."""
+        found = self._of(path)
+        return found - self._claimed() if found else None
+
+    def lift_number(self, number: int) -> None:
+        """Take the limit away of a layer that has no directory any more."""
+        one = self._claimed() + number
+        self._host.call("project.lift", lambda: projects.set_limits(self._fd, one, 0, 0))
+
+    def adopt(self, path: str) -> None:
+        """Give a directory the project of the one that it lies in."""
+        number = self._of(os.path.dirname(path))
+        if number:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._host.call("project.set", lambda: projects.set_project(fd, number, inherit=True))
+            finally:
+                os.close(fd)
+
     def lift_all(self) -> None:
         """For a store that is about to be destroyed."""
         for number in [number for number, _ in self._records()]:

@@ -1,0 +1,156 @@
+"""A damaged or lost layer made again in its place, of its archive; and an archive fetched again from its registry.
+
+In its place means: under the same id and number, so that the rows of layers and containers that stand on it stay true.
+Nothing that stands on it may be mounted meanwhile: of overlay and aufs, whose mounts look into the layer, because they
+would lose their files; of the others, which have their own copy of it, because what lies below may change (rule E1 of
+`cowshed.storage.api`). Children of a driver that copies or snapshots keep what they have: each is checked by itself.
+"""
+
+from __future__ import annotations
+
+from cowshed.check.blobs import is_whole
+from cowshed.check.contents import archive_of
+from cowshed.errors import CowshedError, ImageError, NotFound
+from cowshed.image.blobs import BlobStore
+from cowshed.image.manifest import Descriptor
+from cowshed.layers import unused
+from cowshed.layers.faults import step
+from cowshed.state import images
+from cowshed.state import layers as rows
+from cowshed.state.leases import Lease
+from cowshed.storage import api
+from cowshed.storage.errors import InUse, LayerId
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.engine import Engine
+    from cowshed.image.progress import Progress
+    from cowshed.layers.layers import Layers
+    from cowshed.state.rows import LayerRow
+    from cowshed.state.store import Store
+
+_WAIT = 15.0  # seconds for others who work on the layer
+_PURGE_SECONDS = 600.0
+
+
+def make_again(engine: Engine, row: LayerRow, progress: Progress) -> None:
+    """Make a committed layer of an image again. It is not trusted until that is done: whoever needs it meanwhile, or
+    after this process has died, makes another one.
+
+    Raises InUse, naming who has it or what stands on it mounted; ImageError or NotFound if its archive is lost and
+    cannot be fetched; NoSpace.
+    """
+    store = engine.store
+    layers = engine.layers(row.driver)
+    digest = archive_of(store, row)
+    if not digest or row.diff_id is None:
+        raise NotFound(f"no image lists the archive of layer {row.id[:12]} any more")
+    with Lease(store, [digest]):
+        if not is_whole(BlobStore(store.root), digest):
+            fetch(engine, digest, progress)
+        held = _claim(layers, row)
+        try:
+            with store.transaction() as tx:
+                rows.distrust(tx, row.number)
+            step("rebuild.distrusted")
+            _make(layers, row, digest, row.diff_id, engine.settings.durability)
+        finally:
+            for name, byte in reversed(held):
+                store.locks.release(name, byte)
+
+
+def _claim(layers: Layers, row: LayerRow) -> list[tuple[str, int]]:
+    """Take the bytes of the layer, and prove that neither it nor what stands on it is mounted."""
+    store = layers.store
+    held: list[tuple[str, int]] = []
+    try:
+        store.locks.take("layers", row.number, wait=_WAIT, what=f"layer {row.id[:12]}")
+        held.append(("layers", row.number))
+        for number in (row.number, *_above(store, row.number)):
+            try:
+                unused.prove(store, layers.load(number), layers.driver)
+            except InUse as error:
+                names = store.query("select name from containers where number = ?", number)
+                remedy = f"stop container {names[0][0]}" if names else error.remedy
+                raise InUse(f"it cannot be made again now: {error}", layer=LayerId(row.id), remedy=remedy) from None
+            held.append(("mounts", number))
+    except BaseException:
+        for name, byte in reversed(held):
+            store.locks.release(name, byte)
+        raise
+    return held
+
+
+def _above(store: Store, number: int) -> list[int]:
+    """All layers that stand on one."""
+    return [
+        found
+        for (found,) in store.query(
+            "with recursive c(number) as (select number from layers where parent = ? "
+            "union all select l.number from layers l join c on l.parent = c.number) select number from c",
+            number,
+        )
+    ]
+
+
+def _make(layers: Layers, row: LayerRow, digest: str, diff_id: str, durability: str) -> None:
+    from cowshed.layers.unpack import unpack
+
+    blobs, store = BlobStore(layers.store.root), layers.store
+    old = layers.load(row.number)
+    layers.erase(old)
+    layers.purge(_PURGE_SECONDS)  # what is left of it has the same number (rule E3)
+    step("rebuild.erased")
+    active = api.Layer(LayerId(row.id), row.number, api.Kind.ACTIVE, old.parent)
+    active = layers.prepare(active, api.LayerOptions(durable=False))
+    store.locks.release("mounts", row.number)
+    try:
+        with layers.mounted(active, read_only=False) as tree:
+            unpack(blobs.read(digest), tree, diff_id=diff_id)
+    finally:
+        store.locks.take("mounts", row.number, wait=_WAIT)
+    step("rebuild.applied")
+    durable = durability == "commit"
+    new = api.Layer(active.id, active.number, api.Kind.COMMITTED, active.parent, active.data)
+    data = layers.driver.commit(active, new, api.Durability.COMMIT if durable else api.Durability.NONE)
+    step("rebuild.committed")
+    with store.transaction() as tx:
+        rows.set_committed(
+            tx, row.number, driver=layers.name, chain_id=row.chain_id, diff_id=diff_id, data=data, durable=durable
+        )
+        rows.trust(tx, row.number)
+
+
+def fetch(engine: Engine, digest: str, progress: Progress) -> None:
+    """Bring a blob again from a registry that one of its images is named after. ImageError if none has it."""
+    from cowshed.image import reference
+    from cowshed.image.pull import Downloads
+    from cowshed.registry.client import Client
+
+    store = engine.store
+    blobs = BlobStore(store.root)
+    said = ""
+    for image, names in images.list_all(store):
+        found = next((blob for blob in image.blobs if blob[0] == digest), None)
+        for name in names if found is not None else ():
+            assert found is not None
+            parsed = reference.parse(name)
+            blob = Descriptor(digest, found[2], found[1])
+            settings = engine.settings.registries.get(parsed.registry) or {}
+            with Lease(store, [digest]):
+                if is_whole(blobs, digest) is False:
+                    blobs.remove(digest)
+                try:
+                    with (
+                        Client(parsed.registry, parsed.repository, settings) as client,
+                        Downloads(blobs, client, [blob], progress, client.abort) as downloads,
+                    ):
+                        downloads.start()
+                        downloads.wait()
+                    return
+                except (CowshedError, OSError) as error:
+                    said = said or f": {error}"
+    raise ImageError(
+        f"blob {digest[:19]} cannot be fetched{said or ': no image that lists it has a name'}",
+        remedy="pull or load its image again",
+    )

@@ -1,0 +1,256 @@
+"""Containers, volumes, records, mounts, and the run directory: rows against files."""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.check import database, objects, rebuild
+from cowshed.check.findings import NOTE, WARNING, Finding
+from cowshed.container import state
+from cowshed.monitor import client
+from cowshed.state import containers, images, journal, records, volumes
+from cowshed.state import layers as rows
+from cowshed_runtime.fastjson import loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cowshed.engine import Engine
+    from cowshed.state.rows import ContainerRow
+    from cowshed.state.store import Store
+
+_ANONYMOUS = 64  # hexadecimal digits of the name of a volume that nobody named
+
+
+def look(engine: Engine) -> Iterator[Finding]:
+    yield from _containers(engine)
+    yield from _ownerless(engine)
+    yield from _volumes(engine)
+    yield from _records(engine)
+    yield from _mounts(engine)
+    yield from _run(engine)
+
+
+def _containers(engine: Engine) -> Iterator[Finding]:
+    store = engine.store
+    known = {row.id: row for row in containers.list_all(store)}
+    for id_ in sorted({*os.listdir(f"{store.root}/containers")} - known.keys()):
+        record = records.read(f"{store.root}/containers/{id_}/record")
+        if record is not None and record.get("layer") == id_[:32] and rows.by_id(store, id_[:32]) is not None:
+            text = f"the database has lost container {record.get('name')}, of which containers/{id_} tells"
+            yield Finding("container.lost-row", id_, text, repair="write its row again", data={"record": record})
+        elif record is None or record.get("layer") != id_[:32] or not _is_in_driver(engine, record["driver"], id_[:32]):
+            text = f"containers/{id_} belongs to no container"
+            yield Finding("container.folder", id_, text, WARNING, "delete it")
+    for row in known.values():
+        if row.state not in ("creating", "removing") and not store.locks.held("containers", row.number):
+            yield from _container(engine, row)
+
+
+def _container(engine: Engine, row: ContainerRow) -> Iterator[Finding]:
+    store = engine.store
+    layer = rows.get(store, row.number)
+    who = f"container {row.name}"
+    if layer is None:
+        record = records.read(f"{engine.folder(row)}/record")
+        if record is None:
+            repair = f"forget {who}: what was written in it is lost"
+            yield Finding("container.no-layer", row.id, f"{who} has no layer in the database", repair=repair)
+        return
+    if layer.driver != row.driver:
+        text = f"{who}: its layer is in driver {layer.driver}, and it says {row.driver}"
+        yield Finding("container.contradiction", row.id, text, repair="take what the layer says")
+    wrong = _configuration(f"{engine.folder(row)}/config.json")
+    if wrong:
+        text = f"{who}: its configuration is {wrong}"
+        yield Finding("container.config", row.id, text, repair="make it again from what was asked for")
+    yield from _monitor(engine, row)
+
+
+def _configuration(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            value = loads(file.read())
+    except FileNotFoundError:
+        return "missing"
+    except ValueError:
+        return "damaged"
+    return "" if isinstance(value, dict) and isinstance(value.get("process"), dict) else "damaged"
+
+
+def _monitor(engine: Engine, row: ContainerRow) -> Iterator[Finding]:
+    if row.state != "running" or engine.store.locks.held("monitors", row.number):
+        return
+    place = engine.place(row)
+    if client.exit_record(place) is None and state.alive(place):
+        text = f"container {row.name} runs without its monitor, which was killed"
+        yield Finding("container.monitor", row.id, text, remedy="stop it, or remove it with -f")
+
+
+def _ownerless(engine: Engine) -> Iterator[Finding]:
+    store = engine.store
+    alone = store.query(
+        "select number, id, driver from layers where kind = 'active' and diff_id is null "
+        "and not exists (select 1 from containers where containers.number = layers.number) "
+        "and not exists (select 1 from journal where journal.number = layers.number)"
+    )
+    for number, id_, driver in alone:
+        if store.locks.held("layers", number) or journal.get(store, number) is not None:
+            continue
+        if not any(name.startswith(id_) for name in os.listdir(f"{store.root}/containers")):
+            text = f"driver {driver}: layer {id_} is writable and of no container"
+            yield Finding("layer.ownerless", id_, text, WARNING, "remove it", driver=driver)
+
+
+def _volumes(engine: Engine) -> Iterator[Finding]:
+    store = engine.store
+    known = {volume.name for volume in volumes.list_all(store)}
+    there = {*os.listdir(f"{store.root}/volumes")}
+    for name in sorted(there - known - {*volumes.loose(store)}):
+        text = f"volumes/{name} belongs to no volume"
+        yield Finding("volume.unknown", name, text, WARNING, "write it down as a volume")
+    for name in sorted(known - there):
+        if _is_filled(engine, name):
+            text = f"volume {name}: its directory is missing"
+            yield Finding("volume.missing", name, text, repair="make it again, empty: what was in it is lost")
+
+
+def _is_filled(engine: Engine, name: str) -> bool:
+    """Whether a volume must have a directory by now: some container that has it is made, and none is being made."""
+    states = engine.store.query(
+        "select state from containers join volume_users on container = number where volume = ?", name
+    )
+    return bool(states) and all(each != "creating" for (each,) in states)
+
+
+def _records(engine: Engine) -> Iterator[Finding]:
+    store = engine.store
+    expected = records.all_wanted(store)
+    for kind, name in expected:
+        path = records.path(store.root, kind, name)
+        if records.read(path) != records.wanted(store, kind, name) and not _is_wrong_itself(store, kind, name):
+            what = f"the record of {kind[:-1]} {name.removeprefix('sha256:')[:32]}"
+            if os.path.exists(path):
+                yield Finding(
+                    "record.wrong", f"{kind}/{name}", f"{what} does not say what the database says", WARNING,
+                    "write it again", data={"record": (kind, name)},
+                )  # fmt: skip
+            else:
+                yield Finding(
+                    "record.missing", f"{kind}/{name}", f"{what} is missing", NOTE, "write it again",
+                    data={"record": (kind, name)},
+                )  # fmt: skip
+    listed = {records.path(store.root, kind, name) for kind, name in expected}
+    for kind in records.KINDS:
+        for name in records.there(store.root, kind):
+            if f"{records.folder(store.root)}/{kind}/{name}" in listed:
+                continue
+            yield from _left_record(engine, kind, name)
+    for row in containers.list_all(store):
+        yield from _container_record(engine, row)
+
+
+def _is_wrong_itself(store: Store, kind: str, name: str) -> bool:
+    """Whether the row contradicts itself, which is told of it: then its record may be right."""
+    if kind == "images":
+        image = images.exact(store, name)
+        return image is not None and bool(database.wrong_with(image))
+    row = rows.by_id(store, name) if kind == "layers" else None
+    return row is not None and objects.contradicts(store, row)
+
+
+def _left_record(engine: Engine, kind: str, name: str) -> Iterator[Finding]:
+    store = engine.store
+    full = f"sha256:{name}" if kind == "images" else name
+    data = {"record": (kind, full)}
+    value = records.read(records.path(store.root, kind, name))
+    if kind == "images" and rebuild.image_of(value, full) is not None:
+        text = f"the database has lost image {name[:12]}, of which there is a record"
+        yield Finding("image.lost-row", full, text, repair="write its row again", data=data)
+        return
+    if kind == "layers" and value is not None and _is_in_driver(engine, value.get("driver"), name):
+        return  # which the look at the drivers tells
+    yield Finding(
+        "record.left", f"{kind}/{full}", f"the record of {kind[:-1]} {name[:32]} is of nothing that is there", WARNING,
+        "delete it", data=data,
+    )  # fmt: skip
+
+
+def _is_in_driver(engine: Engine, driver: object, id_: str) -> bool:
+    from cowshed.errors import CowshedError
+    from cowshed.state import drivers
+    from cowshed.storage.errors import StorageError
+
+    if not isinstance(driver, str) or drivers.get(engine.store, driver) is None:
+        return False
+    try:
+        return any(found.layer == id_ for found in engine.layers(driver).driver.scan())
+    except (CowshedError, StorageError, OSError):
+        return True  # nobody knows
+
+
+def _container_record(engine: Engine, row: ContainerRow) -> Iterator[Finding]:
+    layer = rows.get(engine.store, row.number)
+    if row.state in ("creating", "removing") or layer is None or not os.path.isdir(engine.folder(row)):
+        return
+    if layer.driver != row.driver or objects.contradicts(engine.store, layer):
+        return  # then its record may be right
+    path = f"{engine.folder(row)}/record"
+    below = rows.get(engine.store, layer.parent) if layer.parent is not None else None
+    if records.read(path) == containers.record_of(row, below.id if below is not None else None):
+        return
+    there = os.path.exists(path)
+    text = f"the record of container {row.name} {'does not say what the database says' if there else 'is missing'}"
+    yield Finding(
+        "record.wrong" if there else "record.missing", f"containers/{row.id}", text, WARNING if there else NOTE,
+        "write it again", data={"container": row.number},
+    )  # fmt: skip
+
+
+def _mounts(engine: Engine) -> Iterator[Finding]:
+    """What shows a layer in this mount namespace: the engine's own mounts are in no namespace, or in a container's."""
+    ids = [row[0] for row in engine.store.query("select id from layers")]
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = file.read().splitlines()
+    if not ids or len(lines) > 100_000:
+        return
+    for line in lines:
+        words = line.split(b" ")
+        found = next((id_ for id_ in ids if id_.encode() in line), "")
+        if found:
+            point = os.fsdecode(_unescaped(words[4]))
+            text = f"layer {found} is mounted at {point}, and by no command"
+            yield Finding("mount.stale", found, text, WARNING, "unmount it", data={"point": point})
+
+
+def _unescaped(word: bytes) -> bytes:
+    """proc_pid_mountinfo(5): space, tab, newline and backslash are octal."""
+    parts = word.split(b"\\")
+    return parts[0] + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts[1:])
+
+
+def _run(engine: Engine) -> Iterator[Finding]:
+    store = engine.store
+    for name in _listed(f"{store.run}/active"):
+        if name.isdigit() and not store.locks.held("activations", int(name)):
+            text = f"layer {name} was left active by a command that died"
+            yield Finding("run.active", name, text, WARNING, "deactivate it")
+    known = {row.id[:32] for row in containers.list_all(store)}
+    known |= {name[:32] for name in os.listdir(f"{store.root}/containers")}  # of which is told elsewhere
+    for name in _listed(f"{store.run}/c"):
+        if name not in known:
+            text = f"the run directory has c/{name}, which is of no container"
+            yield Finding("run.left", name, text, WARNING, "delete it")
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def is_anonymous(name: str) -> bool:
+    """Whether a volume's name is one that nobody gave."""
+    return len(name) == _ANONYMOUS and all(c in "0123456789abcdef" for c in name)

@@ -1,0 +1,344 @@
+"""Repairing what a check has found: a plan of typed steps, each done by itself.
+
+A step is one finding of the check and what is done about it (`Finding.repair`). Steps are done in the order of
+`PHASES`: what others need comes first. A step that fails is told and stops no other; the check that follows says what
+is left.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.check import blobs, files, making, rebuild
+from cowshed.check.objects import TAKE
+from cowshed.container import lifecycle, recovery
+from cowshed.errors import Conflict, CowshedError, StoreError
+from cowshed.state import containers, images, layers, records, volumes
+from cowshed.state.rows import VolumeRow
+from cowshed.storage import api
+from cowshed.storage.errors import StorageError
+from cowshed.storage.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from cowshed.check.findings import Finding
+    from cowshed.engine import Engine
+    from cowshed.image.progress import Progress
+    from cowshed.state.rows import LayerRow
+
+# Codes, or beginnings of codes that end with a dot, in the order in which they are repaired.
+PHASES = (
+    "file.", "mount.stale", "database.old", "image.lost-row", "image.damaged", "image.tables", "layer.lost-row",
+    "volume.unknown", "database.reference", "layer.contradiction", "container.lost-row", "container.contradiction",
+    "journal.unfinished", "run.", "blob.missing", "blob.size", "blob.damaged", "layer.", "object.orphan", "driver.",
+    "container.", "volume.", "blob.", "record.",
+)  # fmt: skip
+_PURGE_SECONDS = 60.0
+_WAIT = 15.0  # seconds for another command that works on a layer
+
+
+@record(frozen=True)
+class Done:
+    """What became of a step: error is "" if it was done."""
+
+    finding: Finding
+    error: str
+
+
+def plan(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that can be repaired, in the order in which they are."""
+    return sorted((finding for finding in findings if finding.repair), key=_phase)
+
+
+def _phase(finding: Finding) -> int:
+    for n, wanted in enumerate(PHASES):
+        if finding.code == wanted or (wanted.endswith(".") and finding.code.startswith(wanted)):
+            return n
+    return len(PHASES)
+
+
+def repair(engine: Engine, steps: Iterable[Finding], progress: Progress) -> Iterator[Done]:
+    """Do the steps of a plan; what became of each, as it is done."""
+    for finding in steps:
+        try:
+            _step(engine, finding, progress)
+        except (CowshedError, StorageError, OSError) as error:
+            remedy = getattr(error, "remedy", "")
+            yield Done(finding, f"{error}: {remedy}" if remedy else str(error))
+        else:
+            yield Done(finding, "")
+
+
+def _step(engine: Engine, finding: Finding, progress: Progress) -> None:
+    if finding.code.startswith("file."):
+        files.repair(engine.settings.root, finding)
+        return
+    handle = _STEPS.get(finding.code)
+    if handle is not None:
+        handle(engine, finding)
+    elif finding.code in ("blob.missing", "blob.size", "blob.damaged"):
+        making.fetch(engine, finding.object, progress)
+    elif finding.code in ("layer.missing", "layer.kind", "layer.suspect", "layer.unusable", "layer.content"):
+        _layer(engine, finding, progress)
+    elif finding.code.startswith("driver."):
+        driver = engine.layers(finding.driver).driver
+        if api.has_self_check(driver):
+            driver.repair(finding.data["finding"])
+    else:
+        raise StoreError(f"nothing is known to repair {finding.code}")
+
+
+# ---------------------------------------------------------------- the database
+
+
+def _old(engine: Engine, finding: Finding) -> None:
+    with engine.store.transaction() as tx:
+        tx.execute("update meta set value = ? where key = 'next'", finding.data["next"])
+        tx.execute("insert or replace into meta values ('given', ?)", finding.data["given"])
+
+
+def _reference(engine: Engine, finding: Finding) -> None:
+    missing = {
+        "tags": "image not in (select id from images)",
+        "chains": "image not in (select id from images)",
+        "volume_users": "volume not in (select name from volumes) or container not in (select number from containers)",
+        "journal": "number not in (select number from layers)",
+    }
+    table = finding.data["table"]
+    with engine.store.transaction() as tx:
+        if table == "containers":
+            tx.execute(
+                "update containers set image_id = null where image_id is not null and image_id not in "
+                "(select id from images)"
+            )
+        else:
+            tx.execute(f"delete from {table} where {missing[table]}")  # noqa: S608 - of the names above
+
+
+def _image(engine: Engine, finding: Finding) -> None:
+    store = engine.store
+    value = records.read(records.path(store.root, "images", finding.object))
+    image = rebuild.image_of(value, finding.object)
+    if image is None or value is None:
+        raise Conflict("its record is damaged or missing too", remedy="cowshed rmi it, and pull it again")
+    with store.transaction() as tx:
+        tx.execute("delete from chains where image = ?", image.id)
+        images.restore(tx, image)
+        for name in value.get("names") or ():
+            if not tx.execute("select 1 from tags where name = ?", name):
+                images.tag(tx, name, image.id)
+
+
+def _tables(engine: Engine, finding: Finding) -> None:
+    image = images.by_id(engine.store, finding.object)
+    with engine.store.transaction() as tx:
+        tx.execute("delete from chains where image = ?", image.id)
+        images.restore(tx, image)
+
+
+def _lost_layer(engine: Engine, finding: Finding) -> None:
+    value, kind = finding.data["record"], finding.data["kind"]
+    with engine.store.transaction() as tx:
+        if kind == "active":
+            named = tx.execute("select id from containers where number = ?", value.get("number"))
+            if named and str(named[0][0]).startswith(finding.object):
+                done = rebuild.insert_layer(tx, finding.object, kind, value)
+            else:
+                done = rebuild.restore_container(tx, _folder_of(engine, finding.object), value)
+        else:
+            done = rebuild.insert_layer(tx, finding.object, kind, value)
+    if not done:
+        raise Conflict("what it stands on is lost, or its number is another's by now")
+
+
+def _folder_of(engine: Engine, layer: str) -> str:
+    return next(name for name in os.listdir(f"{engine.store.root}/containers") if name.startswith(layer))
+
+
+def _contradiction(engine: Engine, finding: Finding) -> None:
+    with engine.store.transaction() as tx:
+        below = tx.execute("select number from layers where id = ?", finding.data["parent"])
+        number = below[0][0] if below else None
+        tx.execute("update layers set parent = ? where id = ?", number, finding.object)
+
+
+def _lost_container(engine: Engine, finding: Finding) -> None:
+    with engine.store.transaction() as tx:
+        done = rebuild.restore_container(tx, finding.object, finding.data["record"])
+    if not done:
+        raise Conflict("its name or its number is another's by now")
+
+
+def _container_driver(engine: Engine, finding: Finding) -> None:
+    with engine.store.transaction() as tx:
+        tx.execute(
+            "update containers set driver = (select driver from layers where layers.number = containers.number) "
+            "where id = ?",
+            finding.object,
+        )
+
+
+# ---------------------------------------------------------------- layers
+
+
+def _layer(engine: Engine, finding: Finding, progress: Progress) -> None:
+    row = layers.by_id(engine.store, finding.object)
+    if row is None:
+        return  # another command has removed it
+    if finding.repair == TAKE:
+        _take_kind(engine, row)
+        return
+    if row.kind == "active":
+        _forget_container(engine, row.number)
+    elif row.diff_id is None:
+        _remove_layer(engine, row.number)
+    else:
+        making.make_again(engine, row, progress)
+
+
+def _take_kind(engine: Engine, row: LayerRow) -> None:
+    kind = "committed" if row.kind == "active" else "active"
+    with engine.store.transaction() as tx:
+        tx.execute("update layers set kind = ? where number = ?", kind, row.number)
+        tx.execute("delete from loose_layers where number not in (select number from bare_layers)")
+
+
+def _forget_container(engine: Engine, number: int) -> None:
+    """A container whose layer is lost, with its directory; its volumes stay."""
+    row = containers.get(engine.store, number)
+    if row is not None and layers.get(engine.store, number) is not None:
+        lifecycle.remove(engine, row, force=True, with_volumes=False)
+    elif row is not None:
+        lifecycle.forget(engine, row, with_volumes=False)
+    else:
+        _remove_layer(engine, number)
+
+
+def _remove_layer(engine: Engine, number: int) -> None:
+    store = engine.store
+    row = layers.get(store, number)
+    if row is None:
+        return
+    held = engine.layers(row.driver)
+    store.locks.take("layers", number, wait=_WAIT, what=f"layer {row.id[:12]}")
+    try:
+        with store.transaction() as tx:
+            held.intend_removal(tx, number)
+        held.remove(held.load(number))
+        with store.transaction() as tx:
+            layers.delete(tx, number)
+    finally:
+        store.locks.release("layers", number)
+    held.purge(_PURGE_SECONDS)
+
+
+def _ownerless(engine: Engine, finding: Finding) -> None:
+    row = layers.by_id(engine.store, finding.object)
+    if row is not None:
+        _remove_layer(engine, row.number)
+
+
+def _orphan(engine: Engine, finding: Finding) -> None:
+    """Remove what no row knows. Who makes a layer has written its row before."""
+    held, found = engine.layers(finding.driver), finding.data["found"]
+    if found.layer is not None and layers.by_id(engine.store, found.layer) is not None:
+        return
+    if found.kind is api.ObjectKind.LAYER and found.layer is not None and found.layer_kind is not None:
+        held.driver.remove(api.Layer(found.layer, found.number or 0, found.layer_kind, None, found.data))
+    held.purge(_PURGE_SECONDS)
+
+
+def _unfinished(engine: Engine, finding: Finding) -> None:
+    recovery.recover(engine)
+
+
+# ---------------------------------------------------------------- containers, volumes, the rest
+
+
+def _no_layer(engine: Engine, finding: Finding) -> None:
+    row = containers.find(engine.store, finding.object)
+    _forget_container(engine, row.number)
+
+
+def _config(engine: Engine, finding: Finding) -> None:
+    lifecycle.configure_again(engine, containers.find(engine.store, finding.object))
+
+
+def _container_folder(engine: Engine, finding: Finding) -> None:
+    from cowshed.storage.kit.trees import remove_tree
+
+    if not engine.store.query("select 1 from containers where id = ?", finding.object):
+        remove_tree(f"{engine.store.root}/containers/{finding.object}")
+
+
+def _unknown_volume(engine: Engine, finding: Finding) -> None:
+    import time
+
+    from cowshed.check.places import is_anonymous
+
+    with engine.store.transaction() as tx:
+        volumes.insert(tx, VolumeRow(finding.object, time.time_ns(), is_anonymous(finding.object), {}))
+
+
+def _missing_volume(engine: Engine, finding: Finding) -> None:
+    os.makedirs(f"{engine.store.root}/volumes/{finding.object}", mode=0o700, exist_ok=True)
+    os.makedirs(f"{engine.store.root}/volumes/{finding.object}/_data", mode=0o755, exist_ok=True)
+
+
+def _record(engine: Engine, finding: Finding) -> None:
+    if "container" in finding.data:
+        lifecycle.record_again(engine, finding.data["container"])
+    else:
+        records.refresh(engine.store, [finding.data["record"]])
+
+
+def _unmount(engine: Engine, finding: Finding) -> None:
+    from cowshed_linux import mount
+
+    mount.unmount(finding.data["point"])
+
+
+def _run(engine: Engine, finding: Finding) -> None:
+    from cowshed.layers import activation
+    from cowshed.storage.kit.trees import remove_tree
+
+    if finding.code == "run.active":
+        activation.recover(engine.store, engine.layers)
+    elif not engine.store.query("select 1 from containers where substr(id, 1, 32) = ?", finding.object):
+        remove_tree(f"{engine.store.run}/c/{finding.object}")
+
+
+def _left_blob(engine: Engine, finding: Finding) -> None:
+    blobs.remove_left(engine.store, finding)
+
+
+_STEPS: dict[str, Callable[[Engine, Finding], None]] = {
+    "database.old": _old,
+    "database.reference": _reference,
+    "image.damaged": _image,
+    "image.lost-row": _image,
+    "image.tables": _tables,
+    "layer.lost-row": _lost_layer,
+    "layer.contradiction": _contradiction,
+    "layer.ownerless": _ownerless,
+    "object.orphan": _orphan,
+    "journal.unfinished": _unfinished,
+    "container.lost-row": _lost_container,
+    "container.contradiction": _container_driver,
+    "container.no-layer": _no_layer,
+    "container.config": _config,
+    "container.folder": _container_folder,
+    "volume.unknown": _unknown_volume,
+    "volume.missing": _missing_volume,
+    "record.wrong": _record,
+    "record.missing": _record,
+    "record.left": _record,
+    "mount.stale": _unmount,
+    "run.active": _run,
+    "run.left": _run,
+    "blob.unlisted": _left_blob,
+    "blob.stray": _left_blob,
+    "blob.left": _left_blob,
+}
