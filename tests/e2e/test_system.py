@@ -87,8 +87,9 @@ def test_check_sees_folders_of_nobody_and_a_configuration_that_is_gone(checked):
 def test_check_goes_on_when_a_driver_cannot_be_opened(checked):
     store = checked.root / "drivers" / checked.driver
     shutil.move(store, f"{store}.away")
-    (told,) = findings(checked)
+    told, other = findings(checked)
     assert told.startswith(f"driver {checked.driver}: cannot be opened: ")
+    assert other.startswith(f"drivers/{checked.driver}.away is of no driver that the database knows")
     shutil.move(f"{store}.away", store)
     assert checked.ok("system", "check") == "clean\n"
 

@@ -555,7 +555,7 @@ def _(shop):
         how="cannot", does="cannot: it names `--rebuild-database`")  # fmt: skip
 def _(shop):
     (shop.root / "drivers/other").mkdir()
-    (shop.root / "drivers/other/x").touch()
+    (shop.root / "drivers/other/store").touch()
     shop.undo.append(lambda: shutil.rmtree(shop.root / "drivers/other"))
 
 

@@ -47,7 +47,7 @@ def look(engine: Engine, *, deep: bool) -> Iterator[Finding]:
 
 def _unknown(store: Store) -> Iterator[Finding]:
     for name in sorted({*os.listdir(f"{store.root}/drivers")} - {*drivers.names(store)}):
-        if os.path.isdir(f"{store.root}/drivers/{name}") and os.listdir(f"{store.root}/drivers/{name}"):
+        if os.path.exists(f"{store.root}/drivers/{name}/store"):  # else it was only tried
             remedy = "cowshed storage repair --rebuild-database, if it holds layers of this store"
             text = f"drivers/{name} is of no driver that the database knows"
             yield Finding("driver.unknown", name, text, WARNING, remedy=remedy)
