@@ -22,6 +22,8 @@ _SQLITE = b"SQLite format 3\0"  # the first bytes of a database (sqlite.org/file
 def look(root: str, *, opened: bool = False) -> Iterator[Finding]:
     """What is wrong with the places themselves. Takes no lock. opened: this process has a connection to the database,
     whose locks it would lose by reading the file (sqlite.org/howtocorrupt.html)."""
+    if not is_store(root):
+        return
     for name in FOLDERS:
         yield from _folder(root, name)
     if os.path.isdir(f"{root}/locks"):
@@ -31,6 +33,11 @@ def look(root: str, *, opened: bool = False) -> Iterator[Finding]:
                     "file.missing", f"locks/{name}", f"the lock file locks/{name} is missing", WARNING, "make it again"
                 )
     yield from _database(root, opened=opened)
+
+
+def is_store(root: str) -> bool:
+    """Whether anything of a store is there: else the first command makes one."""
+    return any(os.path.lexists(f"{root}/{name}") for name in (*FOLDERS[1:], DATABASE))
 
 
 def _folder(root: str, name: str) -> Iterator[Finding]:

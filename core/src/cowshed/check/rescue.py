@@ -17,6 +17,7 @@ import os
 
 from cowshed.check import rebuild
 from cowshed.check.blobs import is_whole
+from cowshed.check.files import is_store
 from cowshed.container import state
 from cowshed.errors import Conflict, CowshedError, StoreError
 from cowshed.image import manifest as manifests
@@ -57,6 +58,8 @@ def rescue(engine: Engine, target: str, told: Callable[[str], None] = lambda tex
 
     Raises Conflict if something lies at target, StoreError if nothing can be read, OSError if it cannot be written.
     """
+    if not is_store(engine.settings.root):
+        raise StoreError(f"there is no store at {engine.settings.root}", remedy="name the right --root")
     os.makedirs(target, mode=0o700, exist_ok=True)
     if os.listdir(target):
         raise Conflict(f"{target} is not empty", remedy="name a new directory")
