@@ -66,7 +66,7 @@ def _claim(layers: Layers, row: LayerRow) -> list[tuple[str, int]]:
     try:
         store.locks.take("layers", row.number, wait=_WAIT, what=f"layer {row.id[:12]}")
         held.append(("layers", row.number))
-        for number in (row.number, *_above(store, row.number)):
+        for number in (*reversed(_above(store, row.number)), row.number):  # containers first: they have names
             try:
                 unused.prove(store, layers.load(number), layers.driver)
             except InUse as error:

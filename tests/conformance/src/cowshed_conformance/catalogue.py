@@ -265,7 +265,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "H08": ("suite", f"{_OWN}test_running.py::test_H08_the_order_of_the_cases_changes_no_result"),
     "H09": ("suite", f"{_OWN}test_running.py::test_a_run_reports_each_case_with_what_it_ran_on"),
     "H10": ("suite", f"{_OWN}test_running.py::test_a_case_that_hangs_fails_and_shows_where"),
-    "R11": ("issue", "5: a damaged layer is rebuilt in place from its blob by `cowshed storage repair`"),
 }
 
 # What the letters of the numbers are about.

@@ -47,6 +47,7 @@ class CommandLine:
             "--run-root",
             self.run_root,
         ]
+        self.given = dict(pair.split("=", 1) for pair in chosen)
         self.words += ["--config", os.devnull, "--driver", self.name]
         self.words += [word for pair in chosen for word in ("--driver-option", pair)]
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("COWSHED_")}

@@ -1,4 +1,4 @@
-"""H07 and J06: the engine's public command line on this driver."""
+"""H07, J06 and R11: the engine's public command line on this driver."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from cowshed.layers.driver import open_driver
+from cowshed.state.store import open_store
+from cowshed.storage import api
+from cowshed.storage.errors import LayerId
 from cowshed_conformance.archive import member, pack
 from cowshed_conformance.backing import Backing
 from cowshed_conformance.cases.test_crash import fill
@@ -175,3 +179,63 @@ def locked(path: str) -> Iterator[None]:
         database.execute("rollback")
     finally:
         database.close()
+
+
+def _middle(cowshed: CommandLine) -> tuple[int, str]:
+    """Number and id of the layer between the image's lowest and its highest."""
+    with contextlib.closing(sqlite3.connect(f"{cowshed.root}/db.sqlite")) as db:
+        found = db.execute(
+            "select number, id from layers l where kind = 'committed' and parent is not null "
+            "and exists (select 1 from layers where parent = l.number and kind = 'committed')"
+        ).fetchone()
+    return int(found[0]), str(found[1])
+
+
+def _lose(cowshed: CommandLine) -> None:
+    """Take the layer away behind the engine's back, as a stranger does."""
+    number, id_ = _middle(cowshed)
+    store = open_store(cowshed.root, cowshed.run_root)
+    driver = open_driver(store, cowshed.name, cowshed.given)
+    try:
+        driver.remove(api.Layer(LayerId(id_), number, api.Kind.COMMITTED))
+        driver.purge(lambda _: contextlib.nullcontext(True), 30)
+    finally:
+        driver.close()
+        store.close()
+
+
+def _seen(cowshed: CommandLine, name: str) -> dict[str, tuple[object, ...]]:
+    return {
+        path: (info.type, info.mode, info.uid, info.gid, info.size, info.linkname)
+        for path, info in cowshed.files(name, "/.").items()
+    }
+
+
+@full
+@budget(180)
+def test_R11_a_lost_layer_is_made_again_from_its_blob_below_what_stands_on_it(cowshed: CommandLine) -> None:
+    cowshed.ok("run", "--name", "one", "test/image:1", "sh", "-c", "echo x > /srv/mine; rm /srv/link")
+    before = _seen(cowshed, "one")
+    _lose(cowshed)
+    assert "layer.missing" in cowshed.ok("storage", "check", "--format", "{{.Code}}", status=1).split()
+    assert cowshed.ok("storage", "repair", "--force").splitlines()[-1] == "clean"
+    assert cowshed.ok("storage", "check", "--deep") == "clean\n"
+    assert _seen(cowshed, "one") == before, "what stood on the layer is another"
+    assert cowshed.text("one", "/srv/mine") == b"x\n"
+    assert cowshed.ok("run", "--rm", "test/image:1", "cat", "/srv/one", "/srv/deep/new") == "one\nnew\n"
+
+
+@full
+@budget(180)
+def test_R11_a_layer_is_not_made_again_below_what_is_mounted(cowshed: CommandLine) -> None:
+    number, _ = _middle(cowshed)
+    cowshed.ok("run", "-d", "--name", "up", "test/image:1", "sleep", "1000")
+    with contextlib.closing(sqlite3.connect(f"{cowshed.root}/db.sqlite", isolation_level=None)) as db:
+        db.execute("update layers set durable = 0, boot_id = 'earlier' where number = ?", (number,))
+    told = cowshed.ok("storage", "repair", "--force", status=1)
+    assert "failed: layer.suspect" in told
+    assert "stop container up" in told
+    assert cowshed.ok("exec", "up", "cat", "/srv/one", "/srv/deep/new") == "one\nnew\n", "it lost its files"
+    cowshed.ok("rm", "-f", "up")
+    assert cowshed.ok("storage", "repair", "--force").splitlines()[-1] == "clean"
+    assert cowshed.ok("storage", "check", "--deep") == "clean\n"
