@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 from cowshed_testing import damages
 
-# On this machine, and what only guests have. `tests/vm/run` runs these with COWSHED_GUEST set.
+# On this machine, and what only guests have: there these are run by name. What has nothing to do with the driver is done
+# to one of them, unless COWSHED_DAMAGES=all.
 DRIVERS = ["overlay", "copy", "btrfs"]
 IN_A_GUEST = ["devicemapper", "zfs", "aufs"]
-PLACES = [*DRIVERS, *[pytest.param(name, marks=pytest.mark.guest) for name in IN_A_GUEST]]
+EVERY = os.environ.get("COWSHED_DAMAGES") == "all"
 ALL = [
     pytest.param(place, each, id=f"{place}-{each.name}", marks=[pytest.mark.guest] if place in IN_A_GUEST else [])
     for place in (*DRIVERS, *IN_A_GUEST)
     for each in damages.of(place)
+    if EVERY or place == "overlay" or each.concerns_driver
 ]
 _NOT_COMPARED = ("db.sqlite", "locks/", "cache/", "drivers/", "numbers", "ballast")
 
@@ -52,7 +54,7 @@ class Stores:
 
     def complete(self):
         """What a damage may have cost."""
-        if "one" not in self.shop.engine.names():
+        if not self.shop.query("select 1 from containers"):
             for (name,) in self.shop.query("select name from volumes"):
                 self.shop.engine.ok("volume", "rm", name)
             self.shop.engine.ok("run", "--name", "one", "-v", "/data", self.image, "sh", "-c", "echo x > /new")
@@ -143,11 +145,8 @@ def test_a_damage_is_found_and_put_right(stores, where, each):
     done, found = told(engine, *deep)
     assert sorted(finding["Code"] for finding in found) == list(each.found), (found, done.stderr)
     assert done.returncode == 1
-    plan = engine.ok("storage", "repair", "--dry-run", *deep)
-    assert told(engine, *deep)[1] == found, "a dry run has changed something"
     if each.how == "rebuild":
-        assert "cannot be repaired" in plan
-        assert "--rebuild-database" in plan
+        assert all("--rebuild-database" in finding["Remedy"] for finding in found)
         done = engine("storage", "repair", "--rebuild-database", "-f", *deep)
     else:
         done = engine("storage", "repair", "-f", *deep)
@@ -157,14 +156,14 @@ def test_a_damage_is_found_and_put_right(stores, where, each):
         shop.back()
     else:
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, b"clean"), done
-        assert b"failed: " not in done.stdout, done
+        steps = [line.split()[1] for line in done.stdout.decode().splitlines() if line.startswith("done: ")]
+        assert sorted(steps) == (list(each.found) if each.how == "repair" else []), done
     done, found = told(engine, "--deep")
     assert (done.returncode, found) == (0, []), done
     after = look(shop)
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert [key for key in sorted(changed) if not any(fnmatch(key, lost) for lost in each.lost)] == []
     stores.complete()
-    assert engine.ok("run", "--rm", stores.image, "cat", "three") == "three\n"
     stores.where = where
     for name in os.listdir(shop.root):
         if name.startswith("lost-"):

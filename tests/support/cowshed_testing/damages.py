@@ -35,6 +35,11 @@ class Damage:
     lost: tuple[str, ...] = ()
     does: str = ""  # what repair does, for the page
 
+    @property
+    def concerns_driver(self) -> bool:
+        """Whether a driver has a part in it, or in its repair."""
+        return bool(self.drivers) or self.how == "rebuild" or self.found[0].startswith(("layer.", "object.", "driver."))
+
 
 DAMAGES: list[Damage] = []
 

@@ -1,0 +1,179 @@
+"""`storage check` changes nothing, is harmless while commands run, can be interrupted and goes on; `storage rescue`
+takes out what can be read."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+CHECKS = int(os.environ.get("COWSHED_CHECKS", "8"))
+
+
+@pytest.fixture
+def used(pulled):
+    """A store with a container that has run, with a volume."""
+    pulled.ok("run", "--name", "one", "-v", "data:/data", pulled.image, "sh", "-c", "echo x > /new; echo y > /data/z")
+    return pulled
+
+
+def state(root):
+    """Every file of a store but what SQLite keeps beside its database: (mode, owner, size, time of change)."""
+    found = {}
+    for folder, folders, names in os.walk(root):
+        for name in (*names, *folders):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            if not name.startswith("db.sqlite-"):
+                found[path] = (status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return found
+
+
+def test_a_check_changes_nothing(used):
+    (used.root / "blobs/partial/new.1.0").write_bytes(b"x")
+    (used.root / "blobs/sha256" / ("a" * 64)).write_bytes(b"x")
+    used("storage", "check")
+    before = state(used.root)
+    done = used("storage", "check", "--format", "{{.Code}} {{.Severity}}")
+    assert (done.returncode, sorted(done.stdout.decode().splitlines())) == (
+        1, ["blob.left warning", "blob.unlisted warning"],
+    )  # fmt: skip
+    assert used("storage", "repair", "--dry-run").returncode == 0
+    assert state(used.root) == before
+    refused = used("storage", "repair", feed=b"n\n")
+    assert (refused.returncode, b"WARNING! This will do 2 steps" in refused.stderr) == (0, True)
+    assert state(used.root) == before
+    assert used("storage", "repair", feed=b"y\n").stdout.splitlines()[-1] == b"clean"
+    assert used.ok("storage", "check") == "clean\n"
+
+
+def test_a_finding_is_data(used):
+    os.unlink(used.root / "locks/gc")
+    (told,) = [json.loads(line) for line in used.ok("storage", "check", "--format", "json", status=1).splitlines()]
+    assert told == {
+        "Code": "file.missing", "Kind": "file", "Object": "locks/gc", "Driver": "", "Severity": "warning",
+        "Text": "the lock file locks/gc is missing", "Repair": "make it again", "Remedy": "",
+    }  # fmt: skip
+    assert "SEVERITY" in used.ok("storage", "check", "--format", "table", status=1).splitlines()[0]
+    assert b"add --deep" in used("storage", "check", "--continue").stderr
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_checks_beside_commands_report_nothing(used):
+    """Whatever another command is at just now is no finding."""
+    used.ok("run", "-d", "--name", "up", used.image, "sleep", "1000")
+    ended, problems = threading.Event(), []
+
+    def busy(number):
+        n = 0
+        while not ended.is_set():
+            n += 1
+            name = f"busy{number}x{n}"
+            for words in (
+                ("run", "--rm", "-v", "/data", used.image, "true"), ("create", "--name", name, used.image, "true"),
+                ("commit", name, f"test/{name}"), ("tag", used.image, f"test/other{name}"), ("exec", "up", "true"),
+                ("rm", name), ("untag", used.image, f"test/other{name}"), ("rmi", f"test/{name}"),
+            ):  # fmt: skip
+                done = used(*words)
+                if done.returncode:
+                    problems.append((words, done))
+
+    threads = [threading.Thread(target=busy, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for n in range(CHECKS):
+            done = used("storage", "check", *(["--deep"] if n % 4 == 3 else []))
+            assert (done.returncode, done.stdout) == (0, b"clean\n"), done
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+    assert used.ok("storage", "check", "--deep") == "clean\n"
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_a_deep_check_that_is_interrupted_says_how_far_and_goes_on(used):
+    folder = used.root / "blobs/sha256"
+    large = folder / ("f" * 64)  # the last of them, and it takes some seconds
+    with open(large, "wb") as file:
+        file.truncate(8 << 30)
+    process = used.spawn("storage", "check", "--deep", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not any(os.path.realpath(fd) == str(large) for fd in descriptors(process.pid)):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted: 3 blobs and 0 layers are verified: cowshed storage check --deep --continue" in err
+    large.unlink()
+    known = json.loads((used.root / "cache/check.json").read_bytes())
+    assert sorted(known["blob"]) == sorted(f"sha256:{name}" for name in os.listdir(folder))
+    damaged = folder / sorted(os.listdir(folder))[0]
+    status = os.stat(damaged)
+    with open(damaged, "r+b") as file:  # which --continue does not see: it has been verified, and its time is the same
+        file.write(b"xx")
+    os.utime(damaged, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert used("storage", "check", "--deep", "--continue").stdout.splitlines()[-1] == b"clean"
+    assert not (used.root / "cache/check.json").exists()
+    assert b"is damaged" in used("storage", "check", "--deep").stdout
+
+
+def descriptors(pid):
+    try:
+        return [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
+    except FileNotFoundError:
+        return []
+
+
+def names_in(path):
+    with tarfile.open(path) as archive:
+        return {member.name.removeprefix("./").rstrip("/") for member in archive}
+
+
+@pytest.mark.parametrize("lost", ["nothing", "database", "blob"])
+def test_everything_is_rescued_from_a_read_only_disk(used, engine_of, tmp_path, lost):
+    if lost == "database":
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{used.root}/db.sqlite{suffix}").unlink(missing_ok=True)
+    if lost == "blob":
+        sizes = {path: path.stat().st_size for path in (used.root / "blobs/sha256").iterdir()}
+        min(sizes, key=sizes.get).unlink()
+    before = state(used.root)
+    subprocess.run(["mount", "--bind", used.root, used.root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", used.root], check=True)
+        saved = tmp_path / "saved"
+        told = used.ok("storage", "rescue", "--to", str(saved)).splitlines()
+    finally:
+        subprocess.run(["umount", used.root], check=True)
+    assert state(used.root) == before
+    assert sorted(line.split()[0] for line in told) == ["container", "image", "volume"]
+    assert all(line.endswith(": saved") for line in told)
+    assert {"new", "srv/three", "bin/busybox"} <= names_in(saved / "containers/one.tar")
+    assert names_in(saved / "volumes/data.tar") >= {"z"}
+    about = json.loads((saved / "containers/one.json").read_bytes())
+    assert about["record"]["name"] == "one"
+    assert about["configuration"]["process"]["args"][0] == "sh"
+    for blob in (saved / "images/blobs/sha256").iterdir():
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+    other = engine_of(tmp_path / "other", used.driver)
+    try:
+        other.ok("load", "-q", "-i", str(saved / "images"))
+        assert other.ok("run", "--rm", used.image, "cat", "/srv/three") == "three\n"
+        assert other.ok("run", "--rm", used.image, "ls", "/srv").split() == ["one", "three"]
+        same = (
+            other.ok("images", "-q", "--no-trunc") == used.ok("images", "-q", "--no-trunc")
+            if lost != "database"
+            else None
+        )
+        assert same in (lost == "nothing", None)
+    finally:
+        other.close()
+    refused = used("storage", "rescue", "--to", str(saved))
+    assert (refused.returncode, b"is not empty" in refused.stderr) == (125, True)
