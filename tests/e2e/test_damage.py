@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from cowshed_testing import damages
 
-# On this machine, and what only guests have: there these are run by name. What has nothing to do with the driver is done
-# to one of them, unless COWSHED_DAMAGES=all.
+# On this machine, and what only guests have: there these are run by name. What has nothing to do with the driver is
+# done to one of them, unless COWSHED_DAMAGES=all.
 DRIVERS = ["overlay", "copy", "btrfs"]
 IN_A_GUEST = ["devicemapper", "zfs", "aufs"]
 EVERY = os.environ.get("COWSHED_DAMAGES") == "all"
