@@ -197,7 +197,7 @@ def test_a_plan_makes_nothing_and_tells_it_all(store, archives):
     assert files(store) == before
     assert rows(store, "copy") == []
     listed = [json.loads(line) for line in store.ok(
-        "storage", "convert", "--to", "copy", "--images", "--format", "json").splitlines()]  # fmt: skip
+        "storage", "convert", "--to", "copy", "--images", "--plan", "--format", "json").splitlines()]  # fmt: skip
     assert {row["Kind"] for row in listed} == {"layer"}
     assert all(row["From"] == "overlay" and row["How"] in ("copy", "reflink") for row in listed)
 

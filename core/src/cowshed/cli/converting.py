@@ -28,13 +28,15 @@ def convert(engine: Engine, said: Values) -> int:
         if not equals or not name:
             raise BadUsage(f"--to-option {pair}: write NAME=VALUE")
         engine.settings.driver_options.setdefault(target, {})[name] = text
+    if said.format and not said.plan:
+        raise BadUsage("--format is for a plan", remedy="add --plan")
     whole = bool(said.all)
     wanted = facts.wanted(
         engine, said["operands"], images_=whole or bool(said.images), containers_=whole or bool(said.containers),
         lossy=bool(said.lossy),
     )  # fmt: skip
     planned = plan.plan(facts.gather(engine, target), wanted)
-    if said.plan or said.format:
+    if said.plan:
         _show(planned, said)
         return 125 if planned.refused else 0
     if planned.refused:

@@ -65,7 +65,7 @@ def begin(engine: Engine, plan: Plan, *, lossy: bool) -> None:
             f"the conversion to {there.target} is not accepted yet",
             remedy="cowshed storage accept, or cowshed storage rollback",
         )
-    fresh = not conversions.is_known(store, target)
+    fresh = not conversions.holds(store, target)
     engine.layers(target)
     with store.transaction() as tx:
         conversions.begin(tx, conversions.Conversion(target, plan.sources, fresh, lossy, time.time_ns()))
@@ -98,8 +98,9 @@ class Conversion:
         count = len(self._plan.work)
         n = 0
         for one in self._plan.steps:
-            if one.below in lost:
+            if one.below and one.below in lost:
                 lost.add(one.chain)
+                self.failed.append(f"{one.kind} {one.name}: it stands on one that was not")
                 continue
             if one.how != "there":
                 n += 1

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Conversion:
     target: str  # driver
     sources: tuple[str, ...]  # drivers
-    fresh: bool  # its store was made for the conversion
+    fresh: bool  # nothing was in its store before
     lossy: bool
     begun: int  # ns since the epoch
 
@@ -124,6 +124,11 @@ def end(tx: Transaction) -> None:
 def is_known(store: Store, name: str) -> bool:
     """Whether this store has been used with a driver, and it has not left."""
     return bool(store.query("select 1 from drivers where name = ?", name))
+
+
+def holds(store: Store, name: str) -> bool:
+    """Whether a driver has layers in this store."""
+    return bool(store.query("select 1 from layers where driver = ? limit 1", name))
 
 
 def may_leave(tx: Transaction, names: Sequence[str]) -> None:

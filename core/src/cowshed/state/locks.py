@@ -11,9 +11,10 @@
     leases       byte    the taker of a lease for its life
     blobs        file    shared to take a lease, exclusive to delete blobs
     gc           file    exclusive to purge; a second one goes away
+    convert      file    exclusive to convert, accept and roll back
     records      file    exclusive to write records
 
-Order: store < driver < containers < layers < mounts < activations < transaction. A container and its active layer have
+Order: store < convert < driver < containers < layers < mounts < activations < transaction. A container and its active layer have
 the same number N. The files are never unlinked: two holders could be the result.
 """
 

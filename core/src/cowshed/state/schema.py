@@ -167,7 +167,7 @@ STEPS = (
     create table conversion (              -- what `storage convert` does, until it is accepted: one row at most
         target text not null references drivers(name),
         sources text not null,             -- JSON: the drivers that it is from
-        fresh integer not null,            -- the target's store was made for it
+        fresh integer not null,            -- nothing was in the target's store before
         lossy integer not null,            -- what the target cannot hold may be lost
         begun integer not null
     );
