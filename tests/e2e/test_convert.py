@@ -13,9 +13,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from cowshed_testing import leftovers
+from cowshed_testing import leftovers, plugins
 from cowshed_testing.images import Image, LayerTar, busybox_layer
 from cowshed_testing.places import NotHere, zfs_pool
+
+from cowshed_conformance.backing import file_system
 
 # Where a conversion can be killed, and the commands that end it
 CONVERT = (
@@ -180,6 +182,7 @@ def test_there_and_back_with_everything_the_same(store, archives):
         assert os.listdir(store.root / "drivers") == [target], f"{source} holds nothing any more"
         assert rows(store, source) == []
         same(before, state(store))
+    assert store("volume", "rm", "kept").returncode == 1, "its container still has it"
     assert store.ok("start", "-a", "fresh") == "said\n"
     assert store.ok("run", "--rm", "--pull", "never", ONE, "cat", "three") == "three\n"
     assert leftovers.files(str(store.root), store.run_directory()) == []
@@ -356,6 +359,106 @@ def test_a_disk_that_fails_is_told_and_what_was_done_is_kept(one):
     clean(one)
     assert "Converted to copy: 2 layers, 1 containers" in one.ok(*convert)
     same(before, state(one))
+
+
+def test_a_limit_that_would_be_lost_is_refused_by_name_and_kept_where_it_can_be(ways, archives):
+    engine, _ = ways
+    limits = ("--driver", "btrfs", "--driver-option", "quota=simple")
+    if not os.path.exists("/sys/fs/btrfs/features/simple_quota"):
+        pytest.skip("this kernel has no simple quotas")
+    engine.ok(*limits, "load", "-q", "-i", archives[ONE])
+    engine.ok(*limits, "create", "--name", "small", "--storage-opt", "size=10m", ONE, "sh", "-c", BIG)
+    refused = engine("storage", "convert", "--to", "copy", "--all")
+    assert refused.returncode == 125
+    assert b"container small: its limit of 10.5 MB, cannot be held by driver copy" in refused.stderr
+    assert os.listdir(engine.root / "drivers") == ["btrfs"]
+    engine.ok("storage", "convert", "--to", "copy", "--all", "-q", "--lossy")
+    engine.ok("storage", "accept")
+    engine.ok("storage", "convert", "--to", "btrfs", "--to-option", "quota=simple", "--all", "-q")
+    engine.ok("storage", "accept")
+    size = int(engine.ok("start", "-a", "small").split()[-1])
+    assert 0 < size <= 10 << 20, "back where there are limits it has its own again"
+    clean(engine)
+
+
+BIG = "dd if=/dev/zero of=/big bs=64k count=320 2>/dev/null; stat -c %s /big"
+
+
+def test_a_full_disk_ends_it_and_nothing_is_lost(store, archives, tmp_path):
+    with file_system("ext4", str(tmp_path / "fs"), 128 << 20) as system:
+        store.root = Path(system.path) / "store"
+        store.ok("--driver", "overlay", "load", "-q", "-i", archives[ONE])
+        store.ok("--driver", "overlay", "run", "--name", "large", ONE, "sh", "-c",
+                 "dd if=/dev/urandom of=/big bs=1M count=20 2>/dev/null")  # fmt: skip
+        layers, before = rows(store, "overlay"), tree(store, "large")
+        free = os.statvfs(system.path)
+        filler = Path(system.path) / "filler"
+        with open(filler, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - (12 << 20))
+        refused = store("storage", "convert", "--to", "copy", "--all")
+        assert refused.returncode == 125
+        assert b" are wanted, and driver copy has " in refused.stderr
+        assert os.listdir(store.root / "drivers") == ["overlay"]
+        filler.unlink()
+        store.ok("storage", "convert", "--to", "copy", "--images", "-q")
+        with open(filler, "wb") as file:
+            free = os.statvfs(system.path)
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - (8 << 20))
+        full = store("storage", "convert", "--to", "copy", "--all")
+        assert full.returncode == 125
+        assert rows(store, "overlay") == layers
+        filler.unlink()
+        clean(store)
+        assert "0 layers, 1 containers" in store.ok("storage", "convert", "--to", "copy", "--all", "-q")
+        assert tree(store, "large") == before
+        store.close()
+
+
+def test_layers_of_several_drivers_become_one_drivers(ways, archives):
+    engine, _ = ways
+    engine.ok("--driver", "overlay", "load", "-q", "-i", archives[ONE])
+    for name in ("overlay", "copy"):
+        engine.ok("--driver", name, "run", "--name", f"on-{name}", ONE, "sh", "-c", CHANGES)
+    trees = {name: tree(engine, name) for name in engine.names()}
+    assert "Converted to btrfs: 3 layers, 2 containers" in engine.ok(
+        "storage", "convert", "--to", "btrfs", "--all", "-q"
+    )
+    engine.ok("storage", "rollback")
+    assert drivers_of(engine) == ["copy", "overlay"]
+    engine.ok("storage", "convert", "--to", "btrfs", "--all", "-q")
+    assert {name: tree(engine, name) for name in engine.names()} == trees
+    engine.ok("storage", "accept")
+    assert os.listdir(engine.root / "drivers") == ["btrfs"]
+    clean(engine)
+
+
+SECOND = """
+from cowshed_driver_btrfs import plugin as btrfs
+
+plugin = made(
+    "second", options=btrfs.options, probe=btrfs.probe, init=btrfs.init, open=btrfs.open, destroy=btrfs.destroy
+)
+"""
+
+
+def test_where_both_know_a_format_layers_are_sent(ways, archives, tmp_path):
+    engine, _ = ways
+    (tmp_path / "points").mkdir()
+    plugins.driver(str(tmp_path / "points"), "second", SECOND)
+    engine.command = plugins.launcher(tmp_path / "second", tmp_path / "points")
+    fill(engine, archives, "btrfs", running=())
+    before = state(engine)
+    planned = engine.ok("storage", "convert", "--to", "second", "--images", "--plan", "--format", "{{.How}}")
+    assert set(planned.split("\n")) == {"send btrfs-send", ""}
+    kill(engine, "convert.layer.sent:2", "storage", "convert", "--to", "second", "--all", "-q")
+    said = engine.ok("storage", "convert", "--to", "second", "--all", "-q")
+    assert "Converted to second: 5 layers, 3 containers" in said
+    assert said.splitlines()[0].endswith(" 5 sent"), "also those on the one that was there: it was received too"
+    same(before, state(engine))
+    engine.ok("storage", "accept")
+    assert os.listdir(engine.root / "drivers") == ["second"]
+    same(before, state(engine))
+    clean(engine)
 
 
 @pytest.fixture

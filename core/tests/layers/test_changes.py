@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from cowshed.layers import changes
 from cowshed.storage.api import Change, ChangeKind, Whiteout
@@ -388,83 +387,16 @@ def test_against_nothing_everything_is_added(base):
 
 # ---------------------------------------------------------------- at random
 
-PATHS = st.lists(st.sampled_from(trees.NAMES), min_size=1, max_size=3).map("/".join)
-OPERATIONS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            [
-                "write",
-                "mkdir",
-                "remove",
-                "rename",
-                "chmod",
-                "chown",
-                "utime",
-                "xattr",
-                "symlink",
-                "link",
-                "same",
-                "fifo",
-            ]
-        ),
-        PATHS,
-        PATHS,
-        st.integers(0, 3),
-    ),
-    max_size=14,
-)
-
-
-def perform(top, operations):
-    for what, one, other, number in operations:
-        path, second = f"{top}/{one}", f"{top}/{other}"
-        try:
-            if what in ("write", "same") and not stat.S_ISREG(
-                os.stat(path).st_mode if os.path.exists(path) else 0o100000
-            ):
-                continue  # a pipe would wait for its other end
-            if what == "write":
-                with open(path, "w") as f:
-                    f.write("x" * number)
-            elif what == "mkdir":
-                os.makedirs(path)
-            elif what == "remove":
-                if os.path.isdir(path) and not os.path.islink(path):
-                    shutil.rmtree(path)
-                else:
-                    os.unlink(path)
-            elif what == "rename":
-                os.rename(path, second)
-            elif what == "chmod":
-                os.chmod(path, 0o700 + number)
-            elif what == "chown":
-                os.lchown(path, number, number)
-            elif what == "utime":
-                os.utime(path, ns=(0, number - 1), follow_symlinks=False)
-            elif what == "xattr":
-                os.setxattr(path, "user.x", b"x" * number)
-            elif what == "symlink":
-                os.symlink("b" * number or ".", path)
-            elif what == "link":
-                os.link(path, second, follow_symlinks=False)
-            elif what == "same":
-                with open(path, "r+"):
-                    pass
-            elif what == "fifo":
-                os.mkfifo(path)
-        except OSError:
-            continue
-
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(before=OPERATIONS, after=OPERATIONS)
+@given(before=trees.OPERATIONS, after=trees.OPERATIONS)
 def test_both_ways_tell_the_same_and_applying_it_gives_the_same_tree(before, after):
     with tempfile.TemporaryDirectory() as folder:
         base = f"{folder}/base"
         os.mkdir(base)
-        perform(base, before)
+        trees.perform(base, before)
         case = Case(base, folder)
-        found = case(lambda top: perform(top, after))
+        found = case(lambda top: trees.perform(top, after))
         # and the third way: candidates, of which too many are named
         with trees.opened(base, case.applied) as (lower, upper):
             naive = changes.of_trees(lower, upper)

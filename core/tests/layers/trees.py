@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import stat
+
+from hypothesis import strategies as st
 
 from cowshed.layers import archive, changes
 from cowshed.layers.apply import apply
@@ -105,3 +108,73 @@ def packed(difference, root, **options):
 def unpacked(data, root):
     with opened(root) as (fd,):
         return apply([data], fd)
+
+
+# ---------------------------------------------------------------- changed at random
+
+PATHS = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "write",
+                "mkdir",
+                "remove",
+                "rename",
+                "chmod",
+                "chown",
+                "utime",
+                "xattr",
+                "symlink",
+                "link",
+                "same",
+                "fifo",
+            ]
+        ),
+        PATHS,
+        PATHS,
+        st.integers(0, 3),
+    ),
+    max_size=14,
+)
+
+
+def perform(top, operations):
+    for what, one, other, number in operations:
+        path, second = f"{top}/{one}", f"{top}/{other}"
+        try:
+            if what in ("write", "same") and not stat.S_ISREG(
+                os.stat(path).st_mode if os.path.exists(path) else 0o100000
+            ):
+                continue  # a pipe would wait for its other end
+            if what == "write":
+                with open(path, "w") as f:
+                    f.write("x" * number)
+            elif what == "mkdir":
+                os.makedirs(path)
+            elif what == "remove":
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+            elif what == "rename":
+                os.rename(path, second)
+            elif what == "chmod":
+                os.chmod(path, 0o700 + number)
+            elif what == "chown":
+                os.lchown(path, number, number)
+            elif what == "utime":
+                os.utime(path, ns=(0, number - 1), follow_symlinks=False)
+            elif what == "xattr":
+                os.setxattr(path, "user.x", b"x" * number)
+            elif what == "symlink":
+                os.symlink("b" * number or ".", path)
+            elif what == "link":
+                os.link(path, second, follow_symlinks=False)
+            elif what == "same":
+                with open(path, "r+"):
+                    pass
+            elif what == "fifo":
+                os.mkfifo(path)
+        except OSError:
+            continue

@@ -15,19 +15,20 @@ from cowshed.container.access import Held
 from cowshed.convert import facts, sending
 from cowshed.errors import Busy, Conflict, CowshedError, NoSpace, StoreError
 from cowshed.layers import digest
+from cowshed.layers.changes import of_trees
 from cowshed.layers.difference import LayerDifference
 from cowshed.layers.faults import step
 from cowshed.layers.replay import replay
 from cowshed.state import containers, conversions
 from cowshed.state.locks import chain_byte
-from cowshed.storage import api
+from cowshed.storage import api, errors
 from cowshed.storage.errors import StorageError
 from cowshed_linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import Any, Self
 
     from cowshed.convert.plan import Plan, Step
     from cowshed.engine import Engine
@@ -113,7 +114,7 @@ class Conversion:
             except (NoSpace, Busy):
                 raise
             except (CowshedError, StorageError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+                if _is_full(error) and one.quota == api.Quota():  # else it may be its own limit
                     raise NoSpace(
                         f"no space for {one.kind} {one.name} in driver {self._plan.target}",
                         remedy="make room and say the same again: what is done is kept",
@@ -157,7 +158,7 @@ class Conversion:
             try:
                 self._send(one, source, layer, below)
                 return
-            except (StorageError, OSError) as error:
+            except (CowshedError, StorageError, OSError) as error:
                 log.info(f"layer {one.name} cannot be sent ({_words(error)}): it is copied")
         active = target.begin(below)
         try:
@@ -173,8 +174,9 @@ class Conversion:
 
     def _publish(self, one: Step, sealed: api.Layer, value: str) -> None:
         def note(tx: Transaction) -> None:
-            for number in (one.number, *one.others):
-                conversions.note(tx, number, sealed.number, made=True, digest=value)
+            conversions.note(tx, one.number, sealed.number, made=True, digest=value)
+            for number in one.others:
+                conversions.note(tx, number, sealed.number, made=True, digest="")
 
         self._target.publish([(sealed, one.chain, one.diff)], "commit", note)
         self.layers += 1
@@ -249,10 +251,16 @@ class Conversion:
 
     # ------------------------------------------------------------ trees
 
-    def _fill(self, source: Layers, layer: api.Layer, active: api.Layer, *, sync: bool = False) -> set[bytes]:
-        """Make the changes of a layer in its twin; the paths of them."""
+    def _fill(self, source: Layers, layer: api.Layer, active: api.Layer, *, sync: bool = False) -> set[bytes] | None:
+        """Make in the twin of a layer what it lacks; the paths of that, None if they do not tell what to look at."""
         mask = self._masks[source.name]
-        with LayerDifference(source, layer) as difference:
+        above = layer.parent, active.parent
+        exact = above == (None, None) or (
+            above[0] is not None
+            and above[1] is not None
+            and conversions.same_tree(source.store, above[0].number, above[1].number)
+        )
+        with LayerDifference(source, layer) if exact else _Compared(source, layer, self._target, active) as difference:
             found = difference.found
             with _Writing(self._target, active) as (root, whiteouts):
                 done = replay(found, difference.root, root, private=difference.private, mask=mask, whiteouts=whiteouts)
@@ -260,7 +268,7 @@ class Conversion:
                     _sync(root)
         self.shared += done.shared
         self.copied += done.copied
-        return {changed.path for changed in (*found.changes, *found.linked)}
+        return {changed.path for changed in (*found.changes, *found.linked)} if exact else None
 
     def _verify(self, one: Step, source: Layers, layer: api.Layer, twin: api.Layer, changed: set[bytes] | None) -> str:
         """The digest that both trees have. StoreError if they have not the same."""
@@ -287,6 +295,33 @@ class Conversion:
         if len(self._known) >= _KEPT:
             del self._known[next(iter(self._known))]
         self._known[driver, one.chain] = contents
+
+
+class _Compared:
+    """`with _Compared(…) as difference:` what a layer's tree has that its twin, still unmade, has not. For one that
+    stands on a layer which was not made from that below."""
+
+    private = ""
+
+    def __init__(self, source: Layers, layer: api.Layer, target: Layers, twin: api.Layer) -> None:
+        self._upper = source.mounted(layer, read_only=True)
+        self._lower = target.mounted(twin.parent, read_only=True) if twin.parent is not None else None
+
+    def __enter__(self) -> Self:
+        self.root = self._upper.__enter__()
+        try:
+            if self._lower is None:
+                self.found = of_trees(None, self.root)
+                return self
+            with self._lower as below:
+                self.found = of_trees(below, self.root)
+        except BaseException:
+            self._upper.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._upper.__exit__(*error)
 
 
 class _Writing:
@@ -321,6 +356,10 @@ def _sync(root: int) -> None:
         files.syncfs(fd)
     finally:
         os.close(fd)
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, errors.NoSpace) or (isinstance(error, OSError) and error.errno in (28, 122))
 
 
 def _words(error: Exception) -> str:

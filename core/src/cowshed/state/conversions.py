@@ -88,6 +88,12 @@ def is_noted(store: Store, layer: int) -> bool:
     return bool(store.query("select 1 from converted where layer = ?", layer))
 
 
+def same_tree(store: Store, layer: int, twin: int) -> bool:
+    """Whether the trees of a layer and of the one that takes its place were held against each other. They may differ in
+    times that an image does not tell, if both were made from its archives."""
+    return bool(store.query("select 1 from converted where layer = ? and twin = ? and digest != ''", layer, twin))
+
+
 def was_made(tx: Transaction, twin: int) -> bool:
     """Whether a layer of the target was made for the conversion."""
     return bool(tx.execute("select 1 from converted where twin = ? and made", twin))

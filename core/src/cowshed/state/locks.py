@@ -14,8 +14,8 @@
     convert      file    exclusive to convert, accept and roll back
     records      file    exclusive to write records
 
-Order: store < convert < driver < containers < layers < mounts < activations < transaction. A container and its active layer have
-the same number N. The files are never unlinked: two holders could be the result.
+Order: store < convert < driver < containers < layers < mounts < activations < transaction. A container and its active
+layer have the same number N. The files are never unlinked: two holders could be the result.
 """
 
 from __future__ import annotations
