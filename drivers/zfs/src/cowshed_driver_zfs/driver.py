@@ -29,7 +29,7 @@ from cowshed_driver_zfs.removal import Removal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
     from typing import BinaryIO, TypeVar
 
@@ -85,25 +85,7 @@ class ZfsDriver:
     # ------------------------------------------------------------ what is there
 
     def scan(self) -> Iterator[api.StoredObject]:
-        for found in self._reader.objects(self._store):
-            parsed = names.parse(found.name)
-            if parsed is None:
-                if found.name != names.EMPTY:
-                    yield api.StoredObject(api.ObjectKind.AUXILIARY, found.name)
-                continue
-            where, id_ = parsed
-            layer, parent = LayerId(id_), LayerId(found.parent) if found.parent else None
-            kind = api.Kind.COMMITTED if where == names.COMMITTED else api.Kind.ACTIVE
-            if where == names.TRASH:
-                yield api.StoredObject(api.ObjectKind.TRASH, found.name, layer, found.number)
-            elif where == names.TEMP or (where == names.ACTIVE and found.number is None):
-                yield api.StoredObject(api.ObjectKind.TEMP, found.name, layer)
-            else:
-                yield api.StoredObject(api.ObjectKind.LAYER, found.name, layer, found.number, parent, kind)
-            for snapshot, clones in found.snapshots.items():
-                name, _, of = snapshot.partition(".")
-                if where in (names.ACTIVE, names.COMMITTED) and name == "live" and not clones:
-                    yield api.StoredObject(api.ObjectKind.TEMP, f"{found.name}@{snapshot}", LayerId(of))
+        return _stored(self._reader.objects(self._store))
 
     def _name(self, layer: api.Layer) -> str:
         return f"{self._store}/{names.COMMITTED if layer.kind is api.Kind.COMMITTED else names.ACTIVE}.{layer.id}"
@@ -262,9 +244,12 @@ class ZfsDriver:
         raise Damaged(f"{target} exists 65536 times", layer=layer.id, remedy="cowshed system prune")
 
     def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> api.PurgeResult:
+        # One listing for all, as each command that removes something comes here. What it shows of others' work may be
+        # old: unfinished() looks again.
+        objects = self._reader.objects(self._store)
         removal = self._removal()
-        left = removal.trash(monotonic() + budget)
-        for found in list(self.scan()):
+        left = removal.trash(objects, monotonic() + budget)
+        for found in _stored(objects):
             if found.kind is api.ObjectKind.TEMP and found.layer is not None:
                 with claim(found.layer) as mine:
                     left += not (mine and removal.unfinished(found.name))
@@ -427,6 +412,29 @@ class ZfsDriver:
         with self._host.mounted(plan) as tree:
             if not os.path.isdir(f"{tree.path}/root"):
                 raise Damaged(f"the stream of layer {new.id} is not that of a layer: it has no directory root")
+
+
+def _stored(objects: Iterable[programs.Object]) -> Iterator[api.StoredObject]:
+    """What the datasets of a store, and their snapshots, are to the engine."""
+    for found in objects:
+        parsed = names.parse(found.name)
+        if parsed is None:
+            if found.name != names.EMPTY:
+                yield api.StoredObject(api.ObjectKind.AUXILIARY, found.name)
+            continue
+        where, id_ = parsed
+        layer, parent = LayerId(id_), LayerId(found.parent) if found.parent else None
+        kind = api.Kind.COMMITTED if where == names.COMMITTED else api.Kind.ACTIVE
+        if where == names.TRASH:
+            yield api.StoredObject(api.ObjectKind.TRASH, found.name, layer, found.number)
+        elif where == names.TEMP or (where == names.ACTIVE and found.number is None):
+            yield api.StoredObject(api.ObjectKind.TEMP, found.name, layer)
+        else:
+            yield api.StoredObject(api.ObjectKind.LAYER, found.name, layer, found.number, parent, kind)
+        for snapshot, clones in found.snapshots.items():
+            name, _, of = snapshot.partition(".")
+            if where in (names.ACTIVE, names.COMMITTED) and name == "live" and not clones:
+                yield api.StoredObject(api.ObjectKind.TEMP, f"{found.name}@{snapshot}", LayerId(of))
 
 
 class _Moment:

@@ -14,7 +14,7 @@ from cowshed_driver_zfs import names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from cowshed.storage.api import Host
     from cowshed_driver_zfs.binding import Zfs
@@ -33,9 +33,9 @@ class Removal:
         self._zfs, self._reader, self._store, self._host = zfs, reader, store, host
         self.done = False
 
-    def trash(self, until: float) -> int:
-        """Destroy what was removed; how many datasets are left. until: time.monotonic()."""
-        return self._rounds(lambda name: name.startswith(f"{names.TRASH}."), until)
+    def trash(self, objects: Iterable[Object], until: float) -> int:
+        """Destroy what was removed; how many datasets are left. objects: all of the store; until: time.monotonic()."""
+        return self._rounds(lambda name: name.startswith(f"{names.TRASH}."), until, {it.name: it for it in objects})
 
     def everything(self) -> int:
         """Destroy all that is in the store; how many datasets are left."""
@@ -62,12 +62,13 @@ class Removal:
     def _objects(self) -> dict[str, Object]:
         return {found.name: found for found in self._reader.objects(self._store)}
 
-    def _rounds(self, wanted: Callable[[str], bool], until: float) -> int:
-        """Destroy what is wanted. One that cannot be destroyed does not keep the others: the first error is raised when
-        all have been tried."""
+    def _rounds(self, wanted: Callable[[str], bool], until: float, seen: dict[str, Object] | None = None) -> int:
+        """Destroy what is wanted, of seen or of what is there. One that cannot be destroyed does not keep the others:
+        the first error is raised when all have been tried."""
         problem: OSError | None = None
         while True:
-            targets = {name: found for name, found in self._objects().items() if wanted(name)}
+            there, seen = self._objects() if seen is None else seen, None
+            targets = {name: found for name, found in there.items() if wanted(name)}
             if not targets:
                 return 0
             self._free_snapshots(targets)

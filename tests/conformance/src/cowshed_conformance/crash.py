@@ -209,8 +209,8 @@ def _expect(pid: int, wanted: int) -> None:
     assert found == wanted, f"the child process ended with {found}, see its output"
 
 
-def prepare(layer: api.Layer) -> Work:
-    return lambda store: dict(store.driver.prepare(layer, api.LayerOptions()))
+def prepare(layer: api.Layer, options: api.LayerOptions | None = None) -> Work:
+    return lambda store: dict(store.driver.prepare(layer, options or api.LayerOptions()))
 
 
 def commit(active: api.Layer, new: api.Layer, durability: api.Durability) -> Work:
