@@ -30,6 +30,8 @@ def debian_mirror() -> str:
 def debian_tar(tmp_path_factory) -> bytes:
     kept = "/var/tmp/cowshed-tests/debian.tar"  # making it takes a minute: kept between runs, by its recipe
     if not os.path.exists(kept):
+        if "COWSHED_GUEST" in os.environ:
+            pytest.skip(f"a guest has no network to make a Debian root file system from, and no {kept}")
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         subprocess.run(
             ["tar", "-C", "/", "-cf", f"{kept}.new.tar", "--one-file-system", "--numeric-owner", "--sort=name",

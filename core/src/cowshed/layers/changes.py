@@ -113,13 +113,16 @@ def of_candidates(lower: int | None, upper: int, candidates: Iterable[Change]) -
         wanted[change.path] = change.subtree or wanted.get(change.path, False)
     walk = _Walk(None, "")
     covered: list[bytes] = []
-    for path in sorted(wanted, key=order):
-        if any(not c or path == c or path.startswith(c + b"/") for c in covered[-1:]):
-            continue
-        if walk.candidate(path, lower, upper, subtree=wanted[path]):
-            covered.append(path)
-    if walk.has_unknown_names():
-        walk.find_names(lower, upper)
+    try:
+        for path in sorted(wanted, key=order):
+            if any(not c or path == c or path.startswith(c + b"/") for c in covered[-1:]):
+                continue
+            if walk.candidate(path, lower, upper, subtree=wanted[path]):
+                covered.append(path)
+        if walk.has_unknown_names():
+            walk.find_names(lower, upper)
+    finally:
+        walk.close()
     return walk.result()
 
 
@@ -144,6 +147,14 @@ class _Walk:
         self._cross, self._private = cross, prefix
         self._found: dict[bytes, Changed] = {}
         self._unchanged: dict[tuple[int, int], list[Changed]] = {}  # files with several names
+        self._folders: tuple[bytes, int, int] | None = None  # of the last candidate: path, lower, upper; -1: not there
+
+    def close(self) -> None:
+        if self._folders is not None:
+            for fd in self._folders[1:]:
+                if fd >= 0:
+                    os.close(fd)
+            self._folders = None
 
     def _attributes(self, target: int | str, *, follow: bool = True) -> dict[str, bytes]:
         return xattrs.read(target, private=self._private, follow=follow)
@@ -277,42 +288,48 @@ class _Walk:
             self.tree(b"", lower, upper, pure=True)
             return True
         above, _, name = path.rpartition(b"/")
-        there = _folder(upper, above)
-        here = _folder(lower, above) if lower is not None else -1
-        try:
-            status_now = _status(there, name) if there >= 0 else None
-            old = _status(here, name) if here >= 0 else None
-            if status_now is None:
-                if old is not None:
-                    self._deleted_below(path, lower, upper)
-                return True
+        here, there = self._around(above, lower, upper)
+        status_now = _status(there, name) if there >= 0 else None
+        old = _status(here, name) if here >= 0 else None
+        if status_now is None:
+            if old is not None:
+                self._deleted_below(path, lower, upper)
+            return True
+        if here < 0:
             self._parents_are_there(above, lower, upper)
-            if not stat.S_ISDIR(status_now.st_mode):
-                reader = _At(here) if here >= 0 else None
-                self._file(path, name, old, reader, status_now, there)
+        if not stat.S_ISDIR(status_now.st_mode):
+            reader = _At(here) if here >= 0 else None
+            self._file(path, name, old, reader, status_now, there)
+            return True
+        new = os.open(name, DIRECTORY, dir_fd=there)
+        try:
+            if old is None or not stat.S_ISDIR(old.st_mode):
+                self.tree(path, None, new, pure=True)
+                if old is not None:
+                    self._add(path, MODIFIED, status_now)
                 return True
-            new = os.open(name, DIRECTORY, dir_fd=there)
+            before = os.open(name, DIRECTORY, dir_fd=here)
             try:
-                if old is None or not stat.S_ISDIR(old.st_mode):
-                    self.tree(path, None, new, pure=True)
-                    if old is not None:
-                        self._add(path, MODIFIED, status_now)
+                if subtree:
+                    self.tree(path, before, new, pure=True)
                     return True
-                before = os.open(name, DIRECTORY, dir_fd=here)
-                try:
-                    if subtree:
-                        self.tree(path, before, new, pure=True)
-                        return True
-                    self._directory(path, old, before, status_now, new)
-                    return False
-                finally:
-                    os.close(before)
+                self._directory(path, old, before, status_now, new)
+                return False
             finally:
-                os.close(new)
+                os.close(before)
         finally:
-            for fd in (there, here):
-                if fd >= 0:
-                    os.close(fd)
+            os.close(new)
+
+    def _around(self, above: bytes, lower: int | None, upper: int) -> tuple[int, int]:
+        """The directory that a candidate is in, in both trees, kept open for the next: those of a directory come one
+        after the other."""
+        if self._folders is None or self._folders[0] != above:
+            self.close()
+            there = _folder(upper, above)
+            self._folders = above, -1, there
+            if lower is not None:
+                self._folders = above, _folder(lower, above), there
+        return self._folders[1:]
 
     def _root(self, lower: int, upper: int) -> None:
         before, now = _opened(lower), _opened(upper)

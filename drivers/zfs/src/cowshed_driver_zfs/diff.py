@@ -55,11 +55,10 @@ class Objects:
                 ranges.append((first, last))
         ranges.sort()
         self._first = [first for first, _ in ranges]
-        self._last = [last for _, last in ranges]
+        self._last = [-1, *[last for _, last in ranges]]  # that of a range is one place further than its first
 
     def __contains__(self, number: int) -> bool:
-        place = bisect_right(self._first, number) - 1
-        return place >= 0 and number <= self._last[place]
+        return number <= self._last[bisect_right(self._first, number)]
 
 
 def candidates(changed: Objects, lower: int, upper: int) -> Iterator[Change]:
@@ -112,19 +111,20 @@ def _directory(
     before = _entries(lower, path) if number in changed else None
     with os.scandir(fd) as listing:
         for entry in listing:
-            name, inode = os.fsencode(entry.name), entry.inode()
-            if before is not None and before.pop(name, None) != inode:
-                yield Change(path + name, ChangeKind.CANDIDATE, subtree=True)  # new, or another one than it was
+            inode = entry.inode()
+            if before is not None and before.pop(entry.name, None) != inode:
+                # new, or another one than it was
+                yield Change(path + os.fsencode(entry.name), ChangeKind.CANDIDATE, subtree=True)
                 continue
             if inode in changed:
-                yield Change(path + name, ChangeKind.CANDIDATE)
+                yield Change(path + os.fsencode(entry.name), ChangeKind.CANDIDATE)
             if entry.is_dir(follow_symlinks=False):
-                below.append((name, inode))
+                below.append((os.fsencode(entry.name), inode))
     for name in before or ():
-        yield Change(path + name, ChangeKind.CANDIDATE)
+        yield Change(path + os.fsencode(name), ChangeKind.CANDIDATE)
 
 
-def _entries(root: int, path: bytes) -> dict[bytes, int]:
+def _entries(root: int, path: bytes) -> dict[str, int]:
     """The inode number of each name in a directory below root; nothing if it is none."""
     try:
         fd = paths.open_in_root(root, path, DIRECTORY, resolve=paths.RESOLVE_NO_SYMLINKS)
@@ -134,6 +134,6 @@ def _entries(root: int, path: bytes) -> dict[bytes, int]:
         return {}
     try:
         with os.scandir(fd) as listing:
-            return {os.fsencode(entry.name): entry.inode() for entry in listing}
+            return {entry.name: entry.inode() for entry in listing}
     finally:
         os.close(fd)

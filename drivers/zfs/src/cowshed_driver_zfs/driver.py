@@ -130,7 +130,8 @@ class ZfsDriver:
 
     def _prepared(self, new: api.Layer, name: str) -> bool:
         """Whether the layer is there, as it should be; what a power cut left half made is taken away."""
-        found = self._reader.properties(name, "cowshed:number", "cowshed:parent")
+        # Rarely is there one: a program is asked only then.
+        found = self._reader.properties(name, "cowshed:number", "cowshed:parent") if self._zfs.exists(name) else None
         if found is None:
             return False
         if found["cowshed:number"] == programs.NOTHING:
