@@ -55,7 +55,7 @@ class Objects:
                 ranges.append((first, last))
         ranges.sort()
         self._first = [first for first, _ in ranges]
-        self._last = [-1, *[last for _, last in ranges]]  # that of a range is one place further than its first
+        self._last: list[int] = [-1, *(last for _, last in ranges)]  # that of a range is one place after its first
 
     def __contains__(self, number: int) -> bool:
         return number <= self._last[bisect_right(self._first, number)]

@@ -365,6 +365,13 @@ def test_layers_are_sent_and_received(pool, store):
     }
     child = other.new(made, steps.file("new"))
     assert changes.of_driver(other, made, child) == {"new": "A", ".": "C"}
+    # and what was made there comes back, on what had been sent
+    back, out = other.commit(child), io.BytesIO()
+    other.driver.send(back, made, "zfs-send", out)
+    here = api.Layer(back.id, back.number, back.kind, top)
+    out.seek(0)
+    store.driver.receive(here, top, "zfs-send", out, api.Durability.COMMIT)
+    tree.same(other.look(back), store.look(here), "what came back differs")
     other.discard()
 
 

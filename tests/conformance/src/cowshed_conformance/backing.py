@@ -164,7 +164,8 @@ class ZfsPool(FileSystem):
 
     def make(self) -> None:
         settings = ("-o", "cachefile=none", "-o", "ashift=12", "-o", "failmode=continue", "-O", "mountpoint=legacy")
-        tool("zpool", "create", *settings, self.pool, self.image)
+        lists = ("-O", "acltype=posixacl", "-O", "xattr=sa")  # off by default; cases compare with a plain directory
+        tool("zpool", "create", *settings, *lists, self.pool, self.image)
 
     def mount(self, *, read_only: bool = False) -> None:
         mount.mount(self.pool, self.path, "zfs", mount.RDONLY if read_only else 0)
