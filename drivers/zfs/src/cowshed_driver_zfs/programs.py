@@ -45,15 +45,16 @@ local store = arguments["store"]
 local found = {}
 if not zfs.exists(store) then return "" end
 for name in zfs.list.children(store) do
-  local layer = name
-  if zfs.exists(name .. "@c") then layer = name .. "@c" end
-  local number, parent = get(layer, "cowshed:number"), get(layer, "cowshed:parent")
-  found[#found + 1] = "D\\t" .. string.sub(name, #store + 2) .. "\\t" .. number .. "\\t" .. parent
+  local layer, snapshots = name, {}
   for snapshot in zfs.list.snapshots(name) do
-    local clones = {}
+    local short, clones = string.sub(snapshot, #name + 2), {}
+    if short == "c" then layer = snapshot end
     for clone in zfs.list.clones(snapshot) do clones[#clones + 1] = "\\t" .. string.sub(clone, #store + 2) end
-    found[#found + 1] = "S\\t" .. string.sub(snapshot, #name + 2) .. table.concat(clones)
+    snapshots[#snapshots + 1] = "\\nS\\t" .. short .. table.concat(clones)
   end
+  local number, parent = get(layer, "cowshed:number"), get(layer, "cowshed:parent")
+  local words = string.sub(name, #store + 2) .. "\\t" .. number .. "\\t" .. parent
+  found[#found + 1] = "D\\t" .. words .. table.concat(snapshots)
 end
 return table.concat(found, "\\n")
 """
