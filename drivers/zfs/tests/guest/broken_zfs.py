@@ -1,5 +1,4 @@
-"""Drivers with one fault each that is typical of ZFS: `--driver broken_zfs:plugin_NAME`. What each must be caught by is
-said in test_zfs_mutants.py."""
+"""Drivers with one fault each that is typical of ZFS. What each must be caught by is said in test_zfs_mutants.py."""
 
 import contextlib
 import os
