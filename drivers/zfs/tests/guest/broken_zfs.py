@@ -8,27 +8,24 @@ from cowshed_driver_zfs import names, plugin, stores
 from cowshed_driver_zfs.driver import ZfsDriver
 
 
-class NamesOneOfSeveral(ZfsDriver):
-    """As `zfs diff`: of a file with several names one is told."""
+class ForgetsTheFree(ZfsDriver):
+    """What the kernel tells of objects that are in use now says nothing of a name that has gone."""
 
     def changes(self, lower, upper):
-        seen = set()
         with self._host.mounted(self.mounts(upper, api.MountRequest(read_only=True))) as tree:
             for change in super().changes(lower, upper):
-                with contextlib.suppress(OSError):
-                    inode = os.stat(change.path or b".", dir_fd=tree.fd, follow_symlinks=False).st_ino
-                    if inode in seen:
-                        continue
-                    seen.add(inode)
+                try:
+                    os.stat(change.path or b".", dir_fd=tree.fd, follow_symlinks=False)
+                except OSError:
+                    continue
                 yield change
 
 
-class RenamedWithoutContent(ZfsDriver):
-    """As `zfs diff`: of a renamed directory the two names are told, and not what is in it."""
+class ComparesWithTheOrigin(ZfsDriver):
+    """With the snapshot that a layer was cloned from, whichever layer was asked for."""
 
     def changes(self, lower, upper):
-        for change in super().changes(lower, upper):
-            yield api.Change(change.path, api.ChangeKind.CANDIDATE)
+        return super().changes(lower and upper.parent, upper)
 
 
 class CountsWhatIsShown(ZfsDriver):

@@ -19,8 +19,8 @@ _spec.loader.exec_module(broken_zfs)
 L, S, Q, C, D, X = test_life, test_stores, test_usage, test_content, test_changes, test_crash
 # fault → the case that must fail, and what it is called with beside a store
 MUTANTS = {
-    "NamesOneOfSeveral": (D.test_D13_hard_links, "written"),
-    "RenamedWithoutContent": (D.test_D14_a_moved_file_and_a_moved_tree,),
+    "ForgetsTheFree": (D.test_D07_a_deleted_directory_is_one_deletion,),
+    "ComparesWithTheOrigin": (D.test_D23_against_parent_grandparent_another_and_nothing,),
     "CountsWhatIsShown": (Q.test_Q12_usage_leaves_out_what_is_shared_with_parents,),
     "LimitsWhatIsShown": (Q.test_Q03_a_limit_counts_what_is_declared,),
     "MountsTheDataset": (L.test_L03_commit_freezes,),
