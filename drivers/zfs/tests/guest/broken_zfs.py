@@ -42,7 +42,9 @@ class LimitsWhatIsShown(ZfsDriver):
     def prepare(self, new, options):
         data = super().prepare(new, api.LayerOptions(root_uid=options.root_uid, root_gid=options.root_gid))
         if options.quota.bytes is not None:
-            self._host.run(("zfs", "set", f"refquota={options.quota.bytes}", self._name(new)), timeout=60)
+            name = self._name(new)
+            shown = int(self._reader.properties(name, "referenced")["referenced"])
+            self._host.run(("zfs", "set", f"refquota={max(shown, options.quota.bytes)}", name), timeout=60)
         return data
 
 
