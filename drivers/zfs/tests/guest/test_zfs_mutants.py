@@ -2,6 +2,7 @@
 it. That the driver itself passes them is what the suite's run on it tells."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,9 @@ def test_a_fault_is_caught_by_its_case(pool, tmp_path, name):
     case, *words = MUTANTS[name]
     plugin = getattr(broken_zfs, f"plugin_{name}")
     target = Target(name, plugin, options.check(plugin, {}), {}, False, 1)
-    place = backing.Backing("zpool", pool.path, str(tmp_path), target)
+    folder = f"{pool.path}/{name}"
+    os.mkdir(folder)
+    place = backing.Backing("zpool", folder, str(tmp_path), target)
     store = Store(target, place.place())
     with pytest.raises(CAUGHT) as raised:
         case(store, *(place if word is backing.Backing else word for word in words))
