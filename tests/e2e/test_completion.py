@@ -109,6 +109,8 @@ CASES = [
     ("cowshed run --driver overlay --driver-option xi", "xino=auto", "index=on"),
     ("cowshed volume rm ", "some-volume", "running-box"),
     ("cowshed inspect some-", "some-volume", "some-file"),
+    ("cowshed storage df some-", "some-volume", "some-file"),
+    ("cowshed storage why cre", "created-box", "some-volume"),
     ("cowshed --driver overlay --driver-option xi", "xino=auto", "index=on"),
 ]
 

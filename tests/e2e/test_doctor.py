@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cowshed_testing import plugins
 from cowshed_testing.filesystems import mounted
 
 
@@ -207,6 +208,56 @@ def test_mounts_were_left(engine, ground, tmp_path, greeting):
     assert set(found) == {"leftovers.mount"}
     text = f"process {holder.pid} has the layer of container box mounted, which does not run"
     assert found["leftovers.mount"]["Text"] == text
+
+
+HEALTH = """
+from cowshed.storage.api import Health, Reason, Verdict
+
+class Told:
+    def __init__(self, driver):
+        self._driver = driver
+    def __getattr__(self, name):
+        return getattr(self._driver, name)
+    def health(self):
+        if FAILS:
+            raise KeyError("a bug")
+        low = Reason("mine.metadata-low", "its index is nearly full", "make it larger", Verdict.POOR)
+        worn = Reason("mine.worn", "a disk is worn", "replace it", Verdict.UNUSABLE)
+        return Health(100 << 30, 10 << 20, 1000, 500, (low, worn))
+
+def open_(root, options, host, *, store):
+    return Told(copy.open(root, options, host, store=store))
+
+plugin = made("mine", open=open_)
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_driver_of_somebody_else_tells_is_heard(engine_of, tmp_path, greeting, fails):
+    folder = tmp_path / "distributions"
+    folder.mkdir()
+    plugins.driver(str(folder), "mine", f"FAILS = {fails}\n{HEALTH}")
+    it = engine_of(tmp_path, "mine", plugins.launcher(tmp_path / "cowshed", folder))
+    it.ok("create", greeting, "true")
+    found, status = looked(it)
+    poor = found.pop("drivers.copy.copies")
+    assert poor["Text"].startswith("driver mine: every layer is a copy")
+    mine = {
+        code: (each["Severity"], each["Text"], each["Remedy"]) for code, each in found.items() if "mine" in each["Text"]
+    }
+    if fails:
+        assert mine == {
+            "back-ends.bug": ("error", "driver mine has a bug: KeyError: 'a bug'", "report it to its author")
+        }
+    else:
+        data = mine.pop("back-ends.data")
+        assert data[:2] == ("error", "driver mine: 10 MiB of 102,400 MiB for data are free")
+        assert mine == {
+            "back-ends.metadata": ("warning", "driver mine: its index is nearly full", "make it larger"),
+            "back-ends.mine.worn": ("error", "driver mine: a disk is worn", "replace it"),
+        }
+    assert status == 2
+    it.close()
 
 
 # ---------------------------------------------------------------- what else is left, and what is broken itself

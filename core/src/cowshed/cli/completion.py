@@ -225,14 +225,12 @@ def _operand(command: Command, number: int, flags: Values) -> list[str] | None:
         return list(SHELLS)
     if kind == "COMMAND" and command.name == "help":
         return _first_words()
-    engine = _engine(flags) if kind in ("CONTAINER", "IMAGE", "NAME", "VOLUME") else None
-    if engine is None:
-        return [] if kind in ("CONTAINER", "IMAGE", "NAME", "VOLUME") else None
-    if kind == "VOLUME":
-        return _volumes(engine)
-    if kind == "IMAGE":
-        return _images(engine)
-    return _containers(engine, command.name) + (_images(engine) + _volumes(engine) if kind == "NAME" else [])
+    words = ("CONTAINER", "IMAGE", "VOLUME") if kind == "NAME" else kind.split("|")
+    wanted = [_OF_KIND[word] for word in words if word in _OF_KIND]
+    if not wanted:
+        return None
+    engine = _engine(flags)
+    return [name for names in wanted for name in names(engine, command.name)] if engine is not None else []
 
 
 def _engine(flags: Values) -> Engine | None:
@@ -253,17 +251,20 @@ def _containers(engine: Engine, command: str) -> list[str]:
     return [r.name for r in rows if running is None or (state.now(engine, r).state == "running") == running]
 
 
-def _volumes(engine: Engine) -> list[str]:
+def _volumes(engine: Engine, command: str) -> list[str]:
     from cowshed.state import volumes
 
     return [row.name for row in volumes.list_all(engine.reader)]
 
 
-def _images(engine: Engine) -> list[str]:
+def _images(engine: Engine, command: str) -> list[str]:
     from cowshed.image import reference
     from cowshed.state import images
 
     return [reference.familiar(name) for _, names in images.list_all(engine.reader) for name in names]
+
+
+_OF_KIND = {"CONTAINER": _containers, "IMAGE": _images, "VOLUME": _volumes}
 
 
 def _drivers() -> list[str]:

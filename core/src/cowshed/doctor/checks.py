@@ -30,7 +30,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("zygotes", leftovers.zygotes),
     ("trials", stores.trials),
 )
-_FULL = frozenset(("places.data", "places.inodes", "places.metadata", "back-ends.data", "back-ends.metadata"))
+_FULL = frozenset(("places.data", "places.inodes", "places.metadata"))
 
 
 def examine(patient: Patient) -> Iterator[Finding]:

@@ -52,13 +52,14 @@ class Patient:
 
     def __init__(self, flags: Mapping[str, Any], environ: Mapping[str, str]) -> None:
         self.settings: Settings | None = None
+        self.place_error: ConfigError | None = None  # where the store would be cannot be told
         try:
             self.settings = settings.load(flags, environ)
         except ConfigError:  # which `whole` tells: the rest is looked at as if there were no files
             try:
                 self.settings = settings.load({**flags, "config": os.devnull, "driver_option": ()}, environ)
-            except ConfigError:
-                pass
+            except ConfigError as error:
+                self.place_error = error
         self.store_error: CowshedError | StorageError | OSError | None = None
         self.store = self._open(Engine(self.settings)) if self.settings is not None else None
         if self.store is None:

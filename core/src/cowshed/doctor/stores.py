@@ -28,6 +28,11 @@ _TRIAL = ".cowshed-probe-"
 
 def configuration(patient: Patient) -> Iterator[Finding]:
     """All that is wrong in the configuration."""
+    if patient.place_error is not None:
+        yield Finding(
+            Severity.ERROR, "configuration.no-place", str(patient.place_error),
+            "where the store is cannot be told, so it was not looked at", patient.place_error.remedy,
+        )  # fmt: skip
     for problem in patient.whole.problems:
         where = f"{problem.where}: " if problem.where else ""
         yield Finding(
@@ -146,7 +151,7 @@ def back_ends(patient: Patient) -> Iterator[Finding]:
             )  # fmt: skip
             continue
         try:
-            yield from _health(name, held.driver.health(), f"{patient.root}/drivers/{name}")
+            yield from _health(patient, name, held.driver.health())
             yield from _quota(patient, held)
             yield from _objects(held)
         except (CowshedError, StorageError, OSError) as error:
@@ -161,8 +166,8 @@ def back_ends(patient: Patient) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _health(name: str, health: Health, root: str) -> Iterator[Finding]:
-    status = os.statvfs(root)
+def _health(patient: Patient, name: str, health: Health) -> Iterator[Finding]:
+    status = os.statvfs(f"{patient.root}/drivers/{name}")
     same = (
         health.data_total == status.f_blocks * status.f_frsize
     )  # then `places` tells of its room, and that it is full
@@ -182,9 +187,10 @@ def _health(name: str, health: Health, root: str) -> Iterator[Finding]:
         judged = total is not None and free is not None
         lack = scarcity(total or 0, free or 0) if judged else None
         mine = told.pop(f"{what}-low", None)  # a driver that judges itself knows more than two figures
-        if mine is not None and lack is None:
+        if mine is not None and lack is not Severity.ERROR:
             lack = _SEVERITIES[mine.verdict]
         if lack is not None:
+            patient.full = patient.full or same
             text = f"{(free or 0) >> 20:,} MiB of {(total or 0) >> 20:,} MiB for {what} are free"
             remedy = "cowshed storage df shows what takes it, cowshed system prune gives back"
             soon = "" if lack is Severity.ERROR else "soon "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cowshed.space.account import total
 from cowshed.storage.record import record
 
 TYPE_CHECKING = False
@@ -65,11 +64,19 @@ def containers(
 def until_small(inventory: Inventory, candidates: Iterable[Holder], taken: int, most: int | None) -> list[Holder]:
     """Of candidates as many as it takes to come from taken to most bytes; all of them if that is None or too little.
     What they share comes back with the last of them. The inventory is measured."""
+    left = {unit.key: set(inventory.holders_of(unit)) for unit in inventory.units.values()}
+    needs: dict[Holder, list[Unit]] = {}
+    for unit in inventory.units.values():
+        for holder in left[unit.key]:
+            needs.setdefault(holder, []).append(unit)
     chosen: list[Holder] = []
     for holder in candidates:
-        if most is not None and taken - total(inventory.freed_by(chosen)) <= most:
+        if most is not None and taken <= most:
             break
         chosen.append(holder)
+        for unit in needs.get(holder, ()):
+            left[unit.key].discard(holder)
+            taken -= 0 if left[unit.key] else unit.size or 0
     return chosen
 
 

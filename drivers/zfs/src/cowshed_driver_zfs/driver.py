@@ -24,7 +24,7 @@ from cowshed.storage.errors import (
     ToolFailed,
     Unsupported,
 )
-from cowshed_driver_zfs import names, programs
+from cowshed_driver_zfs import health, names, programs
 from cowshed_driver_zfs.removal import Removal
 
 TYPE_CHECKING = False
@@ -80,7 +80,7 @@ class ZfsDriver:
         if found is None:
             raise NotFound(f"dataset {self._store} is not there", remedy="is its pool imported?")
         used, available = int(found["used"]), int(found["available"])
-        return api.Health(used + available, available, None, None)
+        return api.Health(used + available, available, None, None, health.reasons(self._pool))
 
     # ------------------------------------------------------------ what is there
 
