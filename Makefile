@@ -27,7 +27,7 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 
 # Debian packages of the demo and the tests: a registry, an image's contents, file systems to test on
 DEMO_PACKAGES := docker-registry busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs attr acl procps skopeo zsh fish runc crun fuse-overlayfs
+TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs erofs-utils attr acl procps skopeo zsh fish runc crun fuse-overlayfs
 
 # What guests are built and run with, where they can be (tests/vm)
 VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs kmod busybox-static debian-archive-keyring git gcc-12 make binutils libc6-dev libelf1

@@ -4,6 +4,7 @@ import fnmatch
 import os
 import re
 import subprocess
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -57,8 +58,17 @@ def compare(shown, printed, what):
         )
 
 
+@pytest.fixture
+def quick(tmp_path):
+    """A temporary directory in memory, if there is one: the suite syncs its stores thousands of times."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else tmp_path
+    with tempfile.TemporaryDirectory(prefix="docs-", dir=memory) as folder:
+        yield folder
+
+
+@pytest.mark.timeout(900)  # the tutorial runs the core level of the suite
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_says_to_type_works(page, tmp_path, greeting, engine_of):
+def test_what_a_page_says_to_type_works(page, tmp_path, quick, greeting, engine_of):
     it = engine_of(tmp_path)
     programs = (
         plugins.environment(tmp_path / "venv") / "bin" if "pip install" in page.read_text() else TOP / ".venv/bin"
@@ -67,7 +77,7 @@ def test_what_a_page_says_to_type_works(page, tmp_path, greeting, engine_of):
     folder.mkdir()
     env = {
         **it.env, "PATH": f"{programs}:{os.environ['PATH']}", "IMAGE": greeting, "REGISTRY": greeting.partition("/")[0],
-        "VIRTUAL_ENV": str(programs.parent), "UV_OFFLINE": "1",
+        "VIRTUAL_ENV": str(programs.parent), "UV_OFFLINE": "1", "TMPDIR": quick,
         "COWSHED_ROOT": str(it.root), "COWSHED_RUN_ROOT": str(it.run_root),
     }  # fmt: skip
     # One shell for the whole page, as a reader would have; it prints a mark after each block.
@@ -76,7 +86,7 @@ def test_what_a_page_says_to_type_works(page, tmp_path, greeting, engine_of):
     try:
         done = subprocess.run(
             ["bash", "-c", script], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-            timeout=240,
+            timeout=800,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:]
         printed = done.stdout.split(f"{mark}\n")

@@ -92,9 +92,9 @@ class Engine:
     def driver_name(self) -> str:
         choice = selection.said(self.settings, self.stored_driver())
         if choice is None:
-            from cowshed.layers.host import EngineHost
+            from cowshed.layers import host
 
-            choice = selection.choose(self.settings, "", EngineHost())
+            choice = selection.choose(self.settings, "", host.make())
         why = next(step for step in choice.steps if step.kind == "chosen")
         log.info(f"driver {choice.name}: {why.source} {why.outcome}")
         return choice.name

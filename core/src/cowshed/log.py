@@ -5,6 +5,11 @@ from __future__ import annotations
 
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.layers.tracing import CommandTrace
+
+trace: CommandTrace | None = None  # of this command, if --trace asks for one
 LEVELS = ("debug", "info", "warn", "error")  # error: nothing but what ends the command
 _least = LEVELS.index("warn")
 

@@ -105,9 +105,16 @@ def _dispatch(flags: parser.Values) -> int:
     from cowshed.engine import Engine
 
     engine = Engine(settings.load(flags, os.environ))
+    trace = None
+    if path := flags.trace or os.environ.get("COWSHED_TRACE"):
+        from cowshed.layers import tracing
+
+        trace = tracing.begin(path, engine.settings.root)
     __import__(name)  # importlib brings warnings
     try:
         result = getattr(sys.modules[name], function)(engine, said)
     finally:
         engine.done()
+        if trace is not None:
+            trace.close()
     return int(result or 0)

@@ -14,6 +14,7 @@ GLOBAL = (
     Option("--runtime", "text", "the OCI runtime that starts containers (native)", value="NAME"),
     Option("--log-level", "text", "what is told on stderr: debug, info, warn or error", LEVELS, "LEVEL"),
     Option("--debug", "flag", "as --log-level debug, and show where an error came from"),
+    Option("--trace", "text", "write what storage drivers do to a file, as lines of JSON; -: to stderr", value="FILE"),
     Option("-h --help", "flag", "this help"),
     Option("-v --version", "flag", "the version"),
 )

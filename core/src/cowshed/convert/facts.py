@@ -77,12 +77,12 @@ def _place(engine: Engine, name: str) -> plan.Place:
 
 def _probed(engine: Engine, name: str) -> plan.Place:
     from cowshed.errors import Unsupported
-    from cowshed.layers.host import EngineHost
+    from cowshed.layers.host import make as make_host
     from cowshed.storage import options, registry
 
     plugin, _ = registry.load(name)
     chosen = options.check(plugin, engine.settings.options_of(name))
-    report = plugin.probe(f"{engine.store.root}/drivers/{name}", chosen, EngineHost())
+    report = plugin.probe(f"{engine.store.root}/drivers/{name}", chosen, make_host())
     if report.capabilities is None or report.verdict is api.Verdict.UNUSABLE:
         reason = next((r for r in report.reasons if r.verdict is report.verdict), api.Reason("", "it does not say why"))
         raise Unsupported(f"driver {name} cannot be used here: {reason.text}", remedy=reason.remedy)

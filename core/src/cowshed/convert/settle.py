@@ -232,7 +232,7 @@ def finish_for_another(engine: Engine) -> None:
 
 def finish_leaving(engine: Engine) -> None:
     """Destroy the stores of drivers that are to leave, if they hold nothing."""
-    from cowshed.layers.host import EngineHost
+    from cowshed.layers.host import make as make_host
     from cowshed.storage import api, options, registry
 
     store = engine.store
@@ -250,7 +250,7 @@ def finish_leaving(engine: Engine) -> None:
                 chosen = options.check(plugin, engine.settings.options_of(each.name))
                 options.compare(plugin, each.options, {}, chosen)
                 root = f"{store.root}/drivers/{each.name}"
-                plugin.destroy(root, chosen, EngineHost(), store=api.StoreId(each.store))
+                plugin.destroy(root, chosen, make_host(), store=api.StoreId(each.store))
                 step("leave.destroyed")
             with store.transaction() as tx:
                 conversions.has_left(tx, each.name)

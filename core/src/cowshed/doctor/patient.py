@@ -12,7 +12,7 @@ from cowshed.config import selection, settings
 from cowshed.config.whole import Whole
 from cowshed.engine import Engine
 from cowshed.errors import ConfigError, CowshedError, StoreError
-from cowshed.layers.host import EngineHost
+from cowshed.layers.host import make as make_host
 from cowshed.state import drivers, store
 from cowshed.state.schema import STEPS
 from cowshed.storage.errors import StorageError
@@ -66,7 +66,7 @@ class Patient:
             self.whole = Whole(flags, environ)
         else:
             self.whole = Whole(flags, environ, self.engine.kept_options(), self.engine.stored_driver())
-        self.host = EngineHost()
+        self.host = make_host()
         self.full = False  # so that probes, which make something, would only say that they cannot
         self._explanation: Explanation | None = None
 

@@ -3,8 +3,9 @@ with."""
 
 from __future__ import annotations
 
+from cowshed import log
 from cowshed.errors import Busy, StoreError
-from cowshed.layers.host import EngineHost
+from cowshed.layers import host as hosts
 from cowshed.state import drivers
 from cowshed.state.rows import DriverRow
 from cowshed.storage import options, registry
@@ -34,7 +35,7 @@ def open_driver(store: Store, name: str, wanted: Mapping[str, str | int | bool])
     plugin, found = registry.load(name, kept)
     root = f"{store.root}/drivers/{name}"
     chosen = options.check(plugin, wanted)
-    host = EngineHost()
+    host = hosts.make()
     if row is None:
         row = _first_use(store, plugin, root, chosen, host, registry.as_dict(found))
     elif found != kept and store.writable:
@@ -45,13 +46,14 @@ def open_driver(store: Store, name: str, wanted: Mapping[str, str | int | bool])
     if not store.locks.exclude(f"driver.{name}", wait=_WAIT):
         raise Busy(f"the {name} store is being opened by another command", remedy="try again")
     try:
-        return _own_errors(name, "open", lambda: plugin.open(root, chosen, host, store=row.store))  # type: ignore[arg-type]
+        driver = _own_errors(name, "open", lambda: plugin.open(root, chosen, host, store=row.store))  # type: ignore[arg-type]
+        return driver if log.trace is None else log.trace.driver(name, driver)
     finally:
         store.locks.let_go(f"driver.{name}")
 
 
 def _first_use(
-    store: Store, plugin: api.DriverPlugin, root: str, chosen: api.Options, host: EngineHost, remembered: dict[str, str]
+    store: Store, plugin: api.DriverPlugin, root: str, chosen: api.Options, host: api.Host, remembered: dict[str, str]
 ) -> DriverRow:
     name = plugin.name
     report = _own_errors(name, "probe", lambda: plugin.probe(root, chosen, host))

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+def make() -> api.Host:
+    """The host of this command: one that writes down what it does, if --trace says so."""
+    return EngineHost() if log.trace is None else log.trace.host(EngineHost())
+
+
 class EngineHost:
     """Runs tools, mounts, syncs and counts steps for drivers. `cancel()` makes the next step raise Cancelled."""
 
@@ -78,9 +83,13 @@ class EngineHost:
             )
         return CompletedRun(tuple(argv), done.returncode, done.stdout, done.stderr)
 
-    def call(self, name: str, function: Callable[[], T]) -> T:
-        self.step(f"call.{name}")
-        return function()
+    def call(self, name: str, function: Callable[..., T], *arguments: object, changes: bool = True) -> T:
+        if changes:
+            self.step(f"call.{name}")
+        return function(*arguments)
+
+    def library(self, name: str, load: Callable[[], T]) -> T:
+        return load()
 
     def mounted(self, plan: api.MountPlan) -> AbstractContextManager[api.MountedTree]:
         return mounted(plan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from cowshed import log
 from cowshed.storage import api
 from cowshed_linux import mount
 
@@ -27,7 +28,7 @@ def detached(plan: api.MountPlan, *, read_only: bool = False, below: Sequence[in
     done = [*below]
     try:
         for step in plan.steps:
-            done.append(_execute(step, done))
+            done.append(_execute(step, done) if log.trace is None else log.trace.mount(_execute, step, done))
         tree = done.pop()
         if plan.subpath:
             whole = tree

@@ -1,4 +1,4 @@
-"""The storage driver interface, version 1.0.
+"""The storage driver interface, version 1.1.
 
 Vocabulary.  A *layer* is a file-system tree that a driver holds: ACTIVE (writable) or COMMITTED (immutable, may be a
 parent).  A *view* is not an object: it is ``mounts(committed, MountRequest(read_only=True))``.  The engine owns names,
@@ -36,7 +36,7 @@ else:
         return kind
 
 
-API_VERSION = (1, 0)
+API_VERSION = (1, 1)
 ENTRY_POINT_GROUP = "cowshed.storage_drivers"
 
 StoreId = NewType("StoreId", str)  # made by init(), kept on the back end and in the engine's database
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
+    """Whether a layer can still be written to."""
+
     ACTIVE = "active"
     COMMITTED = "committed"
 
@@ -125,6 +127,8 @@ class Consistency(Enum):
 
 @record(frozen=True, slots=True)
 class Quota:
+    """The most that a layer may hold; None: no limit."""
+
     bytes: int | None = None
     inodes: int | None = None
 
@@ -141,6 +145,8 @@ class LayerOptions:
 
 @record(frozen=True, slots=True)
 class Usage:
+    """What a layer takes, in bytes as the back end allocates them."""
+
     own: int  # bytes that come back on removal
     shared: int | None
     inodes: int | None  # None = unknown; never -1
@@ -164,12 +170,16 @@ if TYPE_CHECKING:
 
 @record(frozen=True, slots=True)
 class Bind:
+    """A directory as it is, and nothing that is mounted in it (open_tree(2), OPEN_TREE_CLONE)."""
+
     source: Source
     read_only: bool = False
 
 
 @record(frozen=True, slots=True)
 class Overlay:
+    """overlay(5), Documentation/filesystems/overlayfs.rst. Paths may be of any length; the engine finds short names."""
+
     lowers: tuple[Source, ...]  # top first
     upper: Path | None = None  # None = read-only
     work: Path | None = None
@@ -180,6 +190,8 @@ class Overlay:
 
 @record(frozen=True, slots=True)
 class Aufs:
+    """aufs(5), where the kernel has it."""
+
     branches: tuple[Path, ...]  # top first; the engine appends those that do not fit in one page
     writable: bool
     options: tuple[tuple[str, str | None], ...] = ()
@@ -187,6 +199,9 @@ class Aufs:
 
 @record(frozen=True, slots=True)
 class FileSystem:
+    """A file system of its own, as mount(8) would mount it. An image file needs a file system that mounts files itself,
+    such as erofs since Linux 6.12; for others the driver sets up a loop device (`ActivationDriver`)."""
+
     fstype: str
     source: str  # what mount(8) calls the device: /dev/…, pool/dataset, an image file
     read_only: bool = False
@@ -209,6 +224,8 @@ class MountPlan:
 
 @record(frozen=True, slots=True)
 class MountRequest:
+    """How a layer is to be mounted. Unsupported for a wish that the driver cannot meet."""
+
     read_only: bool
     selinux_label: str | None = None
     volatile: bool = False  # contents may be lost, speed matters
@@ -230,6 +247,8 @@ class DiffTree:
 
 
 class ChangeKind(Enum):
+    """What has happened to a path, as `cowshed diff` prints it."""
+
     ADDED = "A"
     MODIFIED = "C"
     DELETED = "D"
@@ -238,6 +257,8 @@ class ChangeKind(Enum):
 
 @record(frozen=True, slots=True)
 class Change:
+    """One path that differs between two layers."""
+
     path: bytes  # relative, no leading slash; names need not be UTF-8
     kind: ChangeKind
     subtree: bool = False  # also everything below (renamed or opaque directory)
@@ -279,6 +300,7 @@ class Capabilities:
     selinux: bool = False
     rootless: bool = False  # also in a user namespace; a store made under one map of ids is WrongStore under another
     acl: bool = True
+    acl_before_copy_up: bool = True  # False: EOPNOTSUPP for a file of a lower layer until something else of it changed
     sparse: bool = True
     lost_xattrs: tuple[str, ...] = ()
     xattrs_removable: bool = True  # False: one that is removed stays, empty, and empty ones are not copied up
@@ -291,6 +313,8 @@ class Capabilities:
 
 
 class Verdict(Enum):
+    """How a driver would serve at a place."""
+
     GOOD = "good"
     POOR = "poor"  # works; never chosen silently
     UNUSABLE = "unusable"
@@ -298,6 +322,8 @@ class Verdict(Enum):
 
 @record(frozen=True, slots=True)
 class Reason:
+    """Why a probe or a health report says what it says, for people; `code` is for programs."""
+
     code: str  # stable, e.g. "overlay.no-d-type"
     text: str
     remedy: str = ""
@@ -306,6 +332,8 @@ class Reason:
 
 @record(frozen=True, slots=True)
 class ProbeReport:
+    """What a probe found out: facts, and what follows from them."""
+
     capabilities: Capabilities | None  # None only if unusable
     facts: Mapping[str, str | int | bool] = field(default_factory=dict)
     reasons: tuple[Reason, ...] = ()
@@ -318,8 +346,10 @@ class ProbeReport:
 
 @record(frozen=True, slots=True)
 class Health:
-    """Bytes; None where it cannot be told. A reason whose code ends in `.data-low` or `.metadata-low` stands in place
-    of what `cowshed doctor` would say of the figures."""
+    """Room in the back end, in bytes (None where it cannot be told), and what endangers the store.
+
+    A reason whose code ends in `.data-low` or `.metadata-low` stands in place of what `cowshed doctor` would say of the
+    figures."""
 
     data_total: int | None
     data_free: int | None
@@ -329,6 +359,8 @@ class Health:
 
 
 class ObjectKind(Enum):
+    """What a physical object is to the driver that finds it."""
+
     LAYER = "layer"
     TEMP = "temp"  # of a call that is running or has died
     TRASH = "trash"  # removed, waits for purge()
@@ -350,12 +382,16 @@ class StoredObject:
 
 @record(frozen=True, slots=True)
 class PurgeResult:
+    """What `Driver.purge` could not delete within its budget."""
+
     objects_left: int  # 0 = nothing to delete
     space_pending: bool = False  # deleted, but the back end has not given the space back yet
 
 
 @record(frozen=True, slots=True)
 class Finding:
+    """Something that a self-check found wrong."""
+
     code: str
     text: str
     layer: LayerId | None = None
@@ -368,6 +404,8 @@ class Finding:
 
 @record(frozen=True, slots=True)
 class CompletedRun:
+    """A tool that has ended, with all that it printed."""
+
     argv: tuple[str, ...]
     returncode: int
     stdout: bytes
@@ -376,6 +414,8 @@ class CompletedRun:
 
 @record(frozen=True, slots=True)
 class MountedTree:
+    """A mounted plan, for as long as the context of `Host.mounted` lasts."""
+
     fd: int  # a detached mount; gone when the context ends or the process dies
     path: Path  # /proc/self/fd/N: this process only
 
@@ -391,17 +431,32 @@ class Host(Protocol):
         ok: Collection[int] = (0,),
         mounts: Sequence[tuple[MountPlan, Path]] = (),
     ) -> CompletedRun:
-        """Run a tool with LC_ALL=C, in a private mount namespace with these plans mounted if there are any."""
+        """Run a tool with LC_ALL=C, in a private mount namespace with these plans mounted if there are any.
 
-    def call(self, name: str, function: Callable[[], T]) -> T:
-        """Do one ioctl or library call (libdevmapper, libzfs_core) that changes something."""
+        timeout is in seconds. Raises ToolFailed if the tool is missing, takes longer, or ends with a status that is not
+        in ok."""
 
-    def mounted(self, plan: MountPlan) -> AbstractContextManager[MountedTree]: ...
+    def call(self, name: str, function: Callable[..., T], *arguments: object, changes: bool = True) -> T:
+        """Do function(*arguments), one ioctl or library call (libdevmapper, libzfs_core); a trace has its arguments.
+
+        One that changes something is a kill and fault point; changes=False is for those that only look."""
+
+    def library(self, name: str, load: Callable[[], T]) -> T:
+        """What load() gives, a binding whose methods are calls of a library: a trace has each of them, and where one is
+        played back, load() is not called and the library need not be there."""
+
+    def mounted(self, plan: MountPlan) -> AbstractContextManager[MountedTree]:
+        """Mount a plan for this process alone, until the context ends: `with host.mounted(plan) as tree:`. OSError."""
+
     def sync(self, fd: int) -> None:
-        """syncfs. Open fd before the first write that matters, else an earlier writeback error goes unseen."""
+        """syncfs(2). Open fd before the first write that matters, else an earlier writeback error goes unseen."""
 
-    def step(self, name: str) -> None: ...  # kill and fault point
-    def progress(self, text: str, done: int, total: int | None) -> None: ...  # raises Cancelled
+    def step(self, name: str) -> None:
+        """A point of a changing call at which tests kill the process or inject an error, and where a call can be
+        cancelled: raises Cancelled, which the driver lets pass."""
+
+    def progress(self, text: str, done: int, total: int | None) -> None:
+        """Tell how far a long call is; total is None if nobody knows. Raises Cancelled, as step does."""
 
 
 # ---------------------------------------------------------------- the driver
@@ -411,21 +466,33 @@ class Driver(Protocol):
     """One open store. Safe to call from several threads and processes for different layers."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
-    def close(self) -> None: ...
-    def health(self) -> Health: ...
+    def capabilities(self) -> Capabilities:
+        """What this store can: the same for as long as it is open."""
+
+    def close(self) -> None:
+        """Give up what the object holds open. Layers and mounts stay; a second call is harmless."""
+
+    def health(self) -> Health:
+        """How much room there is, and what endangers the store. OSError."""
+
     def scan(self) -> Iterator[StoredObject]:
         """Every object, including those of calls that are running in other processes."""
 
     def prepare(self, new: Layer, options: LayerOptions) -> DriverData:
-        """Make an ACTIVE layer: empty, or equal to new.parent (COMMITTED)."""
+        """Make an ACTIVE layer: empty, or equal to new.parent (COMMITTED).
+
+        Raises NotFound if the parent is not there, Unsupported for a wish that cannot be met, NoSpace, OSError; then
+        nothing is left but what scan() calls TEMP."""
 
     def commit(self, active: Layer, new: Layer, durability: Durability) -> DriverData:
         """Turn active into the COMMITTED layer new. On return active is gone. new.parent is active.parent unless
-        capabilities.rebase."""
+        capabilities.rebase. With Durability.COMMIT it survives a power cut from the return on.
+
+        Raises NotFound, TooDeep, Unsupported for another parent, NoSpace, OSError; then active is still there."""
 
     def remove(self, layer: Layer) -> None:
-        """Cheap: afterwards scan() shows it as TRASH or not at all. Absent is success."""
+        """Cheap: afterwards scan() shows it as TRASH or not at all. Absent is success. Raises InUse if the back end
+        itself refuses."""
 
     def purge(self, claim: Callable[[LayerId], AbstractContextManager[bool]], budget: float) -> PurgeResult:
         """Delete TRASH, and TEMP that no running call owns, for about budget seconds. Resumable.
@@ -435,18 +502,27 @@ class Driver(Protocol):
         process's prepare may have published that very object meanwhile."""
 
     def mounts(self, layer: Layer, request: MountRequest) -> MountPlan:
-        """Pure. A COMMITTED layer is always read-only."""
+        """How the layer is mounted. Pure: changes nothing, and may be called any number of times. A COMMITTED layer is
+        always read-only. Raises NotFound, Unsupported."""
 
-    def usage(self, layer: Layer) -> Usage: ...
+    def usage(self, layer: Layer) -> Usage:
+        """What the layer takes now; it may be mounted and written to meanwhile. Raises NotFound."""
 
 
 class DiffTreeDriver(Driver, Protocol):
-    def diff_tree(self, layer: Layer) -> DiffTree: ...
+    """capabilities.diff_tree: what a layer changed lies in a directory of its own."""
+
+    def diff_tree(self, layer: Layer) -> DiffTree:
+        """Where, and how it says "deleted". Raises NotFound."""
 
 
 class ChangesDriver(Driver, Protocol):
+    """capabilities.changes: the back end knows what changed without a walk through both trees, as the engine does it
+    for drivers that do not claim it."""
+
     def changes(self, lower: Layer | None, upper: Layer) -> Iterator[Change]:
-        """May report too much, never too little."""
+        """What upper has that lower (None: the empty tree) has not, and the other way round. May report too much,
+        never too little. Raises NotFound."""
 
 
 class ActivationDriver(Driver, Protocol):
@@ -462,23 +538,38 @@ class ActivationDriver(Driver, Protocol):
 
 
 class QuotaDriver(Driver, Protocol):
-    def set_quota(self, layer: Layer, quota: Quota) -> None: ...
+    """capabilities.quota: layers can be held to a size."""
+
+    def set_quota(self, layer: Layer, quota: Quota) -> None:
+        """Set, change or (Quota()) lift the limit of an ACTIVE layer, mounted or not. Raises NotFound, Unsupported."""
 
 
 class SnapshotDriver(Driver, Protocol):
+    """capabilities.live_snapshot: a layer can be copied while it is written to."""
+
     def snapshot(self, active: Layer, new: Layer, durability: Durability) -> DriverData:
         """A COMMITTED copy of an ACTIVE layer that stays, mounted or not."""
 
 
 class TransferDriver(Driver, Protocol):
-    def send(self, layer: Layer, base: Layer | None, fmt: str, out: BinaryIO) -> None: ...
+    """capabilities.transfer_formats: layers travel between stores in the back end's own format."""
+
+    def send(self, layer: Layer, base: Layer | None, fmt: str, out: BinaryIO) -> None:
+        """Write a COMMITTED layer, or what it has beyond base, to out. Raises NotFound, Unsupported for the format."""
+
     def receive(self, new: Layer, base: Layer | None, fmt: str, source: BinaryIO, durability: Durability) -> DriverData:
-        """Makes a COMMITTED layer."""
+        """Make the COMMITTED layer new of what send() wrote. Raises NoSpace, and another StorageError for a stream that
+        is not whole; then there is no layer."""
 
 
 class SelfCheckDriver(Driver, Protocol):
-    def check(self, layers: Sequence[Layer], *, deep: bool) -> Iterator[Finding]: ...
-    def repair(self, finding: Finding) -> None: ...
+    """capabilities.self_check: the back end can be held against what the engine knows."""
+
+    def check(self, layers: Sequence[Layer], *, deep: bool) -> Iterator[Finding]:
+        """What is wrong, given all layers that there should be; changes nothing. deep: whatever time it takes."""
+
+    def repair(self, finding: Finding) -> None:
+        """Do what finding.repair says; repeatable."""
 
 
 def has_diff_tree(driver: Driver) -> TypeGuard[DiffTreeDriver]:
@@ -529,10 +620,14 @@ if TYPE_CHECKING:
 
 
 class OpenStore(Protocol):
+    """How a store is opened: see `DriverPlugin.open`."""
+
     def __call__(self, root: Path, options: Options, host: Host, *, store: StoreId) -> Driver: ...
 
 
 class DestroyStore(Protocol):
+    """How a store is taken away: see `DriverPlugin.destroy`."""
+
     def __call__(self, root: Path, options: Options, host: Host, *, store: StoreId) -> None: ...
 
 

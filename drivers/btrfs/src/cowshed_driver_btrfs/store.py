@@ -64,7 +64,7 @@ def _empty(root: str, store: StoreId, host: Host) -> None:
             for name in _listed(f"{root}/{folder}"):
                 path = f"{root}/{folder}/{name}"
                 quota.release(fd, mode, path, host)
-                host.call("btrfs.destroy", lambda path=path: subvolumes.remove(path))  # type: ignore[misc]
+                host.call("btrfs.destroy", lambda path=path: subvolumes.remove(path))
         if mode in (quota.SIMPLE, quota.FULL):
             dying = groups.members(groups.store)
             groups.destroy()

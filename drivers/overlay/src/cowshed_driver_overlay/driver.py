@@ -16,7 +16,7 @@ import os
 
 from cowshed.storage import api
 from cowshed.storage.errors import LayerId, TooDeep, Unsupported
-from cowshed.storage.kit import directories
+from cowshed.storage.kit import directories, overlays
 from cowshed.storage.kit.places import private_namespace
 from cowshed.storage.kit.trees import remove_tree
 from cowshed_driver_overlay.switches import MAX_LAYERS, capabilities, prefix, switches
@@ -72,7 +72,7 @@ class OverlayDriver:
         self._host.step("overlay.prepare.made")
         if parent:
             # The upper's own root is what a container sees as /: it must look as its parent's does.
-            self._copy_root(parent, upper)
+            overlays.copy_root(parent, upper, self._prefix)
         else:
             os.chmod(upper, 0o755)  # whatever the umask
             os.chown(upper, options.root_uid, options.root_gid)
@@ -82,15 +82,6 @@ class OverlayDriver:
         self._at.publish(temporary, new, durable=options.durable)
         self._host.step("overlay.prepare.published")
         return {}
-
-    def _copy_root(self, parent: str, upper: str) -> None:
-        status = os.stat(parent)
-        os.chown(upper, status.st_uid, status.st_gid)
-        os.chmod(upper, status.st_mode & 0o7777)
-        for name in os.listxattr(parent):
-            if not name.startswith(self._prefix):
-                os.setxattr(upper, name, os.getxattr(parent, name))
-        os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def commit(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
         if (depth := sum(1 for _ in new.chain())) > MAX_LAYERS:

@@ -89,9 +89,8 @@ def _child(ids: Map, work: Callable[[], object], place: str = "/") -> Iterator[i
 
 @contextlib.contextmanager
 def mapped(store: Store, layer: api.Layer, userns: int, *, read_only: bool = False) -> Iterator[str]:
-    """A path at which a layer, whose plan has one step, is mounted with the ids of a user namespace: of an overlay its
-    lower directories are mapped, as the kernel does not map the overlay itself, and the upper gets the owner that the
-    root has then."""
+    """A path at which a layer is mounted with the ids of a user namespace: of an overlay its lower directories are
+    mapped, as the kernel does not map the overlay itself, and the upper gets the owner that the root has then."""
     fds: list[int] = []
     try:
         with store.activated(layer, read_only=read_only) as plan:
@@ -107,8 +106,7 @@ def _map(plan: api.MountPlan, userns: int, fds: list[int]) -> None:
     if isinstance(step, api.Overlay):
         lowers: list[api.Step] = []
         for lower in step.lowers:
-            assert isinstance(lower, str)
-            fds.append(_mapped(mount.clone(lower), userns))
+            fds.append(_mapped(_lower(plan, lower), userns))
             lowers.append(api.Step(len(lowers)))
         if step.upper is not None:
             root = os.fstat(fds[0])
@@ -117,6 +115,13 @@ def _map(plan: api.MountPlan, userns: int, fds: list[int]) -> None:
         fds.append(detached(api.MountPlan((own,)), below=fds[:]))
     else:
         fds.append(_mapped(detached(plan), userns))
+
+
+def _lower(plan: api.MountPlan, lower: api.Source) -> int:
+    """A mount of a lower directory by itself."""
+    if isinstance(lower, str):
+        return mount.clone(lower)
+    return detached(api.MountPlan(plan.steps[: lower.index + 1], lower.subpath))
 
 
 def _mapped(fd: int, userns: int) -> int:

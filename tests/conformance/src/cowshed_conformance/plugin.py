@@ -88,6 +88,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if _report() is None:
         return
+    _report_modules(items)
     wanted = LEVELS[: LEVELS.index(config.getoption("--level")) + 1]
     gone = []
     for item in items:
@@ -109,6 +110,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.get_closest_marker("conformance_last") is not None)
 
 
+def _report_modules(items: list[pytest.Item]) -> None:
+    run = _report()
+    assert run is not None
+    run.of_this_run().modules.update(item.function.__module__ for item in items if isinstance(item, pytest.Function))
+
+
 def _versions(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Note which cases there are, and let those that are newer than the version that is held to fail nothing."""
     from cowshed_conformance import versions
@@ -128,7 +135,6 @@ def _versions(config: pytest.Config, items: list[pytest.Item]) -> None:
         since = versions.since(item.originalname)
         counted = pin is None or since <= pin
         here.pinned = pin if pin is not None else here.pinned
-        here.modules.add(item.function.__module__)
         here.know(item, mark.args[0], since=since, counted=counted)
         if not counted:
             item.add_marker(pytest.mark.xfail(reason=f"newer than version {pin} of the suite", strict=False))

@@ -7,7 +7,7 @@ import sys
 from cowshed import log
 from cowshed.cli import output
 from cowshed.config import selection
-from cowshed.layers.host import EngineHost
+from cowshed.layers import host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _document(probed: Probed) -> dict[str, Any]:
 def list_(engine: Engine, said: Values) -> int:
     if said.refresh:
         _refresh(engine)
-    probed = selection.probe_all(engine.settings, EngineHost(), engine.stored_driver(), engine.kept_options())
+    probed = selection.probe_all(engine.settings, host.make(), engine.stored_driver(), engine.kept_options())
     if said.quiet:
         for one in probed:
             print(one.name)
@@ -85,7 +85,7 @@ def _refresh(engine: Engine) -> None:
 
 
 def why(engine: Engine, said: Values) -> int:
-    told = selection.explain(engine.settings, engine.stored_driver(), EngineHost(), engine.kept_options())
+    told = selection.explain(engine.settings, engine.stored_driver(), host.make(), engine.kept_options())
     for one in told.probed:
         _trace(one)
     document: dict[str, Any] = {

@@ -38,6 +38,7 @@ class Descent:
         return len(self._above)
 
     def down(self, name: str | bytes) -> None:
+        """Move into a directory of the one that is open. OSError, as of a name that is none or a mount point."""
         status = os.fstat(self.fd)
         below = enter(self.fd, name, cross=self._cross)
         os.close(self.fd)
@@ -54,6 +55,7 @@ class Descent:
         return parent
 
     def up(self, parent: int = -1) -> None:
+        """Move to the directory above; parent: what `parent()` gave. Raises Moved."""
         if parent < 0:
             parent = self.parent()
         os.close(self.fd)
@@ -61,6 +63,7 @@ class Descent:
         self._above.pop()
 
     def close(self) -> None:
+        """Close the directory that is open, wherever the walk is."""
         os.close(self.fd)
 
 

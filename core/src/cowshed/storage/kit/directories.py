@@ -175,11 +175,13 @@ def _id_maps() -> str:
 class Directories:
     """The layers of one such store; each is a directory in which `content` holds the tree.
 
+    committed: the name of what holds a COMMITTED layer, a directory or a file, where that is another one.
     quota: make each layer a project of its own, where the file system has quota by project.
     """
 
-    def __init__(self, root: str, content: str, host: Host, *, quota: bool = False) -> None:
-        self.root, self._content, self._host = root, content, host
+    def __init__(self, root: str, content: str, host: Host, *, committed: str = "", quota: bool = False) -> None:
+        self.root, self._host = root, host
+        self._contents = {Kind.ACTIVE: content, Kind.COMMITTED: committed or content}
         # Writeback errors are reported to descriptors that were open when they happened: so from the start.
         self._sync = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._projects = self._quota() if quota else None
@@ -190,6 +192,7 @@ class Directories:
         return None if projects.obstacle(self._sync) else projects.Projects(self.root, self._sync, self._host)
 
     def close(self) -> None:
+        """Close what is open; repeatable."""
         fd, self._sync = self._sync, -1
         if fd >= 0:
             os.close(fd)
@@ -214,24 +217,28 @@ class Directories:
         return self.has_quota and places.file_system_name(self.root) not in places.SHARING
 
     def health(self) -> Health:
+        """What statvfs(3) says of the file system below."""
         status = os.statvfs(self.root)
         return Health(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize, None, None)
 
     # ------------------------------------------------------------ where things are
 
     def layer(self, layer: Layer) -> str:
+        """The path of a layer's directory, whether it is there or not."""
         return f"{self.root}/{'committed' if layer.kind is Kind.COMMITTED else 'active'}/{layer.id}"
 
     def content(self, layer: Layer) -> str:
-        return f"{self.layer(layer)}/{self._content}"
+        """The path of what holds the layer's tree."""
+        return f"{self.layer(layer)}/{self._contents[layer.kind]}"
 
     def exists(self, layer: Layer) -> bool:
-        return os.path.isdir(self.content(layer))
+        """Whether the layer is there, with its content."""
+        return os.path.exists(self.content(layer))
 
     def require(self, layer: Layer) -> str:
         """`content`, of a layer that is there. Raises NotFound."""
         path = self.content(layer)
-        if not os.path.isdir(path):
+        if not os.path.exists(path):
             raise NotFound(
                 f"there is no {layer.kind.value} layer {layer.id} in {self.root}",
                 layer=layer.id,
@@ -279,12 +286,12 @@ class Directories:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             raise Damaged(
-                f"{self.layer(layer)} is in the way: a layer without {self._content}",
+                f"{self.layer(layer)} is in the way: a layer without {self._contents[layer.kind]}",
                 layer=layer.id,
                 remedy="remove it by hand if nothing in it is wanted",
             ) from None
         if durable:
-            files.sync_directory(f"{self.root}/active")
+            files.sync_directory(os.path.dirname(self.layer(layer)))
 
     def commit(self, active: Layer, new: Layer, *, durable: bool, name: str) -> None:
         """Rename the active layer's directory to the committed one's place; steps are called NAME.commit.…"""
@@ -326,8 +333,10 @@ class Directories:
         content = self.require(layer)
         folder = os.path.dirname(content)
         counted = self._projects.used(folder) if self._projects is not None else None
+        if not os.path.isdir(content):
+            return Usage(own=os.stat(content).st_blocks * 512, shared=None, inodes=None, exact=False)
         if counted is None:
-            size, inodes = measure_tree(content)
+            size, inodes = measure_tree(os.path.realpath(content))  # it may be a link to one beside it
             return Usage(own=size, shared=None, inodes=inodes, exact=False)
         size, inodes = counted
         others = 1 + sum(_inodes_of_its_own(f"{folder}/{name}") for name in beside)

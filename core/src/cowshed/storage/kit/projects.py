@@ -165,7 +165,7 @@ class Projects:
     def lift_all(self) -> None:
         """For a store that is about to be destroyed."""
         for number in [number for number, _ in self._records()]:
-            self._host.call("project.lift", lambda n=number: projects.set_limits(self._fd, n, 0, 0))  # type: ignore[misc]
+            self._host.call("project.lift", lambda n=number: projects.set_limits(self._fd, n, 0, 0))
 
     def scan(self) -> Iterator[StoredObject]:
         """Every limit that was set: what is left of a layer if its directory was deleted and its limit not lifted."""

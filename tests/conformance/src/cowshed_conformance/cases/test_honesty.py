@@ -53,6 +53,7 @@ TRIED_BY = {
     "selinux": "H01 M08",
     "rootless": "B02",
     "acl": "C16",
+    "acl_before_copy_up": "C16",
     "sparse": "C23",
     "lost_xattrs": "C15",
     "xattrs_removable": "C15",

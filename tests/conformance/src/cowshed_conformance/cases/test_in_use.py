@@ -228,8 +228,10 @@ def test_U05_many_processes_activate_one_layer_at_once(engine: Engine, target: T
 def test_U06_after_a_power_cut_while_a_layer_was_in_use_all_is_usable(
     target: Target, backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with backing.own(96 << 20, backing.loop_kind()) as system:
-        engine = Engine(target, f"{system.path}/store")
+    with (
+        backing.own(96 << 20, backing.loop_kind()) as system,
+        Engine(target, f"{system.path}/store") as engine,
+    ):
         if engine.driver.capabilities.durability < api.Durability.COMMIT:
             marks.skip("capability", "the driver does not claim to survive a power cut")
         image = engine.pull()
@@ -238,17 +240,15 @@ def test_U06_after_a_power_cut_while_a_layer_was_in_use_all_is_usable(
             steps.do(root, file("mine", b"1"))
             with backing.after_power_cut(system) as path:
                 monkeypatch.setattr(process, "boot_id", lambda: "another boot")
-                after = Engine(target, f"{path}/store")
-                after.recover()
-                assert after.findings() == []
-                found = after.look(after.layers.load(layer.number))
-                assert {".", "a", "b", "c"} <= set(found)
-                assert found["a"].size == 10_000
-                assert after.layers.by_chain_id(image.chain_ids[-1]) is not None
-                after.remove(after.layers.load(layer.number))
-                after.create(image)
-                after.close()
-        engine.close()
+                with Engine(target, f"{path}/store") as after:
+                    after.recover()
+                    assert after.findings() == []
+                    found = after.look(after.layers.load(layer.number))
+                    assert {".", "a", "b", "c"} <= set(found)
+                    assert found["a"].size == 10_000
+                    assert after.layers.by_chain_id(image.chain_ids[-1]) is not None
+                    after.remove(after.layers.load(layer.number))
+                    after.create(image)
 
 
 @core
