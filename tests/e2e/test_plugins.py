@@ -60,7 +60,7 @@ def test_broken_drivers_are_listed_with_their_reasons_and_stop_nobody(engine, fo
     [
         ("noimport", "example-noimport 1.0 is broken: ModuleNotFoundError"),
         ("exits", "is broken: SystemExit"),
-        ("newer", "needs interface 1.1; this engine has 1.0: upgrade cowshed"),
+        ("newer", "needs interface 1.2; this engine has 1.1: upgrade cowshed"),
         ("badprobe", "driver badprobe has a bug: its probe raised ZeroDivisionError"),
         ("badinit", "driver badinit has a bug: its init raised KeyError"),
         ("mute", "driver mute cannot be used here: it does not say why"),

@@ -43,7 +43,7 @@ def test_every_broken_driver_is_listed_with_its_reason_and_stops_nobody(folder):
     assert "SystemExit" in reasons["exits"]
     assert "no DriverPlugin" in reasons["noplugin"]
     assert "calls itself othername" in reasons["misnamed"]
-    assert "needs interface 1.1; this engine has 1.0" in reasons["newer"]
+    assert "needs interface 1.2; this engine has 1.1" in reasons["newer"]
     assert "needs interface 0.0" in reasons["older"]
     remedies = {f.name: f.remedy for f in listed}
     assert remedies["newer"] == "upgrade cowshed"

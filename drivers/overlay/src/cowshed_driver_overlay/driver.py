@@ -16,9 +16,9 @@ import os
 
 from cowshed.storage import api
 from cowshed.storage.errors import LayerId, TooDeep, Unsupported
-from cowshed.storage.kit import directories, overlays
+from cowshed.storage.kit import directories
 from cowshed.storage.kit.places import private_namespace
-from cowshed.storage.kit.trees import remove_tree
+from cowshed.storage.kit.trees import copy_top, remove_tree
 from cowshed_driver_overlay.switches import MAX_LAYERS, capabilities, prefix, switches
 
 TYPE_CHECKING = False
@@ -72,7 +72,7 @@ class OverlayDriver:
         self._host.step("overlay.prepare.made")
         if parent:
             # The upper's own root is what a container sees as /: it must look as its parent's does.
-            overlays.copy_root(parent, upper, self._prefix)
+            copy_top(parent, upper, self._prefix)
         else:
             os.chmod(upper, 0o755)  # whatever the umask
             os.chown(upper, options.root_uid, options.root_gid)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from cowshed.storage import api
+from cowshed.storage.kit.trees import copy_top
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,21 +54,10 @@ def make(folder: str, options: api.LayerOptions, parent: str = "") -> None:
     os.mkdir(upper)
     os.mkdir(f"{folder}/work", 0o700)
     if parent:
-        copy_root(parent, upper)
+        copy_top(parent, upper, PREFIX)
     else:
         os.chmod(upper, 0o755)  # whatever the umask
         os.chown(upper, options.root_uid, options.root_gid)
-
-
-def copy_root(parent: str, upper: str, private: str = PREFIX) -> None:
-    """Give the directory upper the owner, mode, times and attributes of parent, but for attributes of that prefix."""
-    status = os.stat(parent)
-    os.chown(upper, status.st_uid, status.st_gid)
-    os.chmod(upper, status.st_mode & 0o7777)
-    for name in os.listxattr(parent):
-        if not name.startswith(private):
-            os.setxattr(upper, name, os.getxattr(parent, name))
-    os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def mount(lowers: tuple[api.Source, ...], upper: str, work: str, request: api.MountRequest) -> api.Mount:

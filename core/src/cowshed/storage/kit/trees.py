@@ -13,7 +13,7 @@ from time import monotonic
 from cowshed.storage.kit.descent import DIRECTORY, Descent, Moved, enter, names
 from cowshed_linux import files
 
-__all__ = ["copy_tree", "measure_tree", "remove_entry", "remove_tree"]
+__all__ = ["copy_top", "copy_tree", "measure_tree", "remove_entry", "remove_tree"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,18 @@ def copy_tree(source: str, target: str, *, step: Callable[[], None] | None = Non
     from cowshed.storage.kit import copying
 
     copying.copy_tree(source, target, step=step)
+
+
+def copy_top(source: str, target: str, without: str) -> None:
+    """Give the directory target the owner, mode, times and extended attributes of the directory source, but for
+    attributes whose names begin with `without`."""
+    status = os.stat(source)
+    os.chown(target, status.st_uid, status.st_gid)
+    os.chmod(target, status.st_mode & 0o7777)
+    for name in os.listxattr(source):
+        if not name.startswith(without):
+            os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def remove_tree(path: str, *, until: float | None = None) -> bool:
