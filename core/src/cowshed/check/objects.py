@@ -7,7 +7,7 @@ import os
 from cowshed.check.findings import ERROR, NOTE, WARNING, Finding, twice
 from cowshed.errors import CowshedError
 from cowshed.layers.health import warn_of_health
-from cowshed.state import drivers, images, records
+from cowshed.state import conversions, drivers, images, records
 from cowshed.state import layers as rows
 from cowshed.storage.errors import StorageError
 
@@ -46,7 +46,8 @@ def look(engine: Engine, *, deep: bool) -> Iterator[Finding]:
 
 
 def _unknown(store: Store) -> Iterator[Finding]:
-    for name in sorted({*os.listdir(f"{store.root}/drivers")} - {*drivers.names(store)}):
+    leaving = {each.name for each in conversions.leaving(store)}
+    for name in sorted({*os.listdir(f"{store.root}/drivers")} - {*drivers.names(store)} - leaving):
         if os.path.exists(f"{store.root}/drivers/{name}/store"):  # else it was only tried
             remedy = "cowshed storage repair --rebuild-database, if it holds layers of this store"
             text = f"drivers/{name} is of no driver that the database knows"
@@ -119,12 +120,23 @@ def lost_row(engine: Engine, layers: Layers, found: api.Finding) -> dict[str, An
     record = records.read(records.path(root, "layers", stored.layer))
     if record is not None and record.get("driver") == layers.name:
         return {"where": f"{layers.name} and in its record", "record": record, "kind": "committed"}
-    for id_ in os.listdir(f"{root}/containers"):
-        if id_.startswith(stored.layer):
-            record = records.read(f"{root}/containers/{id_}/record")
-            if record is not None and record.get("layer") == stored.layer and record.get("driver") == layers.name:
-                return {"where": f"{layers.name} and in its container's record", "record": record, "kind": "active"}
+    id_ = of_container(root, stored.layer)
+    record = records.read(records.path(root, "containers", id_)) if id_ else None
+    if record is not None and record.get("driver") == layers.name:
+        return {
+            "where": f"{layers.name} and in its container's record", "record": record, "kind": "active",
+            "container": id_,
+        }  # fmt: skip
     return None
+
+
+def of_container(root: str, layer: str) -> str:
+    """The id of the container whose record says that it has this layer, "" if none does."""
+    for id_ in sorted(os.listdir(f"{root}/containers")):
+        record = records.read(records.path(root, "containers", id_))
+        if record is not None and record.get("layer") == layer:
+            return id_
+    return ""
 
 
 def unverified(row: LayerRow, why: str) -> Finding:
@@ -173,7 +185,7 @@ def recorded_parent(store: Store, row: LayerRow) -> str | None:
     path = records.path(store.root, "layers", row.id)
     if row.kind == "active":
         found = store.query("select id from containers where number = ?", row.number)
-        path = f"{store.root}/containers/{found[0][0]}/record" if found else path
+        path = records.path(store.root, "containers", found[0][0]) if found else path
     record = records.read(path)
     if record is None:
         return None

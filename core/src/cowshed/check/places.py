@@ -36,11 +36,12 @@ def _containers(engine: Engine) -> Iterator[Finding]:
     store = engine.store
     known = {row.id: row for row in containers.list_all(store)}
     for id_ in sorted({*os.listdir(f"{store.root}/containers")} - known.keys()):
-        record = records.read(f"{store.root}/containers/{id_}/record")
-        if record is not None and record.get("layer") == id_[:32] and rows.by_id(store, id_[:32]) is not None:
+        record = records.read(records.path(store.root, "containers", id_))
+        layer = str(record.get("layer")) if record is not None else ""
+        if record is not None and rows.by_id(store, layer) is not None:
             text = f"the database has lost container {record.get('name')}, of which containers/{id_} tells"
             yield Finding("container.lost-row", id_, text, repair="write its row again", data={"record": record})
-        elif record is None or record.get("layer") != id_[:32] or not _is_in_driver(engine, record["driver"], id_[:32]):
+        elif record is None or not _is_in_driver(engine, record.get("driver"), layer):
             text = f"containers/{id_} belongs to no container"
             yield Finding("container.folder", id_, text, WARNING, "delete it")
     for row in known.values():
@@ -53,7 +54,7 @@ def _container(engine: Engine, row: ContainerRow) -> Iterator[Finding]:
     layer = rows.get(store, row.number)
     who = f"container {row.name}"
     if layer is None:
-        record = records.read(f"{engine.folder(row)}/record")
+        record = records.read(records.path(store.root, "containers", row.id))
         if record is None:
             repair = f"forget {who}: what was written in it is lost"
             yield Finding("container.no-layer", row.id, f"{who} has no layer in the database", repair=repair)
@@ -93,12 +94,13 @@ def _ownerless(engine: Engine) -> Iterator[Finding]:
     alone = store.query(
         "select number, id, driver from layers where kind = 'active' and diff_id is null "
         "and not exists (select 1 from containers where containers.number = layers.number) "
-        "and not exists (select 1 from journal where journal.number = layers.number)"
+        "and not exists (select 1 from journal where journal.number = layers.number) "
+        "and not exists (select 1 from converted where number in (layer, twin))"
     )
     for number, id_, driver in alone:
         if store.locks.held("layers", number) or journal.get(store, number) is not None:
             continue
-        if not any(name.startswith(id_) for name in os.listdir(f"{store.root}/containers")):
+        if not objects.of_container(store.root, id_):
             text = f"driver {driver}: layer {id_} is writable and of no container"
             yield Finding("layer.ownerless", id_, text, WARNING, "remove it", driver=driver)
 
@@ -196,15 +198,14 @@ def _container_record(engine: Engine, row: ContainerRow) -> Iterator[Finding]:
         return
     if layer.driver != row.driver or objects.contradicts(engine.store, layer):
         return  # then its record may be right
-    path = f"{engine.folder(row)}/record"
-    below = rows.get(engine.store, layer.parent) if layer.parent is not None else None
-    if records.read(path) == containers.record_of(row, below.id if below is not None else None):
+    path = records.path(engine.store.root, "containers", row.id)
+    if records.read(path) == records.wanted(engine.store, "containers", row.id):
         return
     there = os.path.exists(path)
     text = f"the record of container {row.name} {'does not say what the database says' if there else 'is missing'}"
     yield Finding(
         "record.wrong" if there else "record.missing", f"containers/{row.id}", text, WARNING if there else NOTE,
-        "write it again", data={"container": row.number},
+        "write it again", data={"record": ("containers", row.id)},
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def _refuse_running(root: str) -> None:
     fd = locks.open_file(f"{root}/locks/monitors")
     try:
         for id_ in os.listdir(f"{root}/containers"):
-            value = records.read(f"{root}/containers/{id_}/record")
+            value = records.read(records.path(root, "containers", id_))
             if value is not None and isinstance(value.get("number"), int) and locks.byte_is_locked(fd, value["number"]):
                 raise Busy(f"container {value.get('name')} runs", remedy="end it first: kill its monitor")
     finally:
@@ -261,7 +261,7 @@ def _containers(store: Store, opened: Mapping[str, api.Driver], lost: list[str])
         if found.layer_kind is not None and found.layer_kind.value == "active" and found.kind.value == "layer"
     }
     for id_ in sorted(os.listdir(f"{store.root}/containers")):
-        value = records.read(f"{store.root}/containers/{id_}/record")
+        value = records.read(records.path(store.root, "containers", id_))
         if value is None:
             lost.append(f"containers/{id_} has no record: what was asked for it is lost")
             continue

@@ -143,18 +143,14 @@ def _lost_layer(engine: Engine, finding: Finding) -> None:
     with engine.store.transaction() as tx:
         if kind == "active":
             named = tx.execute("select id from containers where number = ?", value.get("number"))
-            if named and str(named[0][0]).startswith(finding.object):
+            if named and str(named[0][0]) == finding.data["container"]:
                 done = rebuild.insert_layer(tx, finding.object, kind, value)
             else:
-                done = rebuild.restore_container(tx, _folder_of(engine, finding.object), value)
+                done = rebuild.restore_container(tx, finding.data["container"], value)
         else:
             done = rebuild.insert_layer(tx, finding.object, kind, value)
     if not done:
         raise Conflict("what it stands on is lost, or its number is another's by now")
-
-
-def _folder_of(engine: Engine, layer: str) -> str:
-    return next(name for name in os.listdir(f"{engine.store.root}/containers") if name.startswith(layer))
 
 
 def _contradiction(engine: Engine, finding: Finding) -> None:
@@ -288,10 +284,7 @@ def _missing_volume(engine: Engine, finding: Finding) -> None:
 
 
 def _record(engine: Engine, finding: Finding) -> None:
-    if "container" in finding.data:
-        lifecycle.record_again(engine, finding.data["container"])
-    else:
-        records.refresh(engine.store, [finding.data["record"]])
+    records.refresh(engine.store, [finding.data["record"]])
 
 
 def _unmount(engine: Engine, finding: Finding) -> None:

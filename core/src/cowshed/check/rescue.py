@@ -200,7 +200,7 @@ class _Rescue:
 
     def _container(self, row: ContainerRow) -> None:
         folder = f"{self._store.root}/containers/{row.id}"
-        about = {"record": containers.record_of(row, None), "configuration": None}
+        about = {"record": containers.record_of(row, "", None), "configuration": None}
         try:
             with open(f"{folder}/config.json", "rb") as file:
                 about["configuration"] = loads(file.read())

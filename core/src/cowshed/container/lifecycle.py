@@ -123,22 +123,13 @@ def _configure(
     _write(f"{folder}/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
     _write(f"{folder}/resolv.conf", _host_file("/etc/resolv.conf") if network == "host" else "")
     config = spec.compose(asked, image, hostname=hostname, user=user, files=folder, mounts=mounts.oci(engine, wanted))
-    _write_record(engine, row, active.parent.id if active.parent is not None else None)
+    _write_record(engine, row, active)
     _write_config(engine, row, config)
 
 
-def _write_record(engine: Engine, row: ContainerRow, parent: str | None) -> None:
-    _write(f"{engine.folder(row)}/record", dumps(containers.record_of(row, parent)), mode=0o600)
-
-
-def record_again(engine: Engine, number: int) -> None:
-    """Write the record of a container as the database has it, if it is there still."""
-    from cowshed.state import layers
-
-    row = containers.get(engine.store, number)
-    chain = layers.chain(engine.store, number)
-    if row is not None and os.path.isdir(engine.folder(row)):
-        _write_record(engine, row, chain[1][1] if len(chain) > 1 else None)
+def _write_record(engine: Engine, row: ContainerRow, layer: Layer) -> None:
+    parent = layer.parent.id if layer.parent is not None else None
+    _write(f"{engine.folder(row)}/record", dumps(containers.record_of(row, layer.id, parent)), mode=0o600)
 
 
 def configure_again(engine: Engine, row: ContainerRow) -> None:

@@ -68,6 +68,11 @@ def find(store: Store, name: str) -> ContainerRow:
     return _row(rows[0])
 
 
+def exact(store: Store, id_: str) -> ContainerRow | None:
+    rows = store.query(f"select {_COLUMNS} from containers where id = ?", id_)
+    return _row(rows[0]) if rows else None
+
+
 def list_all(store: Store) -> list[ContainerRow]:
     """Newest first."""
     return [_row(r) for r in store.query(f"select {_COLUMNS} from containers order by created desc, number desc")]
@@ -77,10 +82,10 @@ def of_image(store: Store, image_id: str) -> list[ContainerRow]:
     return [_row(r) for r in store.query(f"select {_COLUMNS} from containers where image_id = ?", image_id)]
 
 
-def record_of(row: ContainerRow, parent: str | None) -> dict[str, Any]:
-    """What containers/ID/record says (`cowshed.state.records`); parent: the id of the layer that its own stands on."""
+def record_of(row: ContainerRow, layer: str, parent: str | None) -> dict[str, Any]:
+    """What containers/ID/record says (`cowshed.state.records`): ids of its layer, and of the one below that."""
     return {
         "number": row.number, "name": row.name, "image": row.image_id, "reference": row.image_ref,
-        "driver": row.driver, "created": row.created, "config": row.config, "labels": row.labels, "layer": row.id[:32],
-        "parent": parent,
+        "driver": row.driver, "created": row.created, "config": row.config, "labels": row.labels,
+        "layer": layer, "parent": parent,
     }  # fmt: skip

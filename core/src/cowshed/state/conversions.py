@@ -102,14 +102,18 @@ def was_made(tx: Transaction, twin: int) -> bool:
 def switch(tx: Transaction, container: int, number: int, driver: str) -> None:
     """Let a container have the layer `number` of that driver from now on, and be known by its number."""
     tx.execute("pragma defer_foreign_keys = on")
-    tx.execute("update containers set number = ?, driver = ? where number = ?", number, driver, container)
+    for (id_,) in tx.execute(
+        "update containers set number = ?, driver = ? where number = ? returning id", number, driver, container
+    ):
+        tx.record("containers", id_)
     tx.execute("update volume_users set container = ? where container = ?", number, container)
 
 
 def give_up(tx: Transaction, layers: Sequence[int]) -> None:
     """These committed layers realise no image any more. Each goes when nothing stands on it: at once, or later."""
     for number in layers:
-        tx.execute("update layers set chain_id = null where number = ?", number)
+        for (id_,) in tx.execute("update layers set chain_id = null where number = ? returning id", number):
+            tx.record("layers", id_)
         tx.execute("insert or ignore into loose_layers select number from bare_layers where number = ?", number)
 
 
@@ -151,6 +155,7 @@ def leave(tx: Transaction, name: str) -> bool:
         has_left(tx, name)
         return False
     tx.execute("delete from drivers where name = ?", name)
+    tx.record("drivers", name)
     return True
 
 

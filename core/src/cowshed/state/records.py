@@ -51,7 +51,7 @@ def refresh(store: Store, changed: Iterable[tuple[str, str]]) -> None:
             value = wanted(store, kind, name)
             if value is not None:
                 _write(path(store.root, kind, name), value)
-            else:
+            elif kind != "containers":  # of which one goes with its directory
                 _unlink(path(store.root, kind, name))
     except OSError as error:
         log.info(f"records cannot be written: {error}")
@@ -60,6 +60,8 @@ def refresh(store: Store, changed: Iterable[tuple[str, str]]) -> None:
 
 
 def path(root: str, kind: str, name: str) -> str:
+    if kind == "containers":
+        return f"{root}/containers/{name}/record"
     return f"{folder(root)}/{kind}/{name.removeprefix('sha256:')}"
 
 
@@ -110,6 +112,8 @@ def wanted(store: Store, kind: str, name: str) -> dict[str, Any] | None:
     if kind == "drivers":
         driver = drivers.get(store, name)
         return None if driver is None else {"store": driver.store, "options": driver.options}
+    if kind == "containers":
+        return _of_container(store, name)
     if kind == "images":
         image = images.exact(store, name)
         return None if image is None else of_image(image, images.names(store, image.id))
@@ -121,6 +125,16 @@ def wanted(store: Store, kind: str, name: str) -> dict[str, Any] | None:
         "driver": row.driver, "number": row.number, "parent": below.id if below is not None else None,
         "chain_id": row.chain_id, "diff_id": row.diff_id, "created": row.created, "data": row.data,
     }  # fmt: skip
+
+
+def _of_container(store: Store, id_: str) -> dict[str, Any] | None:
+    from cowshed.state import containers, layers
+
+    row = containers.exact(store, id_)
+    chain = layers.chain(store, row.number) if row is not None else []
+    if row is None or not chain or not os.path.isdir(f"{store.root}/containers/{id_}"):
+        return None
+    return containers.record_of(row, chain[0][1], chain[1][1] if len(chain) > 1 else None)
 
 
 def all_wanted(store: Store) -> list[tuple[str, str]]:
