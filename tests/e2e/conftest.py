@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,14 @@ def greeting_archive(greeting, greeting_image, tmp_path_factory):
     with tarfile.open(f"{folder}/image.tar", "w") as archive:
         archive.add(f"{folder}/layout", ".")
     return folder / "image.tar"
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """A temporary directory in memory, if there is one: the suite syncs its stores thousands of times."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else tmp_path
+    with tempfile.TemporaryDirectory(prefix="quick-", dir=memory) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import fnmatch
 import os
 import re
 import subprocess
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -56,14 +55,6 @@ def compare(shown, printed, what):
         assert any(fnmatch.fnmatchcase(line.rstrip(), pattern) for line in lines), (
             f"{what}: {wanted!r} not in:\n{printed}"
         )
-
-
-@pytest.fixture
-def quick(tmp_path):
-    """A temporary directory in memory, if there is one: the suite syncs its stores thousands of times."""
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else tmp_path
-    with tempfile.TemporaryDirectory(prefix="docs-", dir=memory) as folder:
-        yield folder
 
 
 @pytest.mark.timeout(900)  # the tutorial runs the core level of the suite

@@ -601,7 +601,7 @@ def init(root: str, options: api.Options, host: api.Host, *, mapper: Callable[[]
     from cowshed_driver_devicemapper.making import make  # the first command of a store only
 
     store = directories.init_store(root, NAME)
-    make(root, options, host, mapper(), store)
+    make(root, options, host, host.library("dm", mapper), store)
     return store
 
 
@@ -614,7 +614,7 @@ def open_store(
         raise WrongStore(f"{root} has no pool: its making was not finished", remedy="make the store again")
     if known.uuid != store:
         raise WrongStore(f"{root}/pool belongs to store {known.uuid}, not {store}", remedy="put the right one back")
-    pool = Pool(root, known, mapper(), host)
+    pool = Pool(root, known, host.library("dm", mapper), host)
     pool.up()
     if known.kind == record.GIVEN:
         pool.identify()
@@ -630,6 +630,6 @@ def destroy_store(
     if os.path.lexists(f"{root}/store"):
         directories.check_store(root, NAME, store)
         if os.path.lexists(f"{root}/pool"):
-            unmake(root, mapper(), host)
+            unmake(root, host.library("dm", mapper), host)
             remove_tree(f"{root}/pool")
     directories.destroy_store(root, NAME, store)

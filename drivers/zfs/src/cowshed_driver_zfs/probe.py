@@ -100,7 +100,7 @@ def _versions(host: Host, facts: Facts) -> list[Reason]:
 def _trial(dataset: str, options: Options, host: Host) -> Facts:
     from cowshed_driver_zfs.binding import Zfs
 
-    zfs = Zfs()
+    zfs = host.library("zfs", Zfs)
     try:
         if not zfs.exists(dataset):
             raise _Refused("no-dataset", f"there is no dataset {dataset}", f"zfs create {dataset}")

@@ -76,7 +76,7 @@ def dataset_of(root: str, options: Options) -> str:
 def init(root: str, options: Options, host: api.Host) -> api.StoreId:
     """Make the store, or finish one that was begun."""
     dataset = dataset_of(root, options)
-    zfs = Zfs()
+    zfs = host.library("zfs", Zfs)
     try:
         if not zfs.exists(dataset):
             raise BadOption(f"there is no dataset {dataset}", remedy=f"zfs create {dataset}")
@@ -114,7 +114,7 @@ def open_store(root: str, options: Options, host: api.Host, *, store: api.StoreI
     """Raises WrongStore if the directory or the dataset is not that of the store."""
     directories.check_store(root, NAME, store)
     name = names.store(dataset_of(root, options), store)
-    zfs = Zfs()
+    zfs = host.library("zfs", Zfs)
     try:
         reader = Reader(zfs, name, host)
         found = reader.properties(name, "sync", "dedup")
@@ -137,7 +137,7 @@ def destroy_store(root: str, options: Options, host: api.Host, *, store: api.Sto
     if os.path.lexists(f"{root}/store"):
         directories.check_store(root, NAME, store)
         name = names.store(dataset_of(root, options), store)
-        zfs = Zfs()
+        zfs = host.library("zfs", Zfs)
         try:
             if zfs.exists(name):
                 left = Removal(zfs, Reader(zfs, name, host), name, host).everything()

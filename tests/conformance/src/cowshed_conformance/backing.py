@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
+from cowshed.layers.host import EngineHost
+from cowshed.storage.api import Verdict
 from cowshed.storage.kit.trees import remove_tree
 from cowshed_conformance import marks, standins
 from cowshed_linux import mount, process
@@ -278,7 +280,16 @@ class Backing:
         """The kind of a file system of their own that cases make for themselves."""
         if self.kind != "dir":
             return self.kind
-        return "tmpfs" if tmpfs_has_user_attributes() else "ext4"
+        return "tmpfs" if self._suits_memory else "ext4"
+
+    @functools.cached_property
+    def _suits_memory(self) -> bool:
+        """Whether the driver can be used on a tmpfs: one with user attributes, and its own probe does not refuse it."""
+        if not tmpfs_has_user_attributes():
+            return False
+        with file_system("tmpfs", self.folder("probed")) as made:
+            report = self.target.plugin.probe(made.path, self.target.at(made.path), EngineHost())
+        return report.verdict is not Verdict.UNUSABLE
 
     def loop_kind(self) -> str:
         return "ext4" if self.kind in ("dir", "tmpfs") else self.kind

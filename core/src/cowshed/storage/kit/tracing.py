@@ -60,17 +60,20 @@ def _written(value: object, root: str) -> Any:
         if len(value) > _LONGEST:
             return {"shown": f"{len(value)} bytes"}
         return {"bytes": base64.b64encode(value).decode("ascii")}
+    names = getattr(value, "_fields", None) or getattr(type(value), "__match_args__", ()) or _slots(type(value))
+    if names and not isinstance(value, type):
+        fields = {name: _written(getattr(value, name), root) for name in names}
+        return {"record": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
     if isinstance(value, list | tuple):
         return {"tuple" if isinstance(value, tuple) else "list": [_written(one, root) for one in value]}
     if isinstance(value, dict):
         return {"dict": [[_written(key, root), _written(one, root)] for key, one in value.items()]}
-    names = getattr(type(value), "__match_args__", ())
-    if names:
-        return {
-            "record": f"{type(value).__module__}:{type(value).__qualname__}",
-            "fields": [_written(getattr(value, name), root) for name in names],
-        }
     return {"shown": repr(value)[:200]}
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = getattr(kind, "__slots__", ())
+    return tuple(slots) if isinstance(slots, tuple | list) else ()
 
 
 def _read(value: Any, root: str) -> Any:
@@ -91,8 +94,13 @@ def _read(value: Any, root: str) -> Any:
     if kind == "record":
         module, _, name = said.partition(":")
         __import__(module)
-        made = getattr(sys.modules[module], name)
-        return made(*[_read(one, root) for one in value["fields"]])
+        kind, fields = getattr(sys.modules[module], name), {k: _read(one, root) for k, one in value["fields"].items()}
+        if issubclass(kind, tuple):
+            return kind(**fields)
+        made = object.__new__(kind)  # as a copy is made: what its constructor takes is its own affair
+        for key, one in fields.items():
+            object.__setattr__(made, key, one)
+        return made
     raise Mismatch(f"the trace only shows this value, and does not hold it: {said}")
 
 
