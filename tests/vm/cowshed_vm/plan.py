@@ -90,4 +90,6 @@ def _driver(name: str, kernel: str, *, whole: bool) -> Plan:
     """
     if name in ("devicemapper", "zfs"):  # the others run outside as well
         script += f"        run tests/e2e/test_drivers.py -k '{name} and (made or told or two)'\n"
+    if whole or name == "aufs":  # the image of a Debian, four minutes
+        script += f"        run tests/e2e/test_debian.py -k 'wherever and {name} and not fuse'\n"
     return Plan(name, kernel, f"the suite on {name}, Linux {kernel}", script, timeout=7200 if whole else 1800)
