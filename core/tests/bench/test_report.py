@@ -53,6 +53,8 @@ def test_what_its_own_probe_calls_poor_is_never_recommended():
 def test_too_little_says_nothing():
     assert builds(result(scenario("a", row("a/x", {"overlay@ext4": 1, "btrfs@btrfs": 2})))).subjects == ()
     assert builds(result()).subjects == ()
+    few = {"overlay@ext4": [Sample(1.0)] * 3, "btrfs@btrfs": [Sample(9.0)] * 3}
+    assert builds(result(scenario("a", row("a/x", few), row("a/y", few)))).subjects == ()
 
 
 def test_one_that_failed_somewhere_is_not_recommended():

@@ -47,7 +47,7 @@ class Journal:
         token = os.urandom(6).hex()
         made = cls(f"{entries_folder(root)}/{token}.json", f"{os.path.abspath(place)}/cowshed-bench-{token}")
         made._said["made"] = _make_folders(os.path.dirname(made.path))
-        made._write()
+        made._write(durable=True)
         os.mkdir(made.folder, 0o700)
         return made
 
@@ -57,7 +57,7 @@ class Journal:
 
     def add(self, what: str, value: Any) -> None:
         self._said[what].append(value)
-        self._write()
+        self._write(durable=what == "stores")
 
     def drop(self, what: str, value: Any) -> None:
         self._said[what].remove(value)
@@ -65,10 +65,11 @@ class Journal:
 
     def use_device(self, device: str, slices: int) -> None:
         self._said["device"], self._said["slices"] = device, slices
-        self._write()
+        self._write(durable=True)
 
-    def _write(self) -> None:
-        files.write_atomically(self.path, json.dumps(self._said).encode(), mode=0o600)
+    def _write(self, *, durable: bool = False) -> None:
+        """durable: a power cut leaves it behind, too; of processes, loop devices and pools it leaves nothing."""
+        files.write_atomically(self.path, json.dumps(self._said).encode(), durable=durable)
 
     def clean(self) -> None:
         """Take away what the entry names, whoever has died; the processes of the run are gone. CowshedError if
@@ -89,6 +90,8 @@ def clean_left(root: str) -> tuple[int, list[str]]:
         return 0, []
     for name in names:
         path = f"{entries_folder(root)}/{name}"
+        if name.endswith(".new"):
+            _take_unfinished(path)
         if not name.endswith(".json") or _runs(path):
             continue
         try:
@@ -125,12 +128,22 @@ def _clean(path: str) -> None:
     if said["device"]:
         scratch.wipe(said["device"], said["slices"])
     remove_tree(folder)
+    for name in os.listdir(os.path.dirname(path)):
+        if name.startswith(f"{os.path.basename(path)}."):  # it was being written
+            os.unlink(f"{os.path.dirname(path)}/{name}")
     os.unlink(path)
     for made in reversed(said["made"]):
         try:
             os.rmdir(made)
         except OSError:
             break  # somebody has put something into it
+
+
+def _take_unfinished(path: str) -> None:
+    """A first entry that was being written (`files.write_atomically`: NAME.PID.new): nothing was made before it."""
+    entry, pid, _ = path.rsplit(".", 2)
+    if not os.path.exists(entry) and not os.path.exists(f"/proc/{pid}"):
+        os.unlink(path)
 
 
 def _destroy(store: dict[str, Any]) -> None:

@@ -7,9 +7,11 @@ the host's: those are written down before they are made (journal.py).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
+import struct
 import subprocess
 
 from cowshed.bench.meter import sync
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from cowshed.bench.journal import Journal
 
 KINDS = ("ext4", "xfs", "btrfs", "zpool")
-WITH_QUOTA = {"ext4": "ext4-quota", "xfs": "xfs-quota"}  # the same with quota by project
+# The same with quota: by project, and simple quotas (Linux 6.7)
+WITH_QUOTA = {"ext4": "ext4-quota", "xfs": "xfs-quota", "btrfs": "btrfs-quota"}
 LEAST = {"ext4": 24 << 20, "xfs": 300 << 20, "btrfs": 128 << 20, "zpool": 160 << 20}
 # ext4: inode tables are written now and not by a thread of the kernel while others are measured
 _MAKE = {
@@ -33,8 +36,10 @@ _MAKE = {
     "xfs": ("mkfs.xfs", "-q", "-f", "-K"),
     "xfs-quota": ("mkfs.xfs", "-q", "-f", "-K"),
     "btrfs": ("mkfs.btrfs", "-q", "-f", "-K"),
+    "btrfs-quota": ("mkfs.btrfs", "-q", "-f", "-K"),
 }  # fmt: skip
 _SECTOR = 512  # what /sys/block/*/stat counts in
+_QUOTA_CTL, _ENABLE_SIMPLE = 0xC0109428, 4  # linux/btrfs.h: BTRFS_IOC_QUOTA_CTL, BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA
 _ENDS = 1 << 20  # bytes at both ends of a slice in which file systems have their marks, btrfs's second one too
 
 
@@ -80,6 +85,8 @@ class Scratch:
         try:
             made.format()
             made.mount()
+            if kind == "btrfs-quota":
+                _enable_simple_quotas(made.path)
         except BaseException:
             made.discard()
             raise
@@ -134,7 +141,7 @@ class FileSystem:
     def mount(self) -> None:
         """Unavailable if this kernel does not mount it."""
         kind = self.kind.removesuffix("-quota")
-        options = [("prjquota", None)] if self.kind.endswith("-quota") else []
+        options = [("prjquota", None)] if self.kind in ("ext4-quota", "xfs-quota") else []
         fstype, source = ("zfs", self.pool) if self.pool else (kind, self.node)
         try:
             fd = mount.file_system(fstype, source, options)
@@ -234,6 +241,16 @@ def tool(*argv: str) -> str:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise Unavailable(f"{' '.join(argv)} ended with status {done.returncode}: {said[-1] if said else 'no message'}")
     return done.stdout
+
+
+def _enable_simple_quotas(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _QUOTA_CTL, struct.pack("@QQ", _ENABLE_SIMPLE, 0))
+    except OSError as error:
+        raise Unavailable(f"this kernel has no simple quotas of btrfs: {error.strerror}") from None
+    finally:
+        os.close(fd)
 
 
 def _want_zfs() -> None:

@@ -12,6 +12,7 @@ from cowshed.layers.mounting import detached, release
 from cowshed.storage import api
 from cowshed.storage.errors import LayerId
 from cowshed.storage.kit.trees import remove_tree
+from cowshed_linux import mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,6 +116,22 @@ class Store:
         with self.tree(layer, read_only=read_only) as fd:
             yield f"/proc/self/fd/{fd}"
 
+    @contextlib.contextmanager
+    def attached(self, layer: api.Layer) -> Iterator[str]:
+        """A path in this process's mount namespace, for libraries that resolve links: those of a descriptor lead
+        nowhere, or to the host's own root."""
+        path = f"{self.root}-at"
+        os.mkdir(path)
+        try:
+            with self.tree(layer) as fd:
+                mount.attach(fd, path)
+                try:
+                    yield path
+                finally:
+                    mount.unmount(path, mount.MNT_DETACH)  # the descriptor is what holds it, to the end of the block
+        finally:
+            os.rmdir(path)
+
     def changes(self, base: api.Layer, top: api.Layer, lower: int, upper: int) -> changes.Difference:
         """What differs, found in the way that the driver has: `changes()`, its diff tree, or a walk of both trees."""
         driver = self.driver
@@ -184,6 +201,10 @@ class Bare:
 
     @contextlib.contextmanager
     def mount(self, layer: api.Layer, *, read_only: bool = False) -> Iterator[str]:
+        yield self._directory(layer)
+
+    @contextlib.contextmanager
+    def attached(self, layer: api.Layer) -> Iterator[str]:
         yield self._directory(layer)
 
     def _directory(self, layer: api.Layer) -> str:

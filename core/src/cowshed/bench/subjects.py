@@ -77,19 +77,20 @@ def choose(asked: Iterable[Asked], systems: dict[str, FileSystem | Place], absen
     refused: list[str] = []
     for it in asked:
         kinds = list(systems) if it.kind in ("", "*") else [it.kind]
-        why: list[str] = []
+        why: dict[str, list[str]] = {}
         for kind in kinds:
             try:
                 if kind not in systems:
                     raise Unavailable(absent.get(kind, f"{kind} is no kind of file system that is made here"))
                 chosen.append(_probe(it.on(kind), systems[kind]))
             except (CowshedError, StorageError, OSError) as error:
-                why.append(f"on {kind}: {error}")
+                why.setdefault(str(error), []).append(kind)
                 continue
             if it.kind == "":
                 break
-        if len(why) == len(kinds):
-            refused.append(f"{it.driver} cannot be compared here: {'; '.join(dict.fromkeys(why))}")
+        if sum(map(len, why.values())) == len(kinds):
+            told = "; ".join(f"on {', '.join(tried)}: {error}" for error, tried in why.items())
+            refused.append(f"{it.driver} cannot be compared here: {told}")
     return list({one.name: one for one in chosen}.values()), refused
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cowshed.bench.report.words import times, value
-from cowshed.bench.samples import differ
+from cowshed.bench.samples import ENOUGH, differ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def best(row: Row, names: list[str]) -> tuple[str, list[str]]:
 def _of(result: Result, use: str, title: str) -> Advice:
     poor = {it["name"] for it in result.subjects if it["verdict"] == "poor"}
     names = [name for name in result.drivers() if name not in poor]
-    rows = [row for row in result.rows() if use in row.use and sum(name in row.figures for name in names) > 1]
+    rows = [row for row in result.rows() if use in row.use and _says_something(row, names)]
     able = [name for name in names if all(name in row.figures for row in rows)]
     if len(rows) < _LEAST or len(able) < 2:
         text = f"For {title} on this host: too little was measured to say."
@@ -68,6 +68,12 @@ def _of(result: Result, use: str, title: str) -> Advice:
         f"difference from the fastest is shown."
     )
     return Advice(use, title, (first,), because, but, text)
+
+
+def _says_something(row: Row, names: list[str]) -> bool:
+    """Whether at least two were measured, and often enough."""
+    found = [row.figures[name] for name in names if name in row.figures]
+    return len(found) > 1 and all(len(figure.samples) >= ENOUGH for figure in found)
 
 
 def _behind(row: Row, name: str, names: list[str]) -> float:

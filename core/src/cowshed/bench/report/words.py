@@ -25,6 +25,8 @@ def size(number: float) -> str:
 
 
 def short(number: float) -> str:
+    if 0 < number < 0.1:
+        return f"{number:.2g}"
     return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
 
 

@@ -93,9 +93,19 @@ class Database(Scenario):
         it.settle()
 
     def round(self, it: Subject) -> None:
-        with it.store.mount(it.layers["own"]) as root:
+        with it.store.attached(it.layers["own"]) as root:
             self._transactions(it, f"{root}/database")
             self._writes(it, f"{root}/random")
+
+    def verify(self, it: Subject) -> str:
+        with it.store.attached(it.layers["own"]) as root:
+            connection = sqlite3.connect(f"file:{root}/database?mode=ro", uri=True)
+            try:
+                (rows,) = connection.execute("select count(*) from log").fetchone()
+                (sound,) = connection.execute("pragma integrity_check").fetchone()
+            finally:
+                connection.close()
+        return f"{rows} rows, {sound}"
 
     def _transactions(self, it: Subject, path: str) -> None:
         count = self.sizes["transactions"]
@@ -195,7 +205,7 @@ class Lookup(Scenario):
         "name that is in none of the upper ones has to be looked for in each of them. Times are of one file."
     )
     quick = {"depths": (2, 40), "count": 200}
-    full = {"depths": (2, 20, 100, 400), "count": 400}
+    full = {"depths": (2, 20, 100, 200), "count": 200}
 
     def plan(self) -> None:
         self._base = Recipe().many("base", self.sizes["count"], 60)
