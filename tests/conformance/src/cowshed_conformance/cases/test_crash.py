@@ -164,7 +164,7 @@ def test_X01_killed_at_every_point_of_purge(light: Store) -> None:
 
 
 @core
-@budget(60)
+@budget(150)  # a driver may make a pool and a file system each time
 def test_X01_killed_at_every_point_of_init_and_destroy(target: Target, backing: Backing) -> None:
     with backing.own() as system:
         root = f"{system.path}/store"
