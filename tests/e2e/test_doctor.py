@@ -343,6 +343,16 @@ def test_a_zygote_whose_run_directory_is_gone_and_a_container_without_its_monito
     assert f"starts containers for {run}, which is gone" in found["leftovers.zygote"]["Text"]
 
 
+def test_a_plain_user_is_told_what_needs_root(engine, tmp_path):
+    """In a user namespace that maps root away, so that the user may read what the test has made."""
+    words = ["unshare", "-U", *engine.words("doctor", "--format", "{{.Code}}")]
+    done = subprocess.run(words, capture_output=True, text=True, env=engine.env)
+    assert (done.returncode, done.stderr) == (2, "")
+    codes = done.stdout.split()
+    assert codes.count("user.not-root") == 1
+    assert not [code for code in codes if code.startswith(("cgroups", "doctor"))]
+
+
 def test_a_broken_store_and_a_broken_configuration_hide_nothing_else(engine, ground, tmp_path, greeting):
     engine.ok("create", greeting, "true")
     config = tmp_path / "c.toml"

@@ -101,7 +101,8 @@ class Whole:
         try:
             root, run_root = settings.places(self._flags, self._environ)
         except ConfigError as error:
-            self.problems.append(Problem((), str(error), error.remedy))
+            if str(error) not in [problem.text for problem in self.problems]:
+                self.problems.append(Problem((), str(error), error.remedy))
             return
         for key, value in (("root", root), ("run_root", run_root)):
             yield Value(key, value, self._said_outside(key) or "default")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("versions", host.versions),
+    ("user", host.user),
     ("kernel", host.kernel),
     ("control groups", host.control_groups),
     ("limits", host.limits),

@@ -80,6 +80,16 @@ def kernel(patient: Patient) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def user(patient: Patient) -> Iterator[Finding]:
+    """Whether this is a user who may start containers."""
+    me = os.geteuid()
+    if me != 0:
+        yield Finding(
+            Severity.ERROR, "user.not-root", f"this version starts containers for root only, and this is user {me}",
+            "no container can be started", "sudo cowshed doctor, and so for the other commands",
+        )  # fmt: skip
+
+
 def _number(path: str) -> int | None:
     try:
         with open(path, encoding="ascii") as file:
@@ -103,12 +113,12 @@ def control_groups(patient: Patient) -> Iterator[Finding]:
     controllers = sorted({name for _, names in layout.v1 for name in names} | set(layout.v2_controllers))
     shown = ", ".join(name for name in controllers if not name.startswith("name="))
     yield Finding(Severity.NOTE, "cgroups.found", f"control groups of version {version} with {shown}")
-    for path in places:
-        if os.statvfs(path).f_flag & os.ST_RDONLY or not os.access(path, os.W_OK):
-            yield Finding(
-                Severity.ERROR, "cgroups.read-only", f"{path} cannot be written", "no container can be started",
-                f"mount -o remount,rw {path}; or run as root",
-            )  # fmt: skip
+    closed = [path for path in places if os.statvfs(path).f_flag & os.ST_RDONLY or not os.access(path, os.W_OK)]
+    if closed and os.geteuid() == 0:  # `user` tells of others
+        yield Finding(
+            Severity.ERROR, "cgroups.read-only", f"{', '.join(closed)} cannot be written",
+            "no container can be started", f"mount -o remount,rw {closed[0]}",
+        )  # fmt: skip
     for name, consequence in _CONTROLLERS.items():
         if not layout.find(name):
             yield Finding(

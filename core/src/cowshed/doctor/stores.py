@@ -34,6 +34,8 @@ def configuration(patient: Patient) -> Iterator[Finding]:
             "where the store is cannot be told, so it was not looked at", patient.place_error.remedy,
         )  # fmt: skip
     for problem in patient.whole.problems:
+        if problem.text == str(patient.place_error):
+            continue
         where = f"{problem.where}: " if problem.where else ""
         yield Finding(
             Severity.ERROR, "configuration.wrong", f"{where}{problem.text}",
@@ -72,6 +74,14 @@ def store(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING, "store.no-ballast", f"{root} has no ballast, for which there was no room",
             "on a full disk nothing can be removed by Cowshed", "free space, then cowshed system prune makes it again",
+        )  # fmt: skip
+    from cowshed.state import conversions
+
+    conversion = conversions.get(patient.store)
+    if conversion is not None:
+        yield Finding(
+            Severity.NOTE, "store.conversion", f"a conversion to driver {conversion.target} is not accepted yet",
+            "what it was made from is kept, and takes space", "cowshed storage accept, or cowshed storage rollback",
         )  # fmt: skip
     given = int(patient.store.value("given") or 0)
     noted, _ = patient.store.noted_numbers()
@@ -130,6 +140,9 @@ def _probed(one: Probed, *, needed: bool) -> Iterator[Finding]:
         severity = Severity.ERROR if needed or one.misconfigured is not None else Severity.WARNING
         yield Finding(severity, "drivers.broken", f"driver {one.name}: {one.error}", consequence, one.remedy)
         return
+    facts = ", ".join(f"{key} = {str(value).lower()}" for key, value in one.report.facts.items())
+    if needed and facts:
+        yield Finding(Severity.NOTE, "drivers.facts", f"driver {one.name}: {facts}")
     for reason in one.report.reasons:
         bad = reason.verdict is not Verdict.GOOD
         if not bad and not reason.remedy:
