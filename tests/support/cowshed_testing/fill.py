@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 from typing import TYPE_CHECKING
 
+from cowshed.image import manifest as manifests
+from cowshed.image.resolve import describe
 from cowshed.state import containers as container_rows
 from cowshed.state import images
 from cowshed.state import layers as rows
@@ -56,23 +59,33 @@ def _template(store: Store) -> ContainerRow:
     return there[-1]
 
 
+def _row(first: int, diffs: tuple[str, ...], blobs: list[tuple[str, str, int]]) -> ImageRow:
+    config = json.dumps(
+        {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diffs}}
+    ).encode()
+    described = [{"digest": digest, "mediaType": kind, "size": size} for digest, kind, size in blobs]
+    about = {"mediaType": manifests.OCI_CONFIG, "digest": _digest(config), "size": len(config)}
+    manifest = json.dumps({"schemaVersion": 2, "config": about, "layers": described}).encode()
+    parsed = manifests.parse_manifest(manifests.document(manifest, "the manifest"))
+    image = describe(manifest, manifests.OCI_MANIFEST, parsed, config)
+    return ImageRow(
+        image.id, image.manifest_digest, manifest, image.media_type, config, image.diff_ids, image.chain_ids,
+        image.blobs, image.platform, image.size, first, first,
+    )  # fmt: skip
+
+
 def _image(tx: Transaction, store: Store, template: ContainerRow, first: int, depth: int) -> None:
     driver, boot, content = template.driver, process.boot_id(), CONTENT[template.driver][0]
     diffs = tuple(_digest(f"layer {n}".encode()) for n in range(first, first + depth))
-    chains = images.chain_ids(diffs)
     blobs = []
     for n in range(first, first + depth):
         data = f"blob {n}\n".encode()
         with open(f"{store.root}/blobs/sha256/{_digest(data)[7:]}", "wb") as blob:
             blob.write(data)
         blobs.append((_digest(data), "application/vnd.oci.image.layer.v1.tar", len(data)))
-    config = images.by_id(store, template.image_id or "").config
-    image = ImageRow(
-        _digest(b"config %d" % first), _digest(b"manifest %d" % first), b"{}", "application/x", config, diffs, chains,
-        tuple(blobs), "linux/amd64", sum(size for _, _, size in blobs), first, first,
-    )  # fmt: skip
+    image = _row(first, diffs, blobs)
     parent = None
-    for n, (chain, diff) in enumerate(zip(chains, diffs, strict=True)):
+    for n, (chain, diff) in enumerate(zip(image.chain_ids, diffs, strict=True)):
         number, id_ = rows.next_number(tx), _digest(f"id {first + n}".encode())[7:39]
         tree = f"{store.root}/drivers/{driver}/committed/{id_}/{content}"
         os.makedirs(tree)
@@ -108,6 +121,7 @@ def _container(tx: Transaction, store: Store, template: ContainerRow, n: int) ->
         {**template.config, "name": name}, started=at, finished=at + 1, exit_code=n % 3,
     )  # fmt: skip
     container_rows.insert(tx, row)
+    tx.record("containers", id_)
 
 
 def main() -> None:
