@@ -43,12 +43,10 @@ class Stores:
         folder.mkdir()
         engine = self.stack.enter_context(self.engine_on(where, folder))
         engine.ok("pull", "-q", self.image)
-        self.where, self.shop = (
-            where,
-            damages.Shop(engine, engine.driver, engine.root, Path(engine.root).parent / "away"),
-        )
-        self.shop.scratch.mkdir()
-        self.shop.given = dict(word.split("=", 1) for word in engine.options if "=" in word)
+        given = dict(word.split("=", 1) for word in engine.options if "=" in word)
+        away = Path(engine.root).parent / "away"
+        away.mkdir()
+        self.where, self.shop = where, damages.Shop(engine, engine.driver, engine.root, away, given)
         self.complete()
         return self.shop
 

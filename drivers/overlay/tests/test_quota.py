@@ -186,3 +186,39 @@ def test_a_store_has_limits_once_its_file_system_has_them(system):
     store.driver.set_quota(new, api.Quota(bytes=2 * MIB))
     assert store.driver.usage(new).exact == exact(system.path)
     store.destroy()
+
+
+def test_a_limit_that_outlives_its_layer_is_found_and_lifted(place):
+    store = Opened(f"{place}/store")
+    kept, lost = (store.prepare(n, api.Quota(bytes=8 * MIB)) for n in (1, 2))
+    assert list(store.driver.check([kept, lost], deep=False)) == []
+    shutil.rmtree(f"{store.root}/active/{lost.id}")
+    found = [each for each in store.driver.check([kept], deep=False) if each.found is not None]
+    assert [(each.code, each.found.number) for each in found] == [("overlay.lost-limit", 2)]
+    store.driver.repair(found[0])
+    assert list(store.driver.check([kept], deep=False)) == []
+    assert [limit.number for limit in store.driver.scan() if limit.kind is api.ObjectKind.AUXILIARY] == [1]
+    store.destroy()
+
+
+def test_a_work_directory_that_is_made_again_counts_as_before(place):
+    """What is copied up is made in it and renamed, which the kernel allows within one project only."""
+    store = Opened(f"{place}/store")
+    layer = store.prepare(1, api.Quota(bytes=8 * MIB))
+    folder = f"{store.root}/active/{layer.id}"
+
+    def project(path):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            return projects.project(fd)
+        finally:
+            os.close(fd)
+
+    before = project(f"{folder}/work")
+    shutil.rmtree(f"{folder}/work")
+    (found,) = store.driver.check([layer], deep=False)
+    assert (found.code, found.repair) == ("overlay.no-work", "make it again")
+    store.driver.repair(found)
+    assert project(f"{folder}/work") == before == project(folder)
+    assert list(store.driver.check([layer], deep=True)) == []
+    store.destroy()

@@ -60,6 +60,7 @@ class Shop:
     driver: str
     root: Path
     scratch: Path
+    given: dict[str, str]  # options of the driver
     undo: list[Callable[[], object]] = field(default_factory=list)  # what puts a damage right that repair cannot
 
     def query(self, sql: str, *values: object) -> list[tuple]:
@@ -118,6 +119,20 @@ class Shop:
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         if self.driver == "btrfs":
             subprocess.run(["btrfs", "property", "set", "-f", place, "ro", "true"], check=True, capture_output=True)
+
+    @contextlib.contextmanager
+    def opened(self):
+        """The driver, in this process, for somebody who goes around the engine."""
+        from cowshed.layers.driver import open_driver
+        from cowshed.state.store import open_store
+
+        store = open_store(str(self.root), str(self.engine.run_root))
+        driver = open_driver(store, self.driver, self.given)
+        try:
+            yield driver
+        finally:
+            driver.close()
+            store.close()
 
     def put_away(self, path: Path) -> None:
         """Move something out of the store, to come back if it cannot be repaired."""
@@ -415,16 +430,11 @@ def _(shop):
 
 @damage("orphan", "a driver has a layer that nobody knows", "object.orphan", does="removes it")
 def _(shop):
-    from cowshed.layers.driver import open_driver
-    from cowshed.state.store import open_store
     from cowshed.storage import api
     from cowshed.storage.errors import LayerId
 
-    store = open_store(str(shop.root), str(shop.engine.run_root))
-    driver = open_driver(store, shop.driver, shop.given)
-    driver.prepare(api.Layer(LayerId(STRANGER), 4711, api.Kind.ACTIVE), api.LayerOptions())
-    driver.close()
-    store.close()
+    with shop.opened() as driver:
+        driver.prepare(api.Layer(LayerId(STRANGER), 4711, api.Kind.ACTIVE), api.LayerOptions())
 
 
 @damage("half-made-layer", "a driver has a half-made layer that nobody knows", "object.orphan", drivers=DIRECTORIES,
@@ -437,6 +447,18 @@ def _(shop):
         does="makes it again, in its place, from its archive")  # fmt: skip
 def _(shop):
     _delete(shop, shop.place())
+
+
+@damage("layer-taken-away", "an image's layer is taken away by somebody who has the driver do it", "layer.missing",
+        does="makes it again, in its place, from its archive")  # fmt: skip
+def _(shop):
+    from cowshed.storage import api
+    from cowshed.storage.errors import LayerId
+
+    number, id_ = shop.layer()
+    with shop.opened() as driver:
+        driver.remove(api.Layer(LayerId(id_), number, api.Kind.COMMITTED))
+        driver.purge(lambda _: contextlib.nullcontext(True), 60)
 
 
 @damage("layer-and-archive-lost", "an image's layer is deleted, and its archive too", "layer.missing", "blob.missing",

@@ -75,7 +75,7 @@ def _is_free(path: str) -> bool:
         os.close(fd)
 
 
-def verify(store: Store, memory: Memory, told: Callable[[str], None]) -> Iterator[Finding]:
+def verify(store: Store, memory: Memory, told: Callable[[str], object]) -> Iterator[Finding]:
     """Every blob against its digest."""
     blobs = BlobStore(store.root)
     found = sorted(blobs.digests())

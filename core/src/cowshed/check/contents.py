@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
 
 
-def verify(engine: Engine, memory: Memory, told: Callable[[str], None]) -> Iterator[Finding]:
+def verify(engine: Engine, memory: Memory, told: Callable[[str], object]) -> Iterator[Finding]:
     for name in drivers.names(engine.store):
         try:
             layers = engine.layers(name)
@@ -47,7 +47,7 @@ def archive_of(store: Store, row: LayerRow) -> str:
 class _Walk:
     """The layers of one driver, each after the one that it stands on."""
 
-    def __init__(self, layers: Layers, memory: Memory, told: Callable[[str], None]) -> None:
+    def __init__(self, layers: Layers, memory: Memory, told: Callable[[str], object]) -> None:
         self._layers, self._memory, self._told = layers, memory, told
         self._blobs = BlobStore(layers.store.root)
         self._rows = [row for row in rows.list_all(layers.store, layers.name) if row.kind == "committed"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check(
-    engine: Engine, *, deep: bool = False, resume: bool = False, told: Callable[[str], None] = lambda text: None
+    engine: Engine, *, deep: bool = False, resume: bool = False, told: Callable[[str], object] = lambda text: None
 ) -> Iterator[Finding]:
     """What does not fit, as it is found. With deep every blob and every layer is read and held against its digests, the
     database checked row by row, and drivers that check themselves read what is in their layers; told(text) is called

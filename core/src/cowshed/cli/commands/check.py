@@ -8,7 +8,7 @@ from cowshed.errors import BadUsage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from cowshed.check.findings import Finding
     from cowshed.check.rebuild import Rebuilt
@@ -64,7 +64,7 @@ def _check(engine: Engine, said: Values, *, notes: bool) -> int:
     return 1 if count else 0
 
 
-def _told(said: Values):  # type: ignore[no-untyped-def]
+def _told(said: Values) -> Callable[[str], object]:
     """What tells how a deep check goes: a line that is written over, on a terminal only."""
     if said.format or not sys.stderr.isatty():
         return lambda text: None
