@@ -16,7 +16,7 @@ from cowshed.check.database import wrong_with
 from cowshed.errors import Busy, CowshedError, ImageError, StoreError
 from cowshed.image import config as configs
 from cowshed.image import manifest as manifests
-from cowshed.layers.host import EngineHost
+from cowshed.layers.host import make as make_host
 from cowshed.state import containers, drivers, images, making, records, volumes
 from cowshed.state import layers as rows
 from cowshed.state.rows import ContainerRow, DriverRow, ImageRow, VolumeRow
@@ -137,8 +137,8 @@ def _drivers(store: Store, settings: Settings, lost: list[str]) -> dict[str, api
             said = records.read(records.path(store.root, "drivers", name)) or {}
             fixed = said.get("options")
             chosen = options.check(plugin, {**(fixed if isinstance(fixed, dict) else {}), **settings.options_of(name)})
-            identity = plugin.init(root, chosen, EngineHost())  # the identity of the store that is there
-            driver = plugin.open(root, chosen, EngineHost(), store=identity)
+            identity = plugin.init(root, chosen, make_host())  # the identity of the store that is there
+            driver = plugin.open(root, chosen, make_host(), store=identity)
         except (CowshedError, StorageError, OSError) as error:
             lost.append(f"driver {name} cannot be opened, and its layers stay unknown: {error}")
             continue

@@ -21,7 +21,7 @@ td, th { border-bottom: 1px solid var(--line); padding: .3rem .6rem .3rem 0; tex
   vertical-align: top; overflow-wrap: anywhere }
 th { font-weight: 600; width: 10rem } td:first-child { white-space: nowrap }
 .passed { color: var(--good) } .failed { color: var(--bad); font-weight: 600 }
-.skipped, .newer, small { color: var(--dim) }
+.skipped, .newer, .since, small { color: var(--dim) } td.passed, td.failed, td.skipped, .since { white-space: nowrap }
 .verdict { font-size: 1.2rem; font-weight: 600; margin: 0 0 1rem }
 """
 _SHOWN = {
@@ -83,7 +83,7 @@ def _row(case: Mapping[str, Any]) -> str:
     more = f"<br><small>{escape(why)}</small>" if why else ""
     return (
         f'<tr title="{title}"><td>{escape(case["case"])}</td><td>{escape(words)}{more}</td>'
-        f'<td class="{said}">{shown}</td><td><small>since {case["since"]}</small></td></tr>'
+        f'<td class="{said}">{shown}</td><td class="since">since {case["since"]}</td></tr>'
     )
 
 
