@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 
-from cowshed import log
-from cowshed.bench import scratch
+from cowshed.bench import devices, scratch
 from cowshed.errors import Busy, CowshedError
 from cowshed.layers.host import EngineHost
 from cowshed.storage import registry
 from cowshed.storage.errors import StorageError
 from cowshed.storage.kit.trees import remove_tree
-from cowshed_linux import files, loops, process
+from cowshed_linux import files, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,8 +161,8 @@ def _release_loops(folder: str, known: list[int]) -> None:
     until = time.monotonic() + _PATIENCE
     while left := [number for number in known if _is_ours(number, folder)]:
         for number in left:
-            for name in _standing_on(os.makedev(7, number)):
-                _take_holders(name)
+            for name in devices.standing_on(os.makedev(7, number)):
+                devices.take_holders(name)
         if time.monotonic() > until:
             names = ", ".join(f"/dev/loop{number}" for number in left)
             raise Busy(f"{names} of a benchmark are still in use", remedy="end what uses them, then bench --clean")
@@ -177,37 +175,6 @@ def _is_ours(number: int, folder: str) -> bool:
             return file.read().startswith(f"{folder}/")
     except OSError:
         return False  # not in use
-
-
-def _standing_on(device: int) -> list[str]:
-    """Loop devices whose files lie on the file system of a device."""
-    found = []
-    for name in os.listdir("/sys/block"):
-        if name.startswith("loop") and os.path.exists(f"/sys/block/{name}/loop"):
-            try:
-                if loops.lies_on(int(name[4:])) == device:
-                    found.append(name)
-            except OSError:
-                continue  # it has just been freed
-    return found
-
-
-def _take_holders(name: str) -> None:
-    """Remove the device-mapper devices above a device, the highest first; one that is in use stays for the next try."""
-    try:
-        holders = os.listdir(f"/sys/block/{name}/holders")
-    except FileNotFoundError:
-        return
-    for holder in holders:
-        _take_holders(holder)
-        try:
-            with open(f"/sys/block/{holder}/dm/name", encoding="utf-8") as file:
-                mapped = file.read().strip()
-        except OSError:
-            continue
-        done = subprocess.run(["dmsetup", "remove", mapped], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            log.info(f"dmsetup remove {mapped}: {done.stderr.strip()}")
 
 
 def _make_folders(path: str) -> list[str]:

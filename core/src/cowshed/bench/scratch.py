@@ -14,6 +14,7 @@ import stat
 import struct
 import subprocess
 
+from cowshed.bench import devices
 from cowshed.bench.meter import sync
 from cowshed.errors import CowshedError
 from cowshed_linux import loops, mount, process
@@ -156,6 +157,7 @@ class FileSystem:
     def unmount(self) -> None:
         """OSError EBUSY if somebody has something of it open."""
         if self._mounted:
+            devices.take_below(self.path)
             mount.unmount(self.path)
             self._mounted = False
 
