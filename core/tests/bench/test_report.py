@@ -1,7 +1,9 @@
 """What is said of figures: advice with its evidence, tables, the page, two results held against each other."""
 
 import re
+from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from cowshed_testing.bench_results import result, row, scenario
@@ -48,6 +50,12 @@ def test_where_no_difference_is_shown_none_is_recommended_before_the_other():
 def test_what_its_own_probe_calls_poor_is_never_recommended():
     rows = [row(f"a/{n}", {"overlay@ext4": 10, "btrfs@btrfs": 11, "copy@ext4": 1}) for n in range(3)]
     assert builds(result(scenario("a", *rows), poor=("copy@ext4",))).subjects[0] != "copy@ext4"
+
+
+def test_a_marked_run_says_that_it_is_to_be_repeated():
+    rows = [row(f"a/{n}", {"overlay@ext4": 10, "btrfs@btrfs": 40, "copy@ext4": 50}) for n in range(3)]
+    assert "repeat it" in builds(result(scenario("a", *rows), marks=["the machine was busy"])).sentence
+    assert "repeat it" not in builds(result(scenario("a", *rows))).sentence
 
 
 def test_too_little_says_nothing():
@@ -224,6 +232,17 @@ def test_what_is_no_result_is_refused(tmp_path, content, said):
         results.load(str(path))
     with pytest.raises(BadUsage, match="No such file"):
         results.load(str(tmp_path / "absent"))
+
+
+def test_the_examples_of_the_docs_can_be_read_and_are_marked_as_they_were():
+    examples = sorted((Path(__file__).parents[3] / "docs/examples/bench").glob("*.json"))
+    assert examples
+    for path in examples:
+        found = results.load(str(path))
+        shown = path.with_suffix(".html").read_text()
+        assert found.drivers()
+        for mark in found.marks:
+            assert escape(mark[1:]) in shown, (path, mark)
 
 
 def test_two_results_tell_what_is_slower_faster_and_the_same():

@@ -129,7 +129,8 @@ def _rounds(scenario: Scenario, plan: Plan, alive: list[Subject], result: Scenar
             break
         order.shuffle(alive)
         for subject in list(alive):
-            plan.said(f"{scenario.name}: round {done + 1 - scenario.warm_up} of {wanted}, {subject.name}")
+            turn = f"round {done + 1 - scenario.warm_up} of {wanted}" if done >= scenario.warm_up else "warm-up"
+            plan.said(f"{scenario.name}: {turn}, {subject.name}")
             try:
                 scenario.round(subject)
             except _FAILS as error:

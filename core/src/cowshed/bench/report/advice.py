@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cowshed.bench.report.words import times, value
 from cowshed.bench.samples import ENOUGH, differ
@@ -18,6 +18,7 @@ USES = {
     "images": "pulling and exporting images",
     "databases": "databases and large files that are written to",
 }
+_MARKED = "The run is marked: repeat it on a quiet machine before you rely on it."
 _LEAST = 2  # rows that must have been measured
 
 
@@ -32,7 +33,11 @@ class Advice:
 
 
 def advise(result: Result) -> list[Advice]:
-    return [_of(result, use, title) for use, title in USES.items()]
+    """For each use; of a run that is marked, with the advice to repeat it."""
+    found = [_of(result, use, title) for use, title in USES.items()]
+    if not result.marks:
+        return found
+    return [replace(one, sentence=f"{one.sentence} {_MARKED}") if one.subjects else one for one in found]
 
 
 def best(row: Row, names: list[str]) -> tuple[str, list[str]]:

@@ -269,3 +269,14 @@ class Commit(Scenario):
                 layer = it.store.commit(layer, durable=durable)
             it.store.remove(layer)
             it.settle()
+
+    def verify(self, it: Subject) -> str:
+        layer = it.store.new()
+        with it.store.mount(layer) as root:
+            Recipe().many("data", self.sizes["files"], 4096).write(root)
+        layer = it.store.commit(layer, durable=True)
+        with it.store.mount(layer, read_only=True) as root:
+            return digest(root)
+
+    def expected(self) -> str:
+        return Recipe().many("data", self.sizes["files"], 4096).digest()

@@ -195,11 +195,11 @@ class Aging(Scenario):
 
     def plan(self) -> None:
         self._turns: dict[str, int] = {}
+        self._image = Recipe().many("image", 500, 4096)
+        self._image.add("large", 8 << 20)
 
     def setup(self, it: Subject) -> None:
-        image = Recipe().many("image", 500, 4096)
-        image.add("large", 8 << 20)
-        it.layers["image"] = committed(it, image)
+        it.layers["image"] = committed(it, self._image)
         it.settle()
 
     def round(self, it: Subject) -> None:
@@ -209,6 +209,13 @@ class Aging(Scenario):
         age = "fresh" if turn < self.rounds // 2 else "aged"
         for _ in range(2):
             self._measure(it, age)
+
+    def verify(self, it: Subject) -> str:
+        with it.driven.mount(it.layers["image"], read_only=True) as root:
+            return digest(root)
+
+    def expected(self) -> str:
+        return self._image.digest()
 
     def _measure(self, it: Subject, age: str) -> None:
         with self.timed(it, self.row(f"child/{age}", f"a child, {age}", versus="child/fresh" * (age == "aged"))):

@@ -9,7 +9,7 @@ from cowshed.bench.meter import sync
 from cowshed.bench.samples import Sample
 from cowshed.bench.scenario import Scenario, Wrong
 from cowshed.bench.scenarios.life import committed
-from cowshed.bench.trees import Recipe
+from cowshed.bench.trees import Recipe, digest
 from cowshed.storage import api
 from cowshed.storage.errors import Unsupported
 
@@ -55,6 +55,17 @@ class Quota(Scenario):
                 sync(it.system.path)
             store.remove(layer)
             it.settle()
+
+    def verify(self, it: Subject) -> str:
+        layer = it.driven.new(it.layers["image"], quota=_NEVER)
+        with it.driven.mount(layer) as root:
+            Recipe().many("data", self.sizes["files"], 16 << 10).write(root)
+            return digest(root)
+
+    def expected(self) -> str:
+        whole = Recipe().many("image", 500, 60)
+        whole.files.update(Recipe().many("data", self.sizes["files"], 16 << 10).files)
+        return whole.digest()
 
 
 class Full(Scenario):
