@@ -99,3 +99,19 @@ def test_a_driver_that_cannot_be_had_here_is_told(tmp_path):
     assert done.returncode == 125
     assert "btrfs cannot be compared here: on ext4: " in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- of conversions
+
+
+def test_conversions_are_timed_beside_copies(tmp_path):
+    words = [sys.executable, str(TOP / "benchmarks/convert.py"), "--kind", "ext4", "--files", "40", "--size", "1"]
+    done = subprocess.run(
+        [*words, "--rounds", "1", "--out", f"{tmp_path}/out"],
+        env={**os.environ, "PYTHONPATH": str(TOP / "tests/support")}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((tmp_path / "out.json").read_text())["ext4"]) == {
+        "cp -a, sync", "cp -a, sync, both read", "convert to copy",
+    }  # fmt: skip
+    assert "| convert to copy | " in (tmp_path / "out.md").read_text()

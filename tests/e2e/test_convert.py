@@ -6,9 +6,9 @@ import io
 import json
 import os
 import random
-import shutil
 import signal
 import sqlite3
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -297,6 +297,18 @@ def test_another_conversion_waits_for_the_first(store, archives):
     assert os.listdir(store.root / "drivers") == []
 
 
+def test_a_converted_container_is_found_again_without_the_database(store, archives):
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[TWO])
+    store.ok("--driver", "overlay", "run", "--name", "other", TWO, "sh", "-c", CHANGES)
+    store.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    store.ok("storage", "accept")
+    before, layers = tree(store, "other"), rows(store, "copy")
+    store.ok("storage", "repair", "--rebuild-database", "-f")
+    assert tree(store, "other") == before
+    assert [row[:5] for row in rows(store, "copy")] == [row[:5] for row in layers]
+    clean(store)
+
+
 @pytest.fixture
 def one(store, archives):
     """A store with one image of several layers and a container, on overlay."""
@@ -467,17 +479,19 @@ def ways(tmp_path, engine_on):
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(engine_on("btrfs", tmp_path))
         engine.driver, engine.options = None, ()
-        options = {"overlay": (), "btrfs": (), "devicemapper": ("loop_size=1500M", "layer_size=1200M"), "copy": ()}
+        options = dict.fromkeys(("overlay", "btrfs", "aufs", "copy"), ())
+        options["devicemapper"] = ("loop_size=1500M", "layer_size=1200M")
+        if "COWSHED_GUEST" in os.environ:
+            subprocess.run(["modprobe", "dm_thin_pool"], check=True)
         with contextlib.suppress(NotHere):
             options["zfs"] = (f"dataset={stack.enter_context(zfs_pool(tmp_path))}",)
         verdicts = {
             d["Name"]: d["Verdict"] for d in json.loads(engine.ok("driver", "why", "--format", "json"))["Drivers"]
         }
-        order = ("btrfs", "zfs", "devicemapper", "copy", "overlay")
+        order = ("btrfs", "zfs", "devicemapper", "aufs", "copy", "overlay")
         usable = [name for name in order if name in options and verdicts.get(name, "unusable") != "unusable"]
         yield engine, [(name, options[name]) for name in usable]
         engine.close()
-        shutil.rmtree(engine.run_root, ignore_errors=True)
         for name in json.loads(engine.ok("info", "--format", "json"))["DriversInUse"]:
             if name in ("zfs", "devicemapper"):
                 engine.ok("storage", "convert", "--to", "overlay", "--all", "-q")

@@ -101,6 +101,17 @@ def test_a_driver_that_shares_nothing_wants_room_for_whole_trees():
     assert plan(facts(*CHAIN, target=place("two", TREES, free=60)), Wanted(True)).refused == ()
 
 
+def test_of_a_driver_that_shares_nothing_only_what_a_layer_adds_is_wanted():
+    chain = (link(1, size=100), link(2, below=1, size=130))
+    box = Box(7, "a" * 64, "box", "one", False, "c2", 150, 9)
+    planned = plan(
+        facts(*chain, target=place("two", DIFFS, free=150), images={"i": "c2"}, boxes=[box], one=place("one", TREES)),
+        Wanted(True, True),
+    )
+    assert [step.size for step in planned.steps] == [100, 30, 20]
+    assert planned.refused == ()
+
+
 def test_what_runs_is_left_out_and_refused_by_name():
     up = Box(7, "a" * 64, "up", "one", True, "c3")
     assert plan(facts(*CHAIN, boxes=[up]), Wanted(containers=True)).left_out == (

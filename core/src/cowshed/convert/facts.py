@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cowshed.state.rows import ContainerRow, LayerRow
     from cowshed.state.store import Store
 
+_BYTES_PER_INODE = 20_000  # of root file systems, for drivers that do not count inodes
 _PACE = "convert.pace"  # of the table meta: how long the last conversion took, by what was expected of it
 
 
@@ -141,7 +142,7 @@ def _links(
 def _usage(engine: Engine, driver: str, number: int) -> tuple[int, int]:
     layers = engine.layers(driver)
     used = layers.usage(layers.load(number))
-    return used.own, used.inodes or 0
+    return used.own, used.own // _BYTES_PER_INODE if used.inodes is None else used.inodes
 
 
 def _box(

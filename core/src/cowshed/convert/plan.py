@@ -96,6 +96,7 @@ class Step:
     number: int
     how: str  # reflink, copy, "send FORMAT", there
     size: int  # bytes that it is expected to take in the target
+    data: int  # bytes to be read
     inodes: int
     chain: str = ""  # of a layer
     diff: str = ""
@@ -170,16 +171,20 @@ def plan(facts: Facts, wanted: Wanted) -> Plan:
             continue
         refused += _limits(facts, box, lossy=wanted.lossy)
         how = _how(facts, box.driver, sends=False)
+        data, inodes = _own(facts, box.driver, box.size, box.inodes, box.below)
+        taken = 0 if how == "reflink" else data
+        if how == "copy" and facts.target.can.granularity is api.Granularity.TREE:
+            taken += _whole(facts, box.below)
         steps.append(
-            Step("container", box.name, box.driver, box.number, how, 0 if how == "reflink" else box.size, box.inodes,
-                 below=box.below, container=box.id, quota=_quota(facts.target.can, box.quota))
+            Step("container", box.name, box.driver, box.number, how, taken, data, inodes, below=box.below,
+                 container=box.id, quota=_quota(facts.target.can, box.quota))
         )  # fmt: skip
     size = sum(step.size for step in steps)
     free = facts.target.free
     if free is not None and size > free:
         refused.append(f"{_bytes(size)} are wanted, and driver {facts.target.driver} has {_bytes(free)} free")
     work = [step for step in steps if step.how != "there"]
-    seconds = facts.pace * sum(step.inodes * _PER_INODE + step.size * _PER_BYTE for step in work)
+    seconds = facts.pace * sum(step.inodes * _PER_INODE + step.data * _PER_BYTE for step in work)
     masks = {name: mask(place.can, facts.target.can, lossy=wanted.lossy) for name, place in facts.places.items()}
     return Plan(
         facts.target.driver, tuple(steps), tuple(losses), tuple(refused), tuple(left_out), size, free, seconds, masks
@@ -244,12 +249,13 @@ def _layer(facts: Facts, link: Link) -> list[Step]:
     best = able[0]
     others = tuple(source.number for source in link.sources if source is not best)
     how = "there" if link.twin is not None else _how(facts, best.driver, sends=True)
-    size = 0 if how in ("there", "reflink") else best.size
+    data, inodes = _own(facts, best.driver, best.size, best.inodes, link.below)
+    size = 0 if how in ("there", "reflink") else data
     if how == "copy" and facts.target.can.granularity is api.Granularity.TREE:
-        size = _whole(facts, link)
+        size = _whole(facts, link.chain)
     return [
-        Step("layer", _short(link), best.driver, best.number, how, size, best.inodes, link.chain, link.diff, link.below,
-             others)
+        Step("layer", _short(link), best.driver, best.number, how, size, data, inodes, link.chain, link.diff,
+             link.below, others)
     ]  # fmt: skip
 
 
@@ -257,16 +263,25 @@ def _tells(can: api.Capabilities) -> bool:
     return can.diff_tree or can.changes
 
 
-def _whole(facts: Facts, link: Link) -> int:
+def _own(facts: Facts, driver: str, size: int, inodes: int, below: str) -> tuple[int, int]:
+    """Bytes and inodes that a layer has beside those of the one below. A driver that shares nothing counts both."""
+    if facts.places[driver].can.granularity is api.Granularity.TREE and below in facts.links:
+        for source in facts.links[below].sources:
+            if source.driver == driver:
+                return max(size - source.size, 0), max(inodes - source.inodes, 0)
+    return size, inodes
+
+
+def _whole(facts: Facts, chain: str) -> int:
     """The bytes of a whole tree. Of a driver that shares nothing, that is what its layer has."""
     total = 0
-    at: Link | None = link
-    while at is not None:
-        sizes = [(facts.places[s.driver].can.granularity is api.Granularity.TREE, s.size) for s in at.sources]
-        if sizes and sizes[0][0]:
-            return total + sizes[0][1]
-        total += sizes[0][1] if sizes else 0
-        at = facts.links.get(at.below)
+    while chain in facts.links:
+        link = facts.links[chain]
+        whole = [s.size for s in link.sources if facts.places[s.driver].can.granularity is api.Granularity.TREE]
+        if whole:
+            return total + whole[0]
+        total += link.sources[0].size if link.sources else 0
+        chain = link.below
     return total
 
 
