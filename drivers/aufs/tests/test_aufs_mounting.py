@@ -1,4 +1,4 @@
-"""How aufs is mounted, on a fake of its system calls and of its sysfs: no kernel of a distribution has it.
+"""How aufs is mounted, on a fake of its system calls: no kernel of a distribution has it.
 
 The fake does to a call what the real one was seen to do: 84 slots, one more by `br` crashes, one more by `append` is
 E2BIG; a permission that it does not know becomes `ro` without a word.
@@ -7,6 +7,7 @@ E2BIG; a permission that it does not know becomes `ro` without a word.
 import errno
 import os
 import stat
+import sys
 
 import pytest
 
@@ -15,6 +16,7 @@ from cowshed.storage import api
 from cowshed_driver_aufs.branches import OPTIONS
 
 SLOTS = 84
+NUMBER = "0123456789abcdef"
 
 
 class Crash(BaseException):
@@ -27,8 +29,7 @@ class Kernel:
     def __init__(self, folder, *, limit=127, forget=-1, spoil=-1):
         self.limit, self.forget, self.spoil = limit, forget, spoil
         self.sysfs = folder / "sysfs"
-        self.said = self.sysfs / "si_0123456789abcdef"
-        self.said.mkdir(parents=True)
+        (self.sysfs / f"si_{NUMBER}").mkdir(parents=True)
         self.trees, self.calls, self.branches, self.options = [], [], [], {}
         self._waiting = []
 
@@ -73,11 +74,17 @@ class Kernel:
         self._waiting = []
         if len(self.branches) > self.limit:
             raise OSError(errno.ENOSPC, "No space left on device")
-        (self.said / "xi_path").write_text(f"/{self.options['xino'].rpartition('/')[2]}\n")
-        shown = [b for n, b in enumerate(self.branches) if n != self.forget]
-        for n, (path, permission) in enumerate(shown):
-            text = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in path)
-            (self.said / f"br{n}").write_text(f"{text}={permission}\n")
+        path, permission = self.branches[0]
+        if permission == "rw":
+            os.makedirs(f"{path}/.wh..wh.plnk", exist_ok=True)
+
+    def shown(self, tree):
+        assert is_open(tree)
+        return [b for n, b in enumerate(self.branches) if n != self.forget]
+
+    def numbered(self, tree):
+        assert is_open(tree)
+        return self.opened(), NUMBER
 
     def mount(self, attributes=0):
         self.options["attributes"] = attributes
@@ -89,6 +96,8 @@ def kernel(tmp_path, monkeypatch):
     def install(**faults):
         made = Kernel(tmp_path, **faults)
         monkeypatch.setattr(aufs, "_SYSFS", str(made.sysfs))
+        monkeypatch.setattr(aufs, "branches", made.shown)
+        monkeypatch.setattr(aufs, "_numbered", made.numbered)
         monkeypatch.setattr(aufs.mount, "Context", made.context)
         monkeypatch.setattr(aufs.mount, "file_system", made.file_system)
         return made
@@ -154,12 +163,11 @@ def test_what_the_kernel_made_otherwise_is_not_used(tmp_path, kernel, fault):
     assert not any(map(is_open, fake.trees))
 
 
-def test_a_mount_that_sysfs_does_not_show_is_not_used(tmp_path, kernel, monkeypatch):
+def test_a_mount_that_cannot_be_noted_is_not_used(tmp_path, kernel):
     fake = kernel()
-    monkeypatch.setattr(aufs, "_SYSFS", str(tmp_path / "nothing"))
-    with pytest.raises(OSError, match="does not show") as raised:
+    (fake.sysfs / f"si_{NUMBER}").rmdir()
+    with pytest.raises(FileNotFoundError):
         aufs.mounted(api.Aufs(branches(tmp_path, 2), True, OPTIONS))
-    assert raised.value.errno == errno.EIO
     assert not any(map(is_open, fake.trees))
 
 
@@ -178,32 +186,50 @@ def test_a_branch_that_is_missing(tmp_path, kernel):
     assert not any(map(is_open, fake.trees))
 
 
-# as /sys/fs/aufs/si_*/br* of aufs 6.1-20240701 said it
+# Permission and path, as AUFS_CTL_BRINFO of aufs 6.1-20240701 gives them
 RECORDED = {
-    "/srv/store/active/0af3/branch=rw\n": ("/srv/store/active/0af3/branch", "rw"),
-    "/srv/a=b:c,d/branch=ro+wh\n": ("/srv/a=b:c,d/branch", "ro+wh"),
-    "/srv/with\\040space\\012line\\134back=ro\n": ("/srv/with space\nline\\back", "ro"),
-    "/srv/ä=rw\n": ("/srv/ä", "rw"),
+    (1, b"/srv/store/active/0af3/branch"): ("/srv/store/active/0af3/branch", "rw"),
+    (0x1002, b"/srv/a=b:c,d/branch"): ("/srv/a=b:c,d/branch", "ro+wh"),
+    (2, b"/srv/with\\040space\\012line\\134back"): ("/srv/with space\nline\\back", "0x2"),
+    (1, "/srv/ä".encode() + b"\xff"): ("/srv/ä\udcff", "rw"),
 }
 
 
-@pytest.mark.parametrize("text", RECORDED)
-def test_what_sysfs_says_is_understood(text):
-    assert aufs.parse(text) == RECORDED[text]
+@pytest.mark.parametrize("said", RECORDED)
+def test_what_aufs_says_of_a_branch_is_understood(said):
+    permission, path = said
+    entry = (7).to_bytes(4, sys.byteorder) + permission.to_bytes(4, sys.byteorder) + path + b"\0rest of an older one"
+    assert aufs.parse(entry.ljust(4096, b"\0")) == RECORDED[said]
 
 
-def test_a_branch_in_use_is_found(tmp_path, kernel):
-    kernel()
+TABLE = b"""22 1 254:0 / / rw - ext4 /dev/root rw
+30 22 0:20 / /proc rw - proc proc rw
+41 22 0:40 / /mnt rw - aufs /srv/mine rw,si=1111111111111111,acl
+42 30 0:41 / /proc rw - aufs /srv/with\\040si=2 rw,si=e2c5d9b1ab3f7c42,acl,dirperm1
+"""
+
+
+def test_which_mount_it_is_stands_in_the_mount_table():
+    assert aufs.number_in(TABLE) == "e2c5d9b1ab3f7c42"
+    with pytest.raises(OSError, match="does not show which"):
+        aufs.number_in(TABLE.replace(b"/proc rw - aufs", b"/other rw - aufs"))
+
+
+def test_a_branch_in_use_is_found_and_no_file_of_sysfs_is_read(tmp_path, kernel):
+    """Reading one while a mount is made, or goes, crashes the kernel."""
+    fake = kernel()
+    unreadable = fake.sysfs / f"si_{NUMBER}" / "br0"
+    os.mkfifo(unreadable)  # whoever opens it waits for ever
     paths = branches(tmp_path, 3)
-    assert aufs.in_use(paths[1]) is False
+    assert aufs.in_use(paths[0]) is False
     os.close(aufs.mounted(api.Aufs(paths, True, OPTIONS)))
-    assert aufs.in_use(paths[1]) is True
-    assert aufs.in_use(str(tmp_path)) is False
-
-
-def test_where_there_is_no_aufs_nobody_can_tell_what_is_in_use(tmp_path, monkeypatch):
-    monkeypatch.setattr(aufs, "_SYSFS", str(tmp_path / "none"))
-    assert aufs.in_use(str(tmp_path)) is None
+    assert aufs.in_use(paths[0]) is True
+    assert aufs.in_use(paths[1]) is False
+    unreadable.unlink()
+    (fake.sysfs / f"si_{NUMBER}").rename(tmp_path / "gone")
+    assert aufs.in_use(paths[0]) is False
+    (fake.sysfs / f"si_{NUMBER}").mkdir()  # the number of another mount by now
+    assert aufs.in_use(paths[0]) is False
 
 
 # ---------------------------------------------------------------- pseudo-links

@@ -3,23 +3,29 @@
 One call to it has room for 84 branches and options; one more in the form `br` crashes the kernel. So a mount begins
 with the writable branch alone and takes the others by `append`, a batch at a time. What it does not understand it
 takes in silence: a misspelt permission becomes `ro`, in which whiteouts are ignored and deleted files come back. So
-what it made of each batch is read back from sysfs (Documentation/ABI/testing/sysfs-aufs of aufs) and compared.
+what it made of each batch is asked of the mount (AUFS_CTL_BRINFO, include/uapi/linux/aufs_type.h) and compared.
+
+It is never asked in sysfs: to read a file of /sys/fs/aufs/si_* crashes the kernel while that mount, anybody's, is being
+made or is going (sysaufs_si_show of aufs 6.1 follows si_sb, which is not set yet, or no more). That such a directory is
+there may be looked at. Which is a mount's own is told by the options in the mount table (`si=`); it is noted in the
+writable branch, among what aufs keeps there for itself.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import stat
-import time
+import sys
 
 from cowshed.storage.kit.descent import Descent, names
 from cowshed_linux import mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from cowshed.storage import api
 
@@ -27,25 +33,28 @@ if TYPE_CHECKING:
 
 _BATCH = 60  # branches and options in one call
 _TOP, _BELOW = "rw", "ro+wh"  # +wh: the whiteouts in it count
+_PERMISSIONS = {1: _TOP, 2 | 1 << 12: _BELOW}  # AuBrPerm_RW; AuBrPerm_RO, AuBrRAttr_WH
+_BRANCHES = 0x5000_4105  # AUFS_CTL_BRINFO
+_ENTRY, _PERMISSION, _PATH = 4096, 4, 8  # of the answer for a branch: size, and where in it what lies
+_PLACE = "/proc"  # a directory that is always there; what is mounted on it is seen by one thread
 _SYSFS = "/sys/fs/aufs"
 _MAINTENANCE = "/proc/fs/aufs/plink_maint"
 _LINKS = ".wh..wh.plnk"
-_ESCAPED = re.compile(r"\\([0-7]{3})")
-_TRIES = 100  # a file of sysfs that is busy because its mount is being changed
+_NOTE = "trusted.cowshed.mount"  # on it: which mount has the branch as its writable one
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 def mounted(step: api.Aufs) -> int:
     """The descriptor of a detached mount. OSError; ENOSPC for more branches than this kernel takes."""
     # Inode numbers lie in a file of no name on a file system of its own in memory: elsewhere it would count as the
-    # layer's, fill up with the store, or be refused (xfs, btrfs). By its name sysfs tells which mount is this one.
+    # layer's, fill up with the store, or be refused (xfs, btrfs).
     numbers = mount.file_system("tmpfs", "cowshed-xino", [("mode", "0700")])
-    name = os.urandom(16).hex()
     try:
         with mount.Context("aufs") as context:
             context.set("source", _source(step.branches[0]))
             for option, value in step.options:
                 context.set(option, value)
-            context.set("xino", f"/proc/self/fd/{numbers}/{name}")
+            context.set("xino", f"/proc/self/fd/{numbers}/{os.urandom(16).hex()}")
             room = _BATCH - len(step.options) - 1
             wanted = _give(context, step, 0, room)
             if not step.writable:
@@ -53,16 +62,15 @@ def mounted(step: api.Aufs) -> int:
             _applied(context.create, step)
             tree = context.mount(0 if step.writable else mount.ATTR_RDONLY)
             try:
-                said = _directory_of(name)
-                _compare(said, wanted)
+                _compare(branches(tree), wanted)
                 for first in range(room, len(step.branches), _BATCH):
                     wanted += _give(context, step, first, first + _BATCH)
                     _applied(context.reconfigure, step)
-                    _compare(said, wanted)
+                    _compare(branches(tree), wanted)
+                return _noted(tree, step.branches[0]) if step.writable else tree
             except BaseException:
                 os.close(tree)
                 raise
-            return tree
     finally:
         os.close(numbers)
 
@@ -100,60 +108,25 @@ def _applied(call: Callable[[], None], step: api.Aufs) -> None:
 # ---------------------------------------------------------------- what the kernel says of its mounts
 
 
-def _directory_of(name: str) -> str:
-    """The directory of sysfs of the mount whose numbers lie in a file of this name."""
-    for said in _all():
-        if f"/{name}" in _read(f"{said}/xi_path"):
-            return said
-    raise OSError(errno.EIO, f"mount aufs: {_SYSFS} does not show the mount that was made; is /sys mounted?")
-
-
-def _all() -> Iterator[str]:
+def branches(tree: int) -> list[Branch]:
+    """Those of a mount, the topmost first."""
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
     try:
-        entries = os.listdir(_SYSFS)
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.startswith("si_"):
-            yield f"{_SYSFS}/{entry}"
+        answer = bytearray(fcntl.ioctl(fd, _BRANCHES, 0) * _ENTRY)
+        fcntl.ioctl(fd, _BRANCHES, answer)
+    finally:
+        os.close(fd)
+    return [parse(bytes(answer[at : at + _ENTRY])) for at in range(0, len(answer), _ENTRY)]
 
 
-def _read(path: str) -> str:
-    """A file of sysfs; "" if its mount has gone."""
-    for _ in range(_TRIES):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return ""
-        try:
-            return os.fsdecode(os.read(fd, 1 << 13))
-        except OSError as error:
-            if error.errno in (errno.ENODEV, errno.ENOENT):
-                return ""
-            if error.errno != errno.EBUSY:
-                raise
-        finally:
-            os.close(fd)
-        time.sleep(0.01)
-    raise OSError(errno.EBUSY, f"{path} stays busy")
+def parse(entry: bytes) -> Branch:
+    """What the answer for a branch says: the path has octal escapes."""
+    permission = int.from_bytes(entry[_PERMISSION:_PATH], sys.byteorder)
+    path = _ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), entry[_PATH:].partition(b"\0")[0])
+    return os.fsdecode(path), _PERMISSIONS.get(permission, hex(permission))
 
 
-def parse(text: str) -> Branch:
-    """What a file brN of sysfs says: PATH=PERMISSION, the path with octal escapes."""
-    path, _, permission = text.rstrip("\n").rpartition("=")
-    whole = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), path)
-    return whole, permission
-
-
-def _branches(said: str) -> list[Branch]:
-    found: list[Branch] = []
-    while text := _read(f"{said}/br{len(found)}"):
-        found.append(parse(text))
-    return found
-
-
-def _compare(said: str, wanted: Sequence[Branch]) -> None:
-    found = _branches(said)
+def _compare(found: Sequence[Branch], wanted: Sequence[Branch]) -> None:
     if found == wanted:
         return
     for n, branch in enumerate(wanted):
@@ -163,13 +136,66 @@ def _compare(said: str, wanted: Sequence[Branch]) -> None:
     raise OSError(errno.EIO, f"mount aufs: {len(found)} branches instead of {len(wanted)}")
 
 
-def in_use(branch: str) -> bool | None:
-    """Whether a directory is a branch of any aufs that is mounted, in whatever namespace, or of one that only open
-    files still hold. None if the kernel does not tell."""
-    if not os.path.isdir(_SYSFS):
-        return None
-    place = os.path.realpath(branch)
-    return any(path == place for said in _all() for path, _ in _branches(said))
+def _noted(tree: int, branch: str) -> int:
+    """The same mount, detached, of which its writable branch says now which it is. Closes tree."""
+    made, number = _numbered(tree)
+    try:
+        note = f"{number} {os.stat(f'{_SYSFS}/si_{number}').st_ino}"  # numbers are used again, inodes are not
+        os.setxattr(f"{branch}/{_LINKS}", _NOTE, note.encode())
+    except BaseException:
+        os.close(made)
+        raise
+    os.close(tree)
+    return made
+
+
+def _numbered(tree: int) -> tuple[int, str]:
+    """A clone of a detached mount, and its number: only a mount table tells that, in a namespace that lives for this
+    call only."""
+    from cowshed_linux import process
+
+    def work() -> tuple[int, str]:
+        table = os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mount.attach(tree, _PLACE)
+            said = []
+            while block := os.read(table, 1 << 16):
+                said.append(block)
+            return mount.clone(_PLACE), number_in(b"".join(said))
+        finally:
+            os.close(table)
+
+    return process.aside(-1, work)
+
+
+def number_in(table: bytes) -> str:
+    """That of the last aufs that a mount table shows (proc_pid_mountinfo(5)): the one that was mounted last."""
+    for line in reversed(table.splitlines()):
+        words = line.split(b" ")
+        at = words.index(b"-")
+        if words[4] == _PLACE.encode() and words[at + 1] == b"aufs":
+            for option in words[-1].split(b","):
+                if option.startswith(b"si="):
+                    return option[3:].decode()
+    raise OSError(errno.EIO, "mount aufs: the mount table does not show which mount it is")
+
+
+def _note(branch: str) -> str:
+    """The number of the mount that has it as its writable branch; "" if that has gone, or never was."""
+    try:
+        number, _, inode = os.getxattr(f"{branch}/{_LINKS}", _NOTE).decode().partition(" ")
+        there = os.stat(f"{_SYSFS}/si_{number}")
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOENT, errno.EOPNOTSUPP):
+            return ""
+        raise
+    return number if str(there.st_ino) == inode else ""
+
+
+def in_use(branch: str) -> bool:
+    """Whether an aufs is mounted, in whatever namespace or held by open files only, that writes into this branch. Of
+    read-only mounts nothing tells."""
+    return bool(_note(branch))
 
 
 # ---------------------------------------------------------------- before a mount ends
@@ -189,15 +215,14 @@ def settle(tree: int, branch: str) -> int:
         return 0
     if not entries:
         return 0
-    place = os.path.realpath(branch)
-    said = next((said for said in _all() if _branches(said)[:1] == [(place, _TOP)]), "")
-    if not said:
-        raise OSError(errno.EIO, f"{_SYSFS} does not show the mount of {place}")
+    number = _note(branch)
+    if not number:
+        raise OSError(errno.EIO, f"{branch} has links of a mount of aufs, and no note says of which")
     numbers = {int(entry.partition(".")[0]) for entry in entries}
     # While this is open and has been told of the mount, aufs lets nobody else make such links in it.
     fd = os.open(_MAINTENANCE, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, f"si={said.rpartition('/si_')[2]}".encode())
+        os.write(fd, f"si={number}".encode())
         _touch(tree, numbers)
         for entry in entries:
             os.unlink(f"{kept}/{entry}")

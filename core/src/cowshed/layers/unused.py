@@ -7,8 +7,8 @@ hold, cheapest first:
     the container's cgroup is empty     finds the processes of a container whose monitor was killed
     the kernel lets it be used          of overlay: with index=on it refuses an upper directory that is in use; of a
                                         device that the driver activates: it refuses to open it for one alone (O_EXCL,
-                                        open(2)); aufs names the branches of all its mounts in sysfs. All see a detached
-                                        mount, which no namespace shows
+                                        open(2)); of aufs a note tells which mount writes into the branch, and sysfs
+                                        whether it lives. All see a detached mount, which no namespace shows
     no mount namespace shows the layer  what was mounted by hand. This reads a table for each namespace, so it is left
                                         out where the kernel has answered; after a refusal it names the holder
 """
@@ -115,8 +115,7 @@ def _told(driver: api.Driver, layer: api.Layer) -> bool | None:
     if isinstance(last, api.Aufs):
         from cowshed.layers import aufs
 
-        used = aufs.in_use(last.branches[0])
-        return None if used is None else not used
+        return False if aufs.in_use(last.branches[0]) else None  # of read-only mounts it does not know
     return _trial(plan, last) if layer.kind is api.Kind.ACTIVE else None
 
 
