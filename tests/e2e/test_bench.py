@@ -74,7 +74,8 @@ def until(fact, what):
 def test_a_tiny_run_has_every_part(engine, bench, tmp_path):
     out = tmp_path / "out"
     scenarios = "child,storm,unpack,build,changes,commit,copy-up,metadata,lookup,density,removal,quota"
-    done = engine(*bench(*TINY, *SUBJECTS, "--scenario", scenarios, "--out", str(out), "--html"))
+    words = bench(*TINY, *SUBJECTS, "--scenario", scenarios, "--out", str(out), "--html")
+    done = engine(*words, timeout=280)
     assert done.returncode == 0, done.stderr.decode()
     result = json.loads(out.with_suffix(".json").read_text())
     assert (result["format"], result["format_version"], result["seed"]) == ("cowshed-bench", 1, 1)

@@ -24,7 +24,7 @@ _TOOLS = (
     ("dmsetup", "version"),
 )
 _MIB = 1 << 20
-_WRITES, _ROUNDS = 8, 5
+_WRITES, _ROUNDS = 4, 5
 
 
 def facts(place: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def on_battery() -> bool:
 
 
 def baseline(folder: str) -> dict[str, float]:
-    """ms of a fixed piece of work of the processor, and of 8 MiB written and synced: what drifts is the machine."""
+    """ms of a fixed piece of work of the processor, and of 4 MiB written and synced: what drifts is the machine."""
     data = os.urandom(_MIB)
     processor, disk = [], []
     path = f"{folder}/baseline"

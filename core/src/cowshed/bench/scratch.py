@@ -77,11 +77,16 @@ class Scratch:
             raise Unavailable(f"{kind} is no kind of file system", remedy=f"one of {', '.join((*_MAKE, 'zpool'))}")
         elif shutil.which(_MAKE[kind][0]) is None:
             raise Unavailable(f"{_MAKE[kind][0]} is not installed", remedy=f"install {_MAKE[kind][0]}")
+        if kind == "zpool" and self.device:
+            raise Unavailable("pools of ZFS are made on images only: it would divide a device into partitions")
+        if self.device and not self._free:
+            raise Unavailable(f"{self.device} is too small for so many subjects", remedy="name fewer with --subject")
         size = max(self.size, 0 if self.device else LEAST[kind.removesuffix("-quota")])
         slice_ = self._free.pop(0) if self.device else -1
-        device = self._attach(path, size, slice_)
-        self.journal.add("loops", loops.number(device))
         os.mkdir(path)
+        device = self._attach(path, size, slice_, named=kind == "zpool")
+        if device >= 0:
+            self.journal.add("loops", loops.number(device))
         made = FileSystem(self, kind, path, device, size, slice_)
         try:
             made.format()
@@ -100,7 +105,8 @@ class Scratch:
         os.mkdir(path)
         return Place(path)
 
-    def _attach(self, path: str, size: int, slice_: int) -> int:
+    def _attach(self, path: str, size: int, slice_: int, *, named: bool) -> int:
+        """A loop device; named: none, -1, and the image keeps its name for a pool, which opens it again by that."""
         if self.device:
             file = os.open(self.device, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -111,10 +117,11 @@ class Scratch:
         file = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.truncate(file, size)
-            return loops.attach(file, direct=True)
+            return -1 if named else loops.attach(file, direct=True)
         finally:
             os.close(file)
-            os.unlink(image)
+            if not named:
+                os.unlink(image)
 
     def give_back(self, slice_: int) -> None:
         if slice_ >= 0:
@@ -127,7 +134,7 @@ class FileSystem:
     def __init__(self, scratch: Scratch, kind: str, path: str, device: int, size: int, slice_: int) -> None:
         self.kind, self.path, self.size = kind, path, size
         self.scratch, self._device, self._slice = scratch, device, slice_
-        self.node = f"/dev/loop{loops.number(device)}"
+        self.node = f"/dev/loop{loops.number(device)}" if device >= 0 else f"{path}.image"
         self.pool = f"cowshed-bench-{os.urandom(6).hex()}" if kind == "zpool" else ""
         self._mounted = False
 
@@ -179,16 +186,12 @@ class FileSystem:
         return (status.f_blocks - status.f_bfree) * status.f_frsize
 
     def transferred(self) -> tuple[int, int] | None:
-        """Bytes read from and written to the device since it was made (Documentation/block/stat.rst)."""
+        """Bytes read from and written to the device so far (Documentation/block/stat.rst); None for a pool."""
+        if self.pool:
+            return None
         with open(f"/sys/block/{os.path.basename(self.node)}/stat", encoding="ascii") as file:
             words = file.read().split()
         return int(words[2]) * _SECTOR, int(words[6]) * _SECTOR
-
-    @property
-    def direct(self) -> bool:
-        """Whether the image is written past the page cache of the file system that it lies on."""
-        with open(f"/sys/block/{os.path.basename(self.node)}/loop/dio", encoding="ascii") as file:
-            return file.read().strip() == "1"
 
     def discard(self) -> None:
         """Take it away. RuntimeError, OSError if somebody uses it still."""
@@ -199,9 +202,12 @@ class FileSystem:
             self.scratch.journal.drop("pools", self.pool)
         if self._slice >= 0:
             _wipe(self._device, self.size)
-        number = loops.number(self._device)
-        os.close(self._device)
-        self.scratch.journal.drop("loops", number)
+        if self._device >= 0:
+            number = loops.number(self._device)
+            os.close(self._device)
+            self.scratch.journal.drop("loops", number)
+        else:
+            os.unlink(self.node)
         self.scratch.give_back(self._slice)
         os.rmdir(self.path)
 
@@ -209,7 +215,7 @@ class FileSystem:
 class Place:
     """A directory of the user's own, in the place of a file system: shared by all subjects, nothing is made anew."""
 
-    kind, pool, size, direct = "path", "", 0, False
+    kind, pool, size = "path", "", 0
 
     def __init__(self, path: str) -> None:
         self.path = path
