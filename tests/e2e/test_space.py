@@ -139,3 +139,22 @@ def test_looking_changes_nothing_and_works_beside_a_running_container(two):
     two.ok("storage", "tree")
     after = (two.root / "db.sqlite-wal").read_bytes() if (two.root / "db.sqlite-wal").exists() else b""
     assert before == after
+
+
+@pytest.mark.parametrize("where", ["loops", "btrfs"])
+def test_looking_at_drivers_of_other_kinds(engine_on, tmp_path, greeting, where):
+    """One that sets devices up to measure its layers, and one whose layers are subvolumes."""
+    with engine_on(where, tmp_path) as engine:
+        engine.ok(
+            "run", "--name", "box", greeting, "dd", "if=/dev/zero", "of=/new", "bs=100000", "count=1", "conv=fsync"
+        )  # fmt: skip
+        engine.ok("run", "-d", "--name", "running", greeting, "sleep", "600")
+        told = {row["Name"]: row for row in rows(engine, "storage", "df")}
+        assert told["box"]["Drivers"] == engine.driver
+        assert told["box"]["ReclaimableBytes"] == told["box"]["OwnBytes"] > 0
+        assert told["running"]["ReclaimableBytes"] == 0
+        assert [row["Depth"] for row in rows(engine, "storage", "tree")] == [0, 1, 2, 3, 3]
+        freed = rows(engine, "storage", "df", "box")
+        assert [row["Freed"] for row in freed].count("yes") == 1
+        assert engine("doctor", "--format", "json").returncode == (1 if where == "loops" else 0)
+        assert engine.ok("storage", "gc", "--dry-run") == "There is nothing to remove\n"
