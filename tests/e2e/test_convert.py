@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from cowshed_testing import leftovers, plugins
 from cowshed_testing.images import Image, LayerTar, busybox_layer
-from cowshed_testing.places import NotHere, zfs_pool
+from cowshed_testing.places import NotHere, with_loops, zfs_pool
 
 from cowshed_conformance.backing import file_system
 
@@ -480,7 +480,9 @@ def ways(tmp_path, engine_on):
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(engine_on("btrfs", tmp_path))
         engine.driver, engine.options = None, ()
-        options = dict.fromkeys(("overlay", "btrfs", "aufs", "copy"), ())
+        options = dict.fromkeys(("overlay", "btrfs", "aufs", "copy", "loops"), ())
+        with contextlib.suppress(NotHere):
+            engine.command = with_loops(tmp_path)
         options["devicemapper"] = ("loop_size=1500M", "layer_size=1200M")
         if "COWSHED_GUEST" in os.environ:
             subprocess.run(["modprobe", "dm_thin_pool"], check=True)
@@ -489,7 +491,7 @@ def ways(tmp_path, engine_on):
         verdicts = {
             d["Name"]: d["Verdict"] for d in json.loads(engine.ok("driver", "why", "--format", "json"))["Drivers"]
         }
-        order = ("btrfs", "zfs", "devicemapper", "aufs", "copy", "overlay")
+        order = ("btrfs", "zfs", "devicemapper", "aufs", "loops", "copy", "overlay")
         usable = [name for name in order if name in options and verdicts.get(name, "unusable") != "unusable"]
         yield engine, [(name, options[name]) for name in usable]
         engine.close()
