@@ -97,6 +97,8 @@ CASES = [
     ("cowshed --driv", "--driver", "--debug"),
     ("cowshed --driver ov", "overlay", "copy"),
     ("cowshed driver w", "why", "list"),
+    ("cowshed storage convert --to ov", "overlay", "copy"),
+    ("cowshed storage convert --to overlay --to-option xi", "xino=auto", "index=on"),
     ("cowshed run --pul", "--pull", "--rm"),
     ("cowshed run --pull ne", "never", "always"),
     ("cowshed run --rm -it --network h", "host", "none"),

@@ -106,8 +106,9 @@ def _candidates(before: list[str], word: str) -> Iterable[str] | None:
         seconds = {name.split()[1]: c.help for name, c in find.known().items() if name.startswith(f"{before[at]} ")}
         return _begin(word, (f"{name}\t{text}" for name, text in seconds.items()))
     command, rest = find.command(before[at:])
-    if "--driver" in rest[:-1]:
-        flags["driver"] = rest[rest.index("--driver") + 1]  # `run` takes it, too
+    for name in ("--driver", "--to"):  # `run` takes the first too, `storage convert` has the other
+        if name in rest[:-1]:
+            flags["driver"] = rest[rest.index(name) + 1]
     operands, pending = 0, None
     while rest:
         end, pending = _options_end(command.options, rest)
@@ -188,9 +189,9 @@ def _values(option: Option, flags: Values) -> list[str] | None:
     if option.choices:
         return list(option.choices)
     key = option.key
-    if key == "driver":
+    if key in ("driver", "to"):
         return _drivers()
-    if key == "driver_option":
+    if key in ("driver_option", "to_option"):
         return _driver_options(flags)
     if key in ("signal", "stop_signal"):
         from cowshed.container.signals import NAMES
