@@ -140,3 +140,18 @@ def test_holes_count_as_zeros(tmp_path):
     expected = Expected()
     expected.read([data])
     assert expected.nodes[b"sparse"].digest == hashlib.sha256((tmp_path / "sparse").read_bytes()).digest()
+
+
+def test_a_device_that_means_deleted_is_not_missed_where_it_cannot_be_seen(tmp_path):
+    data = archive(("zero", tarfile.CHRTYPE, None), ("a", F, b"a"))
+    expected = Expected()
+    expected.read([data])
+    apply([data], fd := os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        assert compare(expected, fd, CAN, whole=True, told=lambda: None) == []
+        os.unlink(tmp_path / "zero")
+        assert compare(expected, fd, CAN, whole=True, told=lambda: None) == ["/zero is missing"]
+        overlay = Capabilities(granularity=Granularity.FILE, char_0_0_visible=False)
+        assert compare(expected, fd, overlay, whole=True, told=lambda: None) == []
+    finally:
+        os.close(fd)

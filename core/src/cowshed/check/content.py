@@ -233,8 +233,13 @@ class _Comparison:
         finally:
             walk.close()
         for path in sorted(self._expected.nodes.keys() - seen):
-            self._say(path, "is missing")
+            if not self._is_hidden(self._expected.nodes[path]):
+                self._say(path, "is missing")
         return [*self._found, *([f"and {self._more} more"] if self._more else [])]
+
+    def _is_hidden(self, node: Node) -> bool:
+        """Of a driver for which the character device 0:0 means that a name is deleted."""
+        return node.kind == CHAR and node.device == (0, 0) and not self._can.char_0_0_visible
 
     def _say(self, path: bytes, what: str) -> None:
         if len(self._found) < _MOST:
