@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -147,6 +148,21 @@ def test_inodes_are_used_up(engine, ground, greeting):
     assert set(found) == {"places.inodes"}
     assert found["places.inodes"]["Severity"] == "error"
     assert " has 0 of " in found["places.inodes"]["Text"]
+
+
+def test_the_disk_is_full(engine, ground, greeting):
+    engine.ok("create", "--name", "box", greeting, "true")
+    for name in ("db.sqlite-shm", "ballast"):
+        (engine.root / name).unlink(missing_ok=True)
+    subprocess.run(["dd", "if=/dev/zero", f"of={ground}/data", "bs=64k"], capture_output=True)
+    subprocess.run(["dd", "if=/dev/zero", f"of={ground}/more", "bs=1k"], capture_output=True)
+    found, _ = looked(engine)
+    assert set(found) == {"places.data", "store.full"}
+    assert " has 0 MiB of " in found["places.data"]["Text"]
+    os.unlink(f"{ground}/data")
+    assert set(looked(engine)[0]) == {"store.no-ballast"}
+    engine.ok("rm", "box")
+    assert looked(engine) == ({}, 0)
 
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
@@ -369,6 +385,22 @@ def test_a_broken_store_and_a_broken_configuration_hide_nothing_else(engine, gro
     ]
     assert told[2].startswith(f"error the database of the store at {engine.root} is damaged")
     assert told[3:] == [f"error driver btrfs: {engine.root}/drivers is on ext4"]
+
+
+def test_a_store_of_another_version_is_neither_migrated_nor_misread(engine, ground, greeting):
+    engine.ok("create", greeting, "true")
+    with contextlib.closing(sqlite3.connect(engine.root / "db.sqlite")) as database:
+        ours = database.execute("pragma user_version").fetchone()[0]
+    for version in (1, 10_000):
+        with contextlib.closing(sqlite3.connect(engine.root / "db.sqlite")) as database:
+            database.execute(f"pragma user_version = {version}")
+        found, _ = looked(engine)
+        assert set(found) == {"store.cannot-be-read"}
+        assert f"schema {version}" in found["store.cannot-be-read"]["Text"]
+        with contextlib.closing(sqlite3.connect(engine.root / "db.sqlite")) as database:
+            assert database.execute("pragma user_version").fetchone()[0] == version
+            database.execute(f"pragma user_version = {ours}")
+    assert looked(engine) == ({}, 0)
 
 
 def test_a_driver_that_is_gone_and_what_is_left_of_a_store(engine, ground, greeting):

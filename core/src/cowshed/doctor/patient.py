@@ -11,7 +11,7 @@ import os
 from cowshed.config import selection, settings
 from cowshed.config.whole import Whole
 from cowshed.engine import Engine
-from cowshed.errors import ConfigError, CowshedError, StoreError
+from cowshed.errors import ConfigError, CowshedError, NoSpace, StoreError
 from cowshed.layers.host import make as make_host
 from cowshed.state import drivers, store
 from cowshed.state.schema import STEPS
@@ -87,7 +87,10 @@ class Patient:
         if not os.path.exists(path):
             return None
         try:
-            db = store.connect(path, write=False)
+            try:
+                db = store.connect(path, write=False)
+            except NoSpace:
+                return engine.reader  # which reads a copy
             try:
                 version = store.version_of(db, self.root)
             finally:
