@@ -62,6 +62,17 @@ def test_a_bind_is_read_only_if_it_says_so_or_the_caller_does(tmp_path):
     assert Path(folder, "two").read_text() == "2"
 
 
+def test_a_source_may_be_a_path_of_any_length(tmp_path):
+    """fsconfig(2) takes at most 255 bytes; the mount table names the end of the path."""
+    deep = tmp_path.joinpath(*["long" * 20] * 6)
+    deep.mkdir(parents=True)
+    fd = mounting.detached(api.MountPlan((api.FileSystem("tmpfs", f"{deep}/the-image"),)))
+    try:
+        assert names(fd) == []
+    finally:
+        os.close(fd)
+
+
 def test_overlay_of_many_layers_with_hard_names(tmp_path):
     lowers = [tree(tmp_path / f"l:{n},\\{n}", **{f"f{n}": "x"}) for n in range(200)]
     (tmp_path / "up").mkdir()

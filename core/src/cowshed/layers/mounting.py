@@ -98,7 +98,13 @@ def _execute(step: api.Mount, done: list[int]) -> int:
         return _overlay(step, done)
     if isinstance(step, api.FileSystem):
         attributes = mount.ATTR_RDONLY if step.read_only else 0
-        return mount.file_system(step.fstype, step.source, step.options, attributes)
+        opened: list[int] = []
+        try:
+            source = _short(step.source, opened) if step.source.startswith("/") else step.source
+            return mount.file_system(step.fstype, source, step.options, attributes)
+        finally:
+            for fd in opened:
+                os.close(fd)
     from cowshed.layers import aufs  # not for the others to import
 
     return aufs.mounted(step)

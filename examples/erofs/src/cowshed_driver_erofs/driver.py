@@ -66,12 +66,18 @@ class ErofsDriver:
         if new.parent is None:
             overlays.make(temporary, options)
         else:
-            self._at.require(new.parent)
-            with self._host.mounted(self.mounts(new.parent, api.MountRequest(read_only=True))) as below:
-                overlays.make(temporary, options, below.path)
+            self._make_on(temporary, options, self._at.require(new.parent))
         self._host.step("erofs.prepare.filled")
         self._at.publish(temporary, new, durable=options.durable)
         return {}
+
+    def _make_on(self, temporary: str, options: api.LayerOptions, parent: str) -> None:
+        """The root of a layer is in its own image, so no more of the chain is needed."""
+        if os.path.isdir(parent):
+            overlays.make(temporary, options, parent)
+            return
+        with self._host.mounted(api.MountPlan((api.FileSystem("erofs", parent, read_only=True),))) as below:
+            overlays.make(temporary, options, below.path)
 
     def commit(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
         if (depth := sum(1 for _ in new.chain())) > MAX_LAYERS:
