@@ -267,24 +267,61 @@ def test_what_cannot_be_done_is_one_line(engine, bench, tmp_path, words, said):
     assert left(tmp_path) == []
 
 
-def test_a_device_is_used_and_left_empty(engine, bench, tmp_path):
-    image = tmp_path / "disk"
-    with open(image, "wb") as file:
-        file.truncate(2 << 30)
-    fd = os.open(image, os.O_RDWR)
+@pytest.fixture
+def disk(tmp_path):
+    """An empty block device, opened, and its path."""
+    (tmp_path / "disks").mkdir()
+    fd = os.open(tmp_path / "disks/disk", os.O_RDWR | os.O_CREAT)
+    os.truncate(fd, 2 << 30)
     device = loops.attach(fd)
     os.close(fd)
-    node = f"/dev/loop{loops.number(device)}"
-    try:
-        words = ("bench", *TINY, "--device", node, *SUBJECTS, "--scenario", "child", "--format", "json")
-        result = json.loads(engine.ok(*words))
-        assert result["size"] == 512 << 20
-        assert result["scenarios"][0]["failures"] == {}
-        with open(image, "rb") as file:
-            assert file.read(1 << 20).strip(b"\0") == b""
-        os.pwrite(device, b"mine", 0)
-        done = engine(*words)
-        assert done.returncode == 125
-        assert b"holds something" in done.stderr
-    finally:
-        os.close(device)
+    yield device, f"/dev/loop{loops.number(device)}"
+    os.close(device)
+
+
+def is_empty(tmp_path, device):
+    os.fsync(device)
+    with open(tmp_path / "disks/disk", "rb") as file:
+        return file.read(1 << 20).strip(b"\0") == b""
+
+
+def test_a_device_is_used_and_left_empty(engine, tmp_path, disk):
+    device, node = disk
+    words = ("bench", *TINY, "--device", node, *SUBJECTS, "--scenario", "child", "--format", "json")
+    result = json.loads(engine.ok(*words))
+    assert result["size"] == 512 << 20
+    assert result["scenarios"][0]["failures"] == {}
+    assert is_empty(tmp_path, device)
+    os.pwrite(device, b"mine", 0)
+    done = engine(*words)
+    assert done.returncode == 125
+    assert b"holds something" in done.stderr
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_device_after_kill_9(engine, tmp_path, disk, everything):
+    device, node = disk
+    running = engine.spawn(
+        "bench", "--device", node, *SUBJECTS, *ENDLESS, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    until(
+        lambda: sum(len(one["loops"]) for one in entries(tmp_path)) >= 2 and not is_empty(tmp_path, device),
+        "the run has made no file systems",
+    )
+    (entry,) = entries(tmp_path)
+    if everything:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait(60)
+        done = engine("bench", "--clean")
+        assert done.returncode == 1
+        assert f"{node} may hold file systems of a run that was killed: wipefs" in done.stderr.decode()
+        assert engine.ok("bench", "--clean") == "0 dead runs cleaned up after\n"
+    else:
+        os.kill(entry["processes"][1][0], signal.SIGKILL)
+        assert running.wait(60) == 128 + signal.SIGKILL
+    assert is_empty(tmp_path, device) is not everything
+
+
+def entries(tmp_path):
+    return [json.loads(path.read_text()) for path in (tmp_path / "store/bench").glob("*.json")]

@@ -72,7 +72,9 @@ class Journal:
     def clean(self) -> None:
         """Take away what the entry names, whoever has died; the processes of the run are gone. CowshedError if
         something cannot be taken away now: the entry stays."""
-        _clean(self.path)
+        said = _clean(self.path)
+        if said["device"]:
+            scratch.wipe(said["device"], said["slices"])
 
 
 def entries_folder(root: str) -> str:
@@ -93,8 +95,11 @@ def clean_left(root: str) -> tuple[int, list[str]]:
         if not name.endswith(".json") or _runs(path):
             continue
         try:
-            _clean(path)
+            said = _clean(path)
             cleaned += 1
+            if said["device"]:  # somebody may have used it since: it is not for us to empty it now
+                device = said["device"]
+                problems.append(f"{device} may hold file systems of a run that was killed: wipefs --all {device}")
         except (CowshedError, StorageError, OSError) as error:
             problems.append(f"{path}: {error}")
     return cleaned, problems
@@ -114,17 +119,16 @@ def _runs(path: str) -> bool:
     return said["boot"] == process.boot_id() and any(process.lives(pid, start) for pid, start in said["processes"])
 
 
-def _clean(path: str) -> None:
+def _clean(path: str) -> dict[str, Any]:
+    """Take away what an entry names, and the entry; what it said."""
     said = _read(path)
     folder = said["folder"]
     if said["boot"] == process.boot_id():
         for name in said["pools"]:
             scratch.destroy_pool(name)
-        _release_loops(folder, said["loops"])
+        _release_loops(folder, said["device"], said["loops"])
     for store in said["stores"]:
         _destroy(store)
-    if said["device"]:
-        scratch.wipe(said["device"], said["slices"])
     remove_tree(folder)
     for name in os.listdir(os.path.dirname(path)):
         if name.startswith(f"{os.path.basename(path)}."):  # it was being written
@@ -135,6 +139,7 @@ def _clean(path: str) -> None:
             os.rmdir(made)
         except OSError:
             break  # somebody has put something into it
+    return said
 
 
 def _take_unfinished(path: str) -> None:
@@ -155,11 +160,11 @@ def _destroy(store: dict[str, Any]) -> None:
     remove_tree(store["root"])
 
 
-def _release_loops(folder: str, known: list[int]) -> None:
+def _release_loops(folder: str, device: str, known: list[int]) -> None:
     """Wait until the kernel has taken the run's loop devices, and take what stands on files of their file systems:
     devices that a driver has set up, which would hold them for ever. Busy if some stay."""
     until = time.monotonic() + _PATIENCE
-    while left := [number for number in known if _is_ours(number, folder)]:
+    while left := [number for number in known if _is_ours(number, folder, device)]:
         for number in left:
             for name in devices.standing_on(os.makedev(7, number)):
                 devices.take_holders(name)
@@ -169,12 +174,16 @@ def _release_loops(folder: str, known: list[int]) -> None:
         time.sleep(0.05)
 
 
-def _is_ours(number: int, folder: str) -> bool:
+def _is_ours(number: int, folder: str, device: str) -> bool:
+    """By the ends of names: of a mount namespace that is gone, paths begin at the root of their mount."""
     try:
         with open(f"/sys/block/loop{number}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().startswith(f"{folder}/")
+            lies_on = file.read().strip()
     except OSError:
         return False  # not in use
+    if device:
+        return os.path.basename(lies_on) == os.path.basename(os.path.realpath(device))
+    return f"/{os.path.basename(folder)}/" in lies_on
 
 
 def _make_folders(path: str) -> list[str]:

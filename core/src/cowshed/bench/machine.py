@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import statistics
 import subprocess
 import time
@@ -118,9 +119,12 @@ def _tools() -> dict[str, str]:
 def _disk(path: str) -> dict[str, Any]:
     """The file system of a path, and the disk below it (Documentation/ABI/stable/sysfs-block)."""
     found: dict[str, Any] = {}
-    best = ""
-    number = ""
+    best = number = ""
     place = os.path.realpath(path)
+    status = os.stat(place)
+    if stat.S_ISBLK(status.st_mode):
+        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        return {"source": path, **_hardware(number)}
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             words = line.split()
@@ -129,6 +133,12 @@ def _disk(path: str) -> dict[str, Any]:
                 tail = words[words.index("-") + 1 :]
                 best, number = point, words[2]
                 found = {"file_system": tail[0], "source": tail[1], "options": tail[2]}
+    return {**found, **_hardware(number)}
+
+
+def _hardware(number: str) -> dict[str, Any]:
+    """Of the disk MAJOR:MINOR, or of the one that it is a part of."""
+    found: dict[str, Any] = {}
     device = os.path.realpath(f"/sys/dev/block/{number}")
     if os.path.exists(f"{device}/partition"):
         device = os.path.dirname(device)
