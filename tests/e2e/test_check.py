@@ -4,6 +4,7 @@ takes out what can be read."""
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -177,3 +178,29 @@ def test_everything_is_rescued_from_a_read_only_disk(used, engine_of, tmp_path, 
         other.close()
     refused = used("storage", "rescue", "--to", str(saved))
     assert (refused.returncode, b"is not empty" in refused.stderr) == (125, True)
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_a_database_is_not_made_again_while_a_container_runs(used):
+    used.ok("run", "-d", "--name", "up", used.image, "sleep", "1000")
+    done = used("storage", "repair", "--rebuild-database", "-f")
+    assert (done.returncode, b"container up runs" in done.stderr) == (125, True), done
+    assert used.ok("exec", "up", "cat", "three") == "three\n"
+    assert used.ok("storage", "check") == "clean\n"
+    assert not [name for name in os.listdir(used.root) if name.startswith("lost-")]
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_what_no_record_tells_of_is_told_to_be_lost(used):
+    """The names that the database alone knows; what an image's record is needed for can be pulled again."""
+    (container,) = os.listdir(used.root / "containers")
+    os.unlink(used.root / "containers" / container / "record")
+    shutil.rmtree(used.root / "records/images")
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{used.root}/db.sqlite{suffix}").unlink(missing_ok=True)
+    told = used.ok("storage", "repair", "--rebuild-database", "-f", status=1)
+    assert f"lost: containers/{container} has no record: what was asked for it is lost" in told
+    assert "found: 1 drivers, 0 images, 3 layers, 0 containers, 1 volumes" in told
+    assert used.ok("storage", "repair", "-f").splitlines()[-1] == "clean"
+    assert used.ok("run", "--rm", "-v", "data:/data", used.image, "cat", "three", "/data/z") == "three\ny\n"
+    assert used.ok("storage", "check", "--deep") == "clean\n"

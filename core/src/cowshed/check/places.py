@@ -238,7 +238,9 @@ def _run(engine: Engine) -> Iterator[Finding]:
             text = f"layer {name} was left active by a command that died"
             yield Finding("run.active", name, text, WARNING, "deactivate it")
     known = {row.id[:32] for row in containers.list_all(store)}
-    known |= {name[:32] for name in os.listdir(f"{store.root}/containers")}  # of which is told elsewhere
+    for name in os.listdir(f"{store.root}/containers"):
+        if records.read(records.path(store.root, "containers", name)) is not None:
+            known.add(name[:32])  # it has lost its row, which is told above
     for name in _listed(f"{store.run}/c"):
         if name not in known:
             text = f"the run directory has c/{name}, which is of no container"
