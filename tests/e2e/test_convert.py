@@ -474,6 +474,31 @@ def test_where_both_know_a_format_layers_are_sent(ways, archives, tmp_path):
     clean(engine)
 
 
+FULL = """
+import cowshed.layers.replay
+from cowshed.cli.main import main
+
+def full(*words):
+    raise OSError(28, "No space left on device")
+
+cowshed.layers.replay.copy_data = full
+main()
+"""
+
+
+def test_a_disk_that_is_full_sooner_than_was_thought_ends_it_clean(one):
+    layers = rows(one, "overlay")
+    words = one.words("storage", "convert", "--to", "copy", "--all", "-q")[1:]
+    python = str(Path(one.command).parent / "python")
+    done = subprocess.run([python, "-c", FULL, *words], capture_output=True, env=one.env, timeout=120)
+    assert done.returncode == 125
+    assert b"no space for layer " in done.stderr
+    assert b" in driver copy: make room and say the same again" in done.stderr
+    assert (rows(one, "copy"), rows(one, "overlay")) == ([], layers)
+    clean(one)
+    assert "Converted to copy: 3 layers, 1 containers" in one.ok("storage", "convert", "--to", "copy", "--all", "-q")
+
+
 @pytest.fixture
 def ways(tmp_path, engine_on):
     """A store on btrfs, where copies share, and the drivers that it can go through on this machine, with options."""
@@ -513,10 +538,12 @@ def test_a_store_goes_through_every_driver_killed_at_random_on_the_way(ways, arc
     for target, options in legs:
         convert = ["storage", "convert", "--to", target, "--all", "-q"]
         convert += [word for pair in options for word in ("--to-option", pair)]
-        for step in chance.sample(CONVERT[1:], each - 1):
-            done = engine(*convert, env={"COWSHED_FAULT": f"kill@{step}:{chance.randint(1, 3)}"}, timeout=600)
-            killed += done.returncode == -signal.SIGKILL
-            clean(engine)
+        wanted = killed + each - 1
+        for step in chance.sample(CONVERT[1:], len(CONVERT) - 1):
+            if killed < wanted:
+                done = engine(*convert, env={"COWSHED_FAULT": f"kill@{step}:{chance.randint(1, 3)}"}, timeout=600)
+                killed += done.returncode == -signal.SIGKILL
+                clean(engine)
         engine.ok("stop", "-t", "0", "up", "up2")
         engine.ok(*convert)
         assert drivers_of(engine) == [target]
