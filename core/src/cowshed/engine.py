@@ -144,8 +144,8 @@ class Engine:
     def look(self, name: str) -> Layers:
         """The layers of a driver that the store has been used with, to be looked at: the store is open for reading, and
         nothing that dead commands left is repaired. Raises what `layers` does."""
-        if name in self._layers:
-            return self._layers[name]
+        if self._store is not None:
+            return self.layers(name)  # one opening for both
         if name not in self._looked_at:
             self._looked_at[name] = self._open(self.reader, name)
         return self._looked_at[name]

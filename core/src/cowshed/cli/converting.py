@@ -35,6 +35,8 @@ def convert(engine: Engine, said: Values) -> int:
         engine, said["operands"], images_=whole or bool(said.images), containers_=whole or bool(said.containers),
         lossy=bool(said.lossy),
     )  # fmt: skip
+    if not said.plan:
+        _ = engine.store  # what a dead command had begun is undone first
     planned = plan.plan(facts.gather(engine, target), wanted)
     if said.plan:
         _show(planned, said)

@@ -50,7 +50,7 @@ def gather(engine: Engine, target: str, *, measured: bool = True) -> plan.Facts:
     The target is opened if the store has it, and else only probed: looking makes nothing. Raises as `open_driver` does;
     Unsupported if the target is unusable here.
     """
-    store = engine.store
+    store = engine.reader
     names = drivers.names(store)
     there: dict[str, plan.Place] = {}
     broken: dict[str, str] = {}
@@ -72,7 +72,7 @@ def gather(engine: Engine, target: str, *, measured: bool = True) -> plan.Facts:
 
 
 def _place(engine: Engine, name: str) -> plan.Place:
-    driver = engine.layers(name).driver
+    driver = engine.look(name).driver
     return _at(engine, name, driver.capabilities, driver.health().data_free)
 
 
@@ -83,19 +83,19 @@ def _probed(engine: Engine, name: str) -> plan.Place:
 
     plugin, _ = registry.load(name)
     chosen = options.check(plugin, engine.settings.options_of(name))
-    report = plugin.probe(f"{engine.store.root}/drivers/{name}", chosen, make_host())
+    report = plugin.probe(f"{engine.reader.root}/drivers/{name}", chosen, make_host())
     if report.capabilities is None or report.verdict is api.Verdict.UNUSABLE:
         reason = next((r for r in report.reasons if r.verdict is report.verdict), api.Reason("", "it does not say why"))
         raise Unsupported(f"driver {name} cannot be used here: {reason.text}", remedy=reason.remedy)
     free = None
     if report.capabilities.granularity is not api.Granularity.BLOCK:  # else it lies on devices of its own
-        status = os.statvfs(engine.store.root)
+        status = os.statvfs(engine.reader.root)
         free = status.f_bavail * status.f_frsize
     return _at(engine, name, report.capabilities, free)
 
 
 def _at(engine: Engine, name: str, can: api.Capabilities, free: int | None) -> plan.Place:
-    path = places.nearest_directory(f"{engine.store.root}/drivers/{name}")
+    path = places.nearest_directory(f"{engine.reader.root}/drivers/{name}")
     return plan.Place(name, can, os.stat(path).st_dev, places.file_system_name(path), free)
 
 
@@ -140,7 +140,7 @@ def _links(
 
 
 def _usage(engine: Engine, driver: str, number: int) -> tuple[int, int]:
-    layers = engine.layers(driver)
+    layers = engine.look(driver)
     used = layers.usage(layers.load(number))
     return used.own, used.own // _BYTES_PER_INODE if used.inodes is None else used.inodes
 
@@ -154,7 +154,7 @@ def _box(
         obstacle = f"it is {now.state}"
     elif not obstacle and now.state != "running" and cgroup.processes(row.id):
         obstacle = "a process of it lives on without its monitor: remove it, or kill that"
-    layer = rows.get(engine.store, row.number)
+    layer = rows.get(engine.reader, row.number)
     below = chains.get(layer.parent, "") if layer is not None and layer.parent is not None else ""
     size, inodes = 0, 0
     if measured and not obstacle and now.state != "running":

@@ -45,7 +45,7 @@ class Outlook:
 
 def pending(engine: Engine) -> Conversion:
     """NotFound if there is none."""
-    found = conversions.get(engine.store)
+    found = conversions.get(engine.reader)
     if found is None:
         raise NotFound("no conversion waits to be accepted", remedy="cowshed storage convert --to DRIVER begins one")
     return found
@@ -55,12 +55,12 @@ def pending(engine: Engine) -> Conversion:
 
 
 def outlook_of_acceptance(engine: Engine) -> Outlook:
-    conversion, done = pending(engine), conversions.list_all(engine.store)
+    conversion, done = pending(engine), conversions.list_all(engine.reader)
     sources = _sources(conversion, done)
     names, gone = _boxes(engine, done)
     kept = [
         f"container {row.name} stays on driver {row.driver}, with the layers that it stands on"
-        for row in containers.list_all(engine.store)
+        for row in containers.list_all(engine.reader)
         if row.driver in sources
     ]
     return Outlook(
@@ -93,7 +93,7 @@ def accept(engine: Engine) -> Outlook:
 
 def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
     """force: what containers have written since is given up."""
-    conversion, done = pending(engine), conversions.list_all(engine.store)
+    conversion, done = pending(engine), conversions.list_all(engine.reader)
     rows_, gone = _boxes(engine, done)
     by_id = {each.container: each for each in done if each.container is not None}
     refused = []
@@ -104,7 +104,7 @@ def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
     twins = {each.twin for each in done}
     kept = [
         f"container {row.name}, made since, stays on driver {row.driver} with what it stands on"
-        for row in containers.list_all(engine.store)
+        for row in containers.list_all(engine.reader)
         if row.driver == conversion.target and row.id not in by_id and _stands_on(engine, row, twins)
     ]
     return Outlook(
@@ -160,7 +160,7 @@ def _work_since(engine: Engine, conversion: Conversion, each: Converted, row: Co
         return "runs"
     if force:
         return ""
-    layers, source = engine.layers(conversion.target), engine.layers(each.driver)
+    layers, source = engine.look(conversion.target), engine.look(each.driver)
     leave_out = mask(source.driver.capabilities, layers.driver.capabilities, lossy=conversion.lossy)
     with layers.mounted(layers.load(row.number), read_only=True) as root:
         same = digest.of_tree(root, leave_out).value == each.digest
@@ -168,7 +168,7 @@ def _work_since(engine: Engine, conversion: Conversion, each: Converted, row: Co
 
 
 def _stands_on(engine: Engine, row: ContainerRow, layers: Iterable[int | None]) -> bool:
-    return any(number in set(layers) for number, *_ in rows.chain(engine.store, row.number))
+    return any(number in set(layers) for number, *_ in rows.chain(engine.reader, row.number))
 
 
 # ---------------------------------------------------------------- both
@@ -180,7 +180,7 @@ def _sources(conversion: Conversion, done: list[Converted]) -> tuple[str, ...]:
 
 def _boxes(engine: Engine, done: list[Converted]) -> tuple[list[ContainerRow], int]:
     """The converted containers that are still there, and how many are not."""
-    by_id = {row.id: row for row in containers.list_all(engine.store)}
+    by_id = {row.id: row for row in containers.list_all(engine.reader)}
     ids = [each.container for each in done if each.container is not None]
     return [by_id[id_] for id_ in ids if id_ in by_id], sum(1 for id_ in ids if id_ not in by_id)
 
