@@ -52,9 +52,10 @@ def bench(tmp_path):
 def left(tmp_path):
     """What a run has left, on the disk and in the kernel."""
     found = [str(path) for folder in ("place", "store/bench") for path in (tmp_path / folder).glob("*")]
+    ours = "/".join(tmp_path.parts[-2:])  # paths of another mount namespace begin at the root of their mount
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if file.read_text().startswith(str(tmp_path)):
+            if f"/{ours}/place/" in file.read_text():
                 found.append(str(file))
         except OSError:
             continue  # it is not in use any more

@@ -92,16 +92,18 @@ def compare(engine: Engine, said: Values) -> int:
 
 
 def _list() -> int:
+    import textwrap
+
     from cowshed.bench.scenarios import ALL, LEFT_OUT
 
     for one in ALL:
         print(
             f"{one.name:16}{' '.join(one.workloads):8}{one.title}{'' if one.quick is not None else ' (not in --quick)'}"
         )
-        print(f"{'':24}{one.text}")
+        print(textwrap.fill(one.text, 110, initial_indent=" " * 24, subsequent_indent=" " * 24))
     print("\nNot here:")
     for name, why in LEFT_OUT.items():
-        print(f"{'':16}{name:8}{why}")
+        print(textwrap.fill(f"{'':16}{name:8}{why}", 110, subsequent_indent=" " * 24))
     return 0
 
 
