@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 
 from cowshed.bench.meter import sync
 from cowshed.bench.samples import Sample
 from cowshed.bench.scenario import Scenario, Wrong
-from cowshed.bench.scenarios.parallel import at_once
+from cowshed.bench.scenarios.parallel import SyncedWrites, at_once
 from cowshed.bench.trees import Recipe, digest
 from cowshed.storage import api
 
@@ -144,31 +145,58 @@ def _live(store: Store, plans: list[api.Layer]) -> None:
 class Removal(Scenario):
     name, workloads, title = "removal", ("W15",), "Remove"
     text = (
-        "A layer of many files is removed: until the call returns, and until the space is back. The bare file "
-        "system: renaming the directory away, and removing its files."
+        "A layer of many files is removed: until the call returns, and until the space is back; in a full run once "
+        "more with another process beside it that writes and syncs, which tells how much others feel of it. The "
+        "bare file system: renaming the directory away, and removing its files."
     )
     control = True
-    quick = {"files": 1000}
-    full = {"files": 10_000}
+    quick = {"files": 1000, "beside": False}
+    full = {"files": 10_000, "beside": True}
 
     def round(self, it: Subject) -> None:
         files = self.sizes["files"]
         before = _settled(it)
-        layer = it.store.new()
-        with it.store.mount(layer) as root:
-            Recipe().many("data", files, 4096).write(root)
-        sync(it.system.path)
+        layer = self._layer(it)
         with self.timed(it, self.row("whole", f"{files} files, until the space is back", use=("containers", "builds"))):
             with self.timed(it, self.row("call", f"{files} files, until the call returns")):
                 it.store.remove(layer)
-            until = time.monotonic() + 120
-            while True:
-                left = it.store.purge()
-                if not left and it.system.used() - before <= max(files * 4096 // 20, 1 << 20):
-                    break
-                if time.monotonic() > until:
-                    raise Wrong("the space is not back after two minutes")
-                time.sleep(0.005)
+            self._until_back(it, before)
+        if self.sizes["beside"]:
+            self._beside(it)
+
+    def _layer(self, it: Subject) -> api.Layer:
+        layer = it.store.new()
+        with it.store.mount(layer) as root:
+            Recipe().many("data", self.sizes["files"], 4096).write(root)
+        sync(it.system.path)
+        return layer
+
+    def _until_back(self, it: Subject, before: int) -> None:
+        until = time.monotonic() + 120
+        while True:
+            left = it.store.purge()
+            if not left and it.system.used() - before <= max(self.sizes["files"] * 4096 // 20, 1 << 20):
+                return
+            if time.monotonic() > until:
+                raise Wrong("the space is not back after two minutes")
+            time.sleep(0.005)
+
+    def _beside(self, it: Subject) -> None:
+        path = f"{it.system.path}/beside"
+        with open(path, "wb") as file:
+            file.write(bytes(SyncedWrites.SIZE))
+        before = _settled(it)
+        layer = self._layer(it)
+        with SyncedWrites(path) as writes:
+            writes.begin()
+            it.store.remove(layer)
+            self._until_back(it, before)
+        os.unlink(path)
+        quiet = self.row("alone", "a synced write of another process, nothing removed")
+        busy = self.row("beside", "a synced write of another process meanwhile", versus="alone")
+        for row, found in ((quiet, writes.before), (busy, writes.during)):
+            if found:
+                self.record(it, row, Sample(statistics.median(found)))
 
 
 def _settled(it: Subject) -> int:
