@@ -284,6 +284,29 @@ def test_work_since_is_not_lost_in_silence(store, archives):
     assert [row for row in rows(store, "copy") if row[5]] == []
 
 
+def test_an_image_that_shares_layers_with_others_leaves_them_theirs(store, archives):
+    for path in (archives[ONE], archives[TWO]):
+        store.ok("--driver", "overlay", "load", "-q", "-i", path)
+    theirs = {row[5] for row in rows(store, "overlay")}
+    store.ok("storage", "convert", "--to", "copy", "-q", ONE)
+    store.ok("storage", "accept")
+    left = [row[5] for row in rows(store, "overlay")]
+    assert len(left) == 3, "those of the other image"
+    assert None not in left
+    assert set(left) < theirs
+    assert len(rows(store, "copy")) == 3
+    clean(store)
+    assert store.ok("--driver", "overlay", "run", "--rm", TWO, "cat", "/odd/full/new") == "4"
+    # Back, while an image that came since stands on what was made.
+    store.ok("storage", "convert", "--to", "copy", "-q", TWO)
+    store.ok("rmi", ONE)
+    store.ok("--driver", "copy", "load", "-q", "-i", archives[ONE])
+    store.ok("storage", "rollback")
+    assert None not in [row[5] for row in rows(store, "copy")]
+    assert store.ok("--driver", "copy", "run", "--rm", ONE, "cat", "three") == "three\n"
+    clean(store)
+
+
 def test_another_conversion_waits_for_the_first(store, archives):
     store.ok("--driver", "overlay", "load", "-q", "-i", archives[ONE])
     store.ok("storage", "convert", "--to", "copy", "--images", "-q")

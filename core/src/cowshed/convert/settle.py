@@ -64,9 +64,36 @@ def outlook_of_acceptance(engine: Engine) -> Outlook:
         if row.driver in sources
     ]
     return Outlook(
-        conversion.target, sources, sum(1 for each in done if each.container is None and each.twin is not None),
-        tuple(row.name for row in names), gone, tuple(kept), (),
+        conversion.target, sources, len(_replaced(engine, done)), tuple(row.name for row in names), gone, tuple(kept),
+        (),
     )  # fmt: skip
+
+
+def _replaced(engine: Engine, done: list[Converted]) -> list[int]:
+    """The layers of images that are not needed any more where they were."""
+    return _alone(engine, {each.layer for each in done if each.container is None and each.twin is not None})
+
+
+def _made(engine: Engine, done: list[Converted]) -> list[int]:
+    """The layers of images that were made for the conversion, and that no image that came since stands on."""
+    return _alone(
+        engine, {each.twin for each in done if each.container is None and each.made and each.twin is not None}
+    )
+
+
+def _alone(engine: Engine, numbers: set[int]) -> list[int]:
+    """Those of these layers on which no other image's layer stands."""
+    store = engine.reader
+    found = {number: rows.get(store, number) for number in numbers}
+    others: set[int] = set()
+    for driver in {row.driver for row in found.values() if row is not None}:
+        there = {row.number: row for row in rows.list_all(store, driver) if row.kind == "committed"}
+        for row in there.values():
+            at = row.parent if row.number not in numbers else None
+            while at is not None and at not in others and at in there:
+                others.add(at)
+                at = there[at].parent
+    return sorted(numbers - others)
 
 
 def accept(engine: Engine) -> Outlook:
@@ -75,7 +102,7 @@ def accept(engine: Engine) -> Outlook:
     outlook = outlook_of_acceptance(engine)
     done = conversions.list_all(engine.store)
     old = [each.layer for each in done if each.container is not None]
-    given_up = [each.layer for each in done if each.container is None and each.twin is not None]
+    given_up = _replaced(engine, done)
 
     def write(tx: Transaction) -> None:
         conversions.give_up(tx, given_up)
@@ -109,7 +136,7 @@ def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
     ]
     return Outlook(
         conversion.target, _sources(conversion, done),
-        len({each.twin for each in done if each.container is None and each.made and each.twin is not None}),
+        len(_made(engine, done)),
         tuple(row.name for row in rows_), gone, tuple(kept), tuple(refused),
     )  # fmt: skip
 
@@ -135,7 +162,7 @@ def roll_back(engine: Engine, *, force: bool = False) -> Outlook:
             )
         back = [(each.twin, each.layer, each.driver) for each in boxes if each.twin is not None]
         gone = [each.layer for each in boxes if each.twin is None]  # of containers that were removed since
-        made = sorted({each.twin for each in done if each.container is None and each.made and each.twin is not None})
+        made = _made(engine, done)
 
         def write(tx: Transaction) -> None:
             for twin, layer, driver in back:
