@@ -52,6 +52,18 @@ def test_what_its_own_probe_calls_poor_is_never_recommended():
     assert builds(result(scenario("a", *rows), poor=("copy@ext4",))).subjects[0] != "copy@ext4"
 
 
+def test_evidence_names_only_those_that_are_shown_to_be_slower_than_the_one_recommended():
+    """A is the fastest; no difference is shown of B to A or of C to B, but of C to A."""
+    spread = {"a@x": [4, 5, 6, 7, 8], "b@x": [7, 8, 9, 10, 11], "c@x": [10, 11, 12, 13, 14]}
+    rows = [
+        row(f"a/{n}", {name: [Sample(float(v)) for v in found] for name, found in spread.items()}) for n in range(2)
+    ]
+    rows.append(row("a/alone", {"a@x": 90, "b@x": 10, "c@x": 90}))
+    advice = builds(result(scenario("a", *rows), names=tuple(spread)))
+    assert advice.subjects == ("b@x",)
+    assert sum("no difference from a@x or c@x is shown" in line for line in advice.because) == 2
+
+
 def test_a_marked_run_says_that_it_is_to_be_repeated():
     rows = [row(f"a/{n}", {"overlay@ext4": 10, "btrfs@btrfs": 40, "copy@ext4": 50}) for n in range(3)]
     assert "repeat it" in builds(result(scenario("a", *rows), marks=["the machine was busy"])).sentence

@@ -87,11 +87,15 @@ def _behind(row: Row, name: str, names: list[str]) -> float:
 
 
 def _ahead(row: Row, name: str, names: list[str]) -> float:
-    """How many times longer the next one takes from which a difference is shown."""
-    alike = best(row, names)[1]
-    others = [row.figures[other].median for other in names if other not in alike]
+    """How many times longer the next one takes that is shown to be slower."""
+    others = [row.figures[other].median for other in _slower(row, name, names)]
     mine = row.figures[name].median
     return min(others) / mine if others and mine > 0 else 1.0
+
+
+def _slower(row: Row, name: str, names: list[str]) -> list[str]:
+    figure = row.figures[name]
+    return [one for one in names if row.figures[one].median > figure.median and differ(row.figures[one], figure)]
 
 
 def _alike(rows: list[Row], one: str, other: str) -> bool:
@@ -106,7 +110,7 @@ def _told(row: Row, name: str, names: list[str]) -> str:
     if name not in alike:
         least = row.figures[first]
         return f"{said}, where {first} has {value(least.median, row.unit)} ({_times(figure, least)})"
-    others = [other for other in names if other not in alike]
+    others = _slower(row, name, names)
     if not others:
         return f"{said}; no difference from {_and([other for other in names if other != name])} is shown"
     second = min(others, key=lambda other: row.figures[other].median)
