@@ -84,10 +84,14 @@ def _holder(store: Store, layer: api.Layer, driver: api.Driver, shown: Shown | N
     free = None
     if api.has_activation(driver):
         device = _device(driver, layer)
-        if not device:
+        try:
+            number = _numbers(device) if device else b""
+        except FileNotFoundError:
+            number = b""  # gone since, with its last user
+        if not number:
             return ""  # there is nothing that could be mounted
         free = _opens_alone(device)
-        marks.append(_numbers(device))
+        marks.append(number)
     else:
         free = _told(driver, layer)
     if free:

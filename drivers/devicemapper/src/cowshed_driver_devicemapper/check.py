@@ -22,7 +22,8 @@ def findings(driver: DeviceMapperDriver, layers: Sequence[api.Layer], *, deep: b
         try:
             device = driver.device(layer)
         except NotFound:
-            continue  # which the engine sees by itself
+            yield Finding("devicemapper.missing", f"layer {layer.id} is missing", layer.id)
+            continue
         except StorageError as error:
             yield Finding("devicemapper.no-record", str(error), layer.id)
             continue
