@@ -58,7 +58,7 @@ MUTANTS = {
     "plugin_FindsNewOnly": ("D02 D22", "H01 D07 D10 D14", "A D V"),
     "plugin_LosesNested": ("D17", ""),
     "plugin_LimitOfOneSubvolume": ("Q08", "Q01 Q04 Q05 H01"),
-    "plugin_LeavesGroups": ("Q09", "Q10 R04 X01", "H05 J N R X"),
+    "plugin_LeavesGroups": ("Q09", "Q10 R04 X01", "H05 J L N R X"),
     "plugin_SnapshotNotDurable": ("X03", "U06"),
     "switches_quota_on": ("Q14", "H01 P11 S05", "A11 B M10"),  # which a plain user may not
     "plugin_TidiesWhiteouts": ("X01 D02", "A01 A03 A12 C04 C05 C08 C09 C22 D07 D08 D09 D14 L13", "A C D L V W X"),

@@ -216,7 +216,11 @@ def owned_by_others(store: Store) -> tuple[api.Layer, tree.Tree, tree.Tree]:
 
 def same_but_links(store: Store, wanted: tree.Tree, layer: api.Layer) -> None:
     parts = () if store.capabilities.hard_links_survive_copy_up else ("links",)
-    tree.same(wanted, store.look(layer), "owners that were changed file by file", ignore=parts)
+    found = store.look(layer)
+    if not store.capabilities.parent_times_survive_copy_up:
+        folders = [path for path, node in wanted.items() if node.kind == "dir"]
+        found = {**found, **{path: replace(found[path], mtime=wanted[path].mtime) for path in folders}}
+    tree.same(wanted, found, "owners that were changed file by file", ignore=parts)
 
 
 @core
