@@ -87,8 +87,8 @@ MUTANTS = {
     "able:plugin_CheckFindsNothing": ("R10", ""),
     "able:plugin_CheckFindsTooMuch": ("H01 R06", "R09 R10", "I10"),
     "able:plugin_UsageNotExact": ("Q11", "Q12"),
-    "able:plugin_RemovesParentToo": ("X01 W01", "", "A09 H05 I10 J L13 N R S07 U X"),
-    "able:plugin_NotFoundAsEmpty": ("L05", "L10 X13", "L S05 X"),
+    "able:plugin_RemovesParentToo": ("X01 W01", "", "A09 D H05 I10 J L13 N R S07 U X"),
+    "able:plugin_NotFoundAsEmpty": ("L05", "L10 X13", "L N12 S05 X"),
 }
 # Those of aufs, which distributions' kernels lack, are mounted by a stand-in.
 BRANCHES = "TidiesWhiteouts TidiesOpaque DiffOfAnotherKind BindsTheLowest BranchesReversed BranchNotDurable"
