@@ -285,8 +285,10 @@ class ChainReversed(OverlayDriver):
 class Root0755(OverlayDriver):
     """The upper directory is made as mkdir makes it."""
 
-    def _copy_root(self, parent, upper):
-        os.chmod(upper, 0o755)
+    def prepare(self, new, options):
+        data = super().prepare(new, options)
+        os.chmod(self._at.require(new), 0o755)
+        return data
 
 
 class NotDurable(OverlayDriver):

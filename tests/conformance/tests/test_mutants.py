@@ -51,7 +51,7 @@ MUTANTS = {
     "plugin_ForgetsWhiteout": ("X01", "C04 C05 D02 D07 A03 A12 B02 I10", "A B C D I L R U V W X"),
     "plugin_DiffForgetsWhiteout": ("H01", "D02 D07", "A D V"),
     "plugin_ChainReversed": ("L21", "L02 L05 C04 C05 X01 A03 B02 I10", "A B C D I L M N U V W X"),
-    "plugin_Root0755": ("L01 X01", "L02 C01", "A C D I L M V W X"),
+    "plugin_Root0755": ("L01", "X01 L02 C01", "A C D I L M V W X"),
     "plugin_NotDurable": ("X03", "U06"),
     "plugin_CopyNotDurable": ("X03", "U06"),
     "plugin_NeverTooDeep": ("L22", "L07 L08", "L W"),
