@@ -26,7 +26,7 @@ def test_a_run_reports_each_case_with_what_it_ran_on(tmp_path):
     words = ["--pyargs", "cowshed_conformance", "--driver", "overlay", "--driver-option", "xino=auto"]
     done = pytest_(
         tmp_path, *words, "--backing", "tmpfs", "--report-dir", "out", "--conformance-seed", "7",
-        "-k", "test_P01_ or test_L01_ or test_L04_ or test_R06_",
+        "-k", "test_P01_ or test_L01_ or test_L04_ or test_D17_",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / "out/conformance.json").read_text())
@@ -37,13 +37,13 @@ def test_a_run_reports_each_case_with_what_it_ran_on(tmp_path):
     assert report["kernel"].startswith("Linux ")
     assert report["distribution"].startswith("cowshed-driver-overlay ")
     assert report["tools"]["mount"].startswith("mount from util-linux")
-    assert {case["case"] for case in report["cases"]} == {"P01", "L01", "L04", "R06"}
+    assert {case["case"] for case in report["cases"]} == {"P01", "L01", "L04", "D17"}
     assert all(case["seconds"] >= 0 and case["test"].startswith(f"test_{case['case']}_") for case in report["cases"])
     assert report["counts"]["skipped"] == 1
     assert [(skip["code"], len(skip["tests"])) for skip in report["skipped"]] == [("capability", 1)]
     text = (tmp_path / "out/conformance.md").read_text()
     assert "| `test_P01_the_entry_point_names_an_object_of_its_own_name` | passed |" in text
-    assert "- capability: self_check is not claimed: `test_R06_" in text
+    assert "- capability: nested_subvolumes is not declared: `test_D17_" in text
 
 
 def test_a_case_that_hangs_fails_and_shows_where(tmp_path):
