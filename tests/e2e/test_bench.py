@@ -12,8 +12,9 @@ from cowshed_testing import plugins
 
 from cowshed_linux import loops, process
 
-TINY = ("--quick", "--scale", "0.01", "--rounds", "2", "--size", "192m", "--seconds", "600")
-ENDLESS = ("--scale", "0.01", "--rounds", "100000", "--size", "64m", "--seconds", "100000", "--scenario", "child")
+ANYWHERE = ("--quick", "--scale", "0.01", "--rounds", "2", "--seconds", "600")
+TINY = (*ANYWHERE, "--size", "192m")
+ENDLESS = ("--scale", "0.01", "--rounds", "100000", "--seconds", "100000", "--scenario", "child")
 SUBJECTS = ("--subject", "copy@ext4", "--subject", "overlay@ext4")
 
 
@@ -135,7 +136,7 @@ def test_limits_are_measured_where_they_can_be_had(engine, bench, tmp_path):
 
 def test_a_directory_of_ones_own_is_as_it_was(engine, bench, tmp_path):
     (tmp_path / "place/mine").write_text("kept")
-    words = bench(*TINY, "--path", str(tmp_path / "place"), "--subject", "copy", "--scenario", "child")
+    words = bench(*ANYWHERE, "--path", str(tmp_path / "place"), "--subject", "copy", "--scenario", "child")
     engine.ok(*words)
     assert [path.name for path in (tmp_path / "place").iterdir()] == ["mine"]
     assert not (tmp_path / "store/bench").exists()
@@ -159,8 +160,8 @@ def test_drivers_of_others_take_part_and_a_wrong_one_has_no_figures(engine_of, b
 def started(engine, bench, tmp_path, **options):
     """A run that never ends by itself, when it has its file systems."""
     running = engine.spawn(
-        *bench(*ENDLESS, *SUBJECTS), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, **options,
+        *bench(*ENDLESS, "--size", "64m", *SUBJECTS), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True, **options,
     )  # fmt: skip
     until(lambda: _loops(tmp_path) >= 2, "the run has made no file systems")
     (entry,) = (tmp_path / "store/bench").glob("*.json")
@@ -225,14 +226,21 @@ def test_what_kill_9_of_all_leaves_is_taken_by_the_next_run(engine, bench, tmp_p
 
 def test_what_kill_9_leaves_in_a_directory_of_ones_own_is_taken(engine, tmp_path):
     (tmp_path / "place").mkdir()
-    words = [word for word in ENDLESS if word not in ("--size", "64m")]
     running = engine.spawn(
-        "bench", "--path", str(tmp_path / "place"), "--subject", "copy", *words, stdin=subprocess.DEVNULL,
+        "bench", "--path", str(tmp_path / "place"), "--subject", "copy", *ENDLESS, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     until(lambda: list((tmp_path / "place").glob("cowshed-bench-*/*/store/*")), "the run has made no store")
     os.killpg(running.pid, signal.SIGKILL)
     running.wait(60)
+    place, elsewhere = tmp_path / "place", tmp_path / "elsewhere"
+    place.rename(elsewhere)  # as a disk that is not mounted now
+    place.mkdir()
+    done = engine("bench", "--clean")
+    assert done.returncode == 1
+    assert b"of a run that was killed is not there" in done.stderr
+    place.rmdir()
+    elsewhere.rename(place)
     assert engine.ok("bench", "--clean") == "1 dead runs cleaned up after\n"
     assert left(tmp_path) == []
 
@@ -256,6 +264,7 @@ def test_clean_leaves_a_living_run_alone(engine, bench, tmp_path):
         (("--subject", "btrfs@ext4", "--quick"), "btrfs cannot be compared here: on ext4: "),
         (("--scale", "-1"), "--scale is a number greater than 0"),
         (("--device", "/dev/null"), "/dev/null is no block device"),
+        (("--device", "/dev/null", "--size", "1g"), "--size is for images"),
         (("--html",), "--html needs --out"),
     ],
 )
@@ -288,20 +297,21 @@ def is_empty(tmp_path, device):
 
 def test_a_device_is_used_and_left_empty(engine, tmp_path, disk):
     device, node = disk
-    words = ("bench", *TINY, "--device", node, *SUBJECTS, "--scenario", "child", "--format", "json")
+    words = ("bench", *ANYWHERE, "--device", node, *SUBJECTS, "--scenario", "child", "--format", "json")
     result = json.loads(engine.ok(*words))
     assert result["size"] == 512 << 20
     assert result["scenarios"][0]["failures"] == {}
     assert is_empty(tmp_path, device)
-    os.pwrite(device, b"mine", 0)
-    done = engine(*words)
-    assert done.returncode == 125
-    assert b"holds something" in done.stderr
+    for at in (0, (512 << 20) + 1024, (512 << 20) + (64 << 20), (2 << 30) - 8):
+        os.pwrite(device, b"mine", at)
+        done = engine(*words)
+        assert done.returncode == 125
+        assert b"holds something" in done.stderr
+        os.pwrite(device, bytes(4), at)
 
 
-@pytest.mark.parametrize("everything", [False, True])
-def test_a_device_after_kill_9(engine, tmp_path, disk, everything):
-    device, node = disk
+def endless_on(engine, tmp_path, device, node):
+    """A run on the device that never ends by itself, when it has its file systems, and its entry."""
     running = engine.spawn(
         "bench", "--device", node, *SUBJECTS, *ENDLESS, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
@@ -311,17 +321,53 @@ def test_a_device_after_kill_9(engine, tmp_path, disk, everything):
         "the run has made no file systems",
     )
     (entry,) = entries(tmp_path)
-    if everything:
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait(60)
+    return running, entry
+
+
+def test_a_device_is_nobody_elses_meanwhile_and_empty_though_the_worker_is_killed(engine, tmp_path, disk):
+    device, node = disk
+    running, entry = endless_on(engine, tmp_path, device, node)
+    with pytest.raises(OSError, match="busy"):
+        os.open(node, os.O_RDWR | os.O_EXCL)
+    os.kill(entry["processes"][1][0], signal.SIGKILL)
+    assert running.wait(60) == 128 + signal.SIGKILL
+    assert is_empty(tmp_path, device)
+
+
+def test_a_device_of_a_dead_run_is_emptied_when_it_is_named(engine, tmp_path, disk):
+    device, node = disk
+    running, entry = endless_on(engine, tmp_path, device, node)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait(60)
+    for _ in range(2):
         done = engine("bench", "--clean")
         assert done.returncode == 1
-        assert f"{node} may hold file systems of a run that was killed: wipefs" in done.stderr.decode()
-        assert engine.ok("bench", "--clean") == "0 dead runs cleaned up after\n"
-    else:
-        os.kill(entry["processes"][1][0], signal.SIGKILL)
-        assert running.wait(60) == 128 + signal.SIGKILL
-    assert is_empty(tmp_path, device) is not everything
+        assert f"{node} may hold file systems of a run that was killed: cowshed bench --clean --device" in (
+            done.stderr.decode()
+        )
+    assert not os.path.exists(entry["folder"])
+    assert not is_empty(tmp_path, device)
+    assert engine.ok("bench", "--clean", "--device", node) == "1 dead runs cleaned up after\n"
+    assert is_empty(tmp_path, device)
+    assert entries(tmp_path) == []
+    os.pwrite(device, b"mine", 0)
+    done = engine("bench", "--clean", "--device", node)
+    assert (done.returncode, b"no dead run of this store has had" in done.stderr) == (1, True)
+    assert os.pread(device, 4, 0) == b"mine"
+
+
+def test_another_disk_of_the_same_name_is_left_alone(engine, tmp_path, disk):
+    device, node = disk
+    running, _ = endless_on(engine, tmp_path, device, node)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait(60)
+    (path,) = (tmp_path / "store/bench").glob("*.json")
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps(entry | {"identity": entry["identity"] + 1}))
+    done = engine("bench", "--clean", "--device", node)
+    assert done.returncode == 1
+    assert f"whether it is {node} now cannot be told" in done.stderr.decode()
+    assert not is_empty(tmp_path, device)
 
 
 def entries(tmp_path):

@@ -6,12 +6,15 @@ killed; and if that is killed too, the next run or `cowshed bench --clean` finds
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import shlex
 import time
 
 from cowshed.bench import devices, scratch
-from cowshed.errors import Busy, CowshedError
+from cowshed.errors import Busy, CowshedError, NotFound
 from cowshed.layers.host import EngineHost
 from cowshed.storage import registry
 from cowshed.storage.errors import StorageError
@@ -20,7 +23,10 @@ from cowshed_linux import files, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
+
+    from cowshed.bench.scratch import Device
 
 _PATIENCE = 20.0  # seconds for the kernel to take the devices of processes that are gone
 
@@ -31,22 +37,30 @@ class Journal:
     Made by the supervisor before it forks: both processes may take it up.
     """
 
-    def __init__(self, path: str, folder: str) -> None:
-        self.path, self.folder = path, folder
+    def __init__(self, path: str, folder: str, device: Device | None = None) -> None:
+        self.path, self.folder, self._device = path, folder, device
         pid = os.getpid()
         self._said: dict[str, Any] = {
             "version": 1, "processes": [[pid, process.start_time(pid)]], "boot": process.boot_id(), "folder": folder,
-            "pools": [], "loops": [], "stores": [], "device": "", "slices": 0,
+            "pools": [], "loops": [], "stores": [], "begun": False,
+            "device": os.path.realpath(device.path) if device else "", "identity": device.identity() if device else 0,
         }  # fmt: skip
 
     @classmethod
-    def begin(cls, root: str, place: str) -> Journal:
-        """OSError if nothing can be written beside the store or at place."""
+    def begin(cls, root: str, place: str, device: Device | None = None) -> Journal:
+        """OSError if nothing can be written beside the store or at place: nothing is left then."""
         token = os.urandom(6).hex()
-        made = cls(f"{entries_folder(root)}/{token}.json", f"{os.path.abspath(place)}/cowshed-bench-{token}")
+        made = cls(f"{entries_folder(root)}/{token}.json", f"{os.path.abspath(place)}/cowshed-bench-{token}", device)
         made._said["made"] = _make_folders(os.path.dirname(made.path))
         made._write(durable=True)
-        os.mkdir(made.folder, 0o700)
+        try:
+            os.mkdir(made.folder, 0o700)
+            files.sync_directory(os.path.dirname(made.folder))
+            made._said["begun"] = True
+            made._write(durable=True)
+        except BaseException:
+            _clean(made.path, device)
+            raise
         return made
 
     def enter(self) -> None:
@@ -61,10 +75,6 @@ class Journal:
         self._said[what].remove(value)
         self._write()
 
-    def use_device(self, device: str, slices: int) -> None:
-        self._said["device"], self._said["slices"] = device, slices
-        self._write(durable=True)
-
     def _write(self, *, durable: bool = False) -> None:
         """durable: a power cut leaves it behind, too; of processes, loop devices and pools it leaves nothing."""
         files.write_atomically(self.path, json.dumps(self._said).encode(), durable=durable)
@@ -72,36 +82,57 @@ class Journal:
     def clean(self) -> None:
         """Take away what the entry names, whoever has died; the processes of the run are gone. CowshedError if
         something cannot be taken away now: the entry stays."""
-        said = _clean(self.path)
-        if said["device"]:
-            scratch.wipe(said["device"], said["slices"])
+        _clean(self.path, self._device)
 
 
 def entries_folder(root: str) -> str:
     return f"{root}/bench"
 
 
-def clean_left(root: str) -> tuple[int, list[str]]:
-    """Take away what dead runs left: how many were cleaned, and what could not be, in one line each."""
-    cleaned, problems = 0, []
+def clean_left(root: str, device: str = "") -> tuple[int, list[str]]:
+    """Take away what dead runs left: how many were cleaned, and what could not be, in one line each. The block device
+    that one had is emptied if it is named."""
     try:
-        names = sorted(os.listdir(entries_folder(root)))
+        with _alone(entries_folder(root)):
+            return _clean_left(root, device)
     except FileNotFoundError:
-        return 0, []
-    for name in names:
+        return 0, [_foreign(device)] if device else []
+
+
+def _foreign(device: str) -> str:
+    return f"no dead run of this store has had {device}: it is left alone"
+
+
+@contextlib.contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """No other process cleans up meanwhile."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _clean_left(root: str, device: str) -> tuple[int, list[str]]:
+    cleaned, problems, known = 0, [], False
+    wanted = os.path.realpath(device) if device else ""
+    for name in sorted(os.listdir(entries_folder(root))):
         path = f"{entries_folder(root)}/{name}"
         if name.endswith(".new"):
             _take_unfinished(path)
         if not name.endswith(".json") or _runs(path):
             continue
         try:
-            said = _clean(path)
+            known = known or _read(path)["device"] == wanted
+            problem = _clean(path, wanted=wanted)
+            problems += [problem] if problem else []
             cleaned += 1
-            if said["device"]:  # somebody may have used it since: it is not for us to empty it now
-                device = said["device"]
-                problems.append(f"{device} may hold file systems of a run that was killed: wipefs --all {device}")
         except (CowshedError, StorageError, OSError) as error:
-            problems.append(f"{path}: {error}")
+            remedy = getattr(error, "remedy", "")
+            problems.append(f"{path}: {error}" + (f": {remedy}" if remedy else ""))
+    if device and not known:
+        problems.append(_foreign(device))
     return cleaned, problems
 
 
@@ -119,10 +150,19 @@ def _runs(path: str) -> bool:
     return said["boot"] == process.boot_id() and any(process.lives(pid, start) for pid, start in said["processes"])
 
 
-def _clean(path: str) -> dict[str, Any]:
-    """Take away what an entry names, and the entry; what it said."""
+def _clean(path: str, device: Device | None = None, wanted: str = "") -> str:
+    """Take away what an entry names, and the entry; what somebody must look at himself, or "".
+
+    device: the run's own, held still. wanted: the path of one that may be emptied, where nobody holds it any more.
+    NotFound if the place of its folder is not there now, Busy if its block device may not be emptied: the entry stays.
+    """
     said = _read(path)
     folder = said["folder"]
+    if said["begun"] and not os.path.isdir(folder):
+        raise NotFound(
+            f"{folder} of a run that was killed is not there",
+            remedy=f"mount what it was on, then bench --clean; if it is gone for good: rm {shlex.quote(path)}",
+        )
     if said["boot"] == process.boot_id():
         for name in said["pools"]:
             scratch.destroy_pool(name)
@@ -130,6 +170,13 @@ def _clean(path: str) -> dict[str, Any]:
     for store in said["stores"]:
         _destroy(store)
     remove_tree(folder)
+    said["begun"] = False  # nothing of it is missed if this is interrupted now
+    files.write_atomically(path, json.dumps(said).encode())
+    problem = ""
+    if device is not None:
+        device.wipe()
+    elif said["device"]:
+        problem = _empty(path, said, wanted)
     for name in os.listdir(os.path.dirname(path)):
         if name.startswith(f"{os.path.basename(path)}."):  # it was being written
             os.unlink(f"{os.path.dirname(path)}/{name}")
@@ -139,7 +186,32 @@ def _clean(path: str) -> dict[str, Any]:
             os.rmdir(made)
         except OSError:
             break  # somebody has put something into it
-    return said
+    return problem
+
+
+def _empty(path: str, said: dict[str, Any], wanted: str) -> str:
+    """Empty the block device of a dead run, if it is the disk itself and not another that has its name now. Somebody
+    may have used it since: not unless it is wanted."""
+    name = said["device"]
+    if said["boot"] != process.boot_id() or scratch.identity_of(name) != said["identity"]:
+        return (
+            f"a disk that was {name} may hold file systems of a run that was killed; whether it is {name} now cannot "
+            f"be told: see wipefs --no-act {shlex.quote(name)}"
+        )
+    if name != wanted:
+        raise Busy(
+            f"{name} may hold file systems of a run that was killed",
+            remedy=f"cowshed bench --clean --device {shlex.quote(name)}, or, if it has something of yours by now: "
+            f"rm {shlex.quote(path)}",
+        )
+    device = scratch.Device(name)
+    try:
+        if device.identity() != said["identity"]:
+            raise Busy(f"{name} has just become another disk", remedy="bench --clean once more")
+        device.wipe()
+    finally:
+        device.close()
+    return ""
 
 
 def _take_unfinished(path: str) -> None:

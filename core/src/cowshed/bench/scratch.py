@@ -7,20 +7,25 @@ the host's: those are written down before they are made (journal.py).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import stat
 import struct
 import subprocess
+import sys
+import time
 
 from cowshed.bench import devices
 from cowshed.bench.meter import sync
-from cowshed.errors import CowshedError
+from cowshed.errors import BadUsage, CowshedError
 from cowshed_linux import loops, mount, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cowshed.bench.journal import Journal
 
 KINDS = ("ext4", "xfs", "btrfs", "zpool")
@@ -42,6 +47,10 @@ _MAKE = {
 _SECTOR = 512  # what /sys/block/*/stat counts in
 _QUOTA_CTL, _ENABLE_SIMPLE = 0xC0109428, 4  # linux/btrfs.h: BTRFS_IOC_QUOTA_CTL, BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA
 _ENDS = 1 << 20  # bytes at both ends of a slice in which file systems have their marks, btrfs's second one too
+_SLICES = 24  # of a device: as many file systems may be there at once
+_SLICE = 512 << 20  # the least
+_PATIENCE = 2.0  # seconds for a device that is being given back
+_GET_SEQUENCE = 0x80081280  # linux/fs.h: BLKGETDISKSEQ, since Linux 5.15
 
 
 class Unavailable(CowshedError):
@@ -59,13 +68,11 @@ def enter_private_namespace() -> None:
 class Scratch:
     """Where file systems are made: images in a folder of the run, or equal slices of a block device."""
 
-    def __init__(self, journal: Journal, size: int, device: str = "", slices: int = 0) -> None:
-        self.journal, self.folder, self.size, self.device = journal, journal.folder, size, device
+    def __init__(self, journal: Journal, size: int, device: Device | None = None) -> None:
+        self.journal, self.folder, self.device = journal, journal.folder, device
+        self.size = device.stride if device else size
         self._count = 0
-        self._free: list[int] = []
-        if device:
-            self.size = _slice(device, slices)
-            self._free = list(range(slices))
+        self._free = list(range(device.slices)) if device else []
 
     def make(self, kind: str) -> FileSystem:
         """A new, mounted file system. Unavailable if the kernel or the tools lack it."""
@@ -80,8 +87,11 @@ class Scratch:
         if kind == "zpool" and self.device:
             raise Unavailable("pools of ZFS are made on images only: it would divide a device into partitions")
         if self.device and not self._free:
-            raise Unavailable(f"{self.device} is too small for so many subjects", remedy="name fewer with --subject")
-        size = max(self.size, 0 if self.device else LEAST[kind.removesuffix("-quota")])
+            raise Unavailable(
+                f"{self.device.path} is too small for so many subjects", remedy="name fewer with --subject"
+            )
+        least = LEAST[kind.removesuffix("-quota")]
+        size = min(self.size, self.device.stride) if self.device else max(self.size, least)
         slice_ = self._free.pop(0) if self.device else -1
         os.mkdir(path)
         device = self._attach(path, size, slice_, named=kind == "zpool")
@@ -108,11 +118,7 @@ class Scratch:
     def _attach(self, path: str, size: int, slice_: int, *, named: bool) -> int:
         """A loop device; named: none, -1, and the image keeps its name for a pool, which opens it again by that."""
         if self.device:
-            file = os.open(self.device, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                return loops.attach(file, direct=True, start=slice_ * size, size=size)
-            finally:
-                os.close(file)
+            return loops.attach(self.device.fd, direct=True, start=slice_ * self.device.stride, size=size)
         image = f"{path}.image"
         file = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -281,55 +287,104 @@ def destroy_pool(name: str) -> None:
         tool("zpool", "destroy", "-f", name)
 
 
-def claim(path: str) -> None:
-    """Refuse a block device that is in use, or that holds something. Unavailable."""
-    if not os.path.exists(path) or not stat.S_ISBLK(os.stat(path).st_mode):
-        raise Unavailable(f"{path} is no block device", remedy="for a directory there is --path")
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    except OSError as error:
-        raise Unavailable(
-            f"{path} cannot be had: {error.strerror}", remedy="give a block device that is unused"
-        ) from None
-    try:
-        size = os.lseek(fd, 0, os.SEEK_END)
-        for at in (0, max(0, size - _ENDS)):
-            if os.pread(fd, _ENDS, at).strip(b"\0"):
+class Device:
+    """A block device for one run, divided into equal slices. Nobody else can have it until `close`, and until the loop
+    devices on it are gone: it is open with O_EXCL (open(2)), and only by this descriptor is it used."""
+
+    def __init__(self, path: str) -> None:
+        """Unavailable if it is none, or in use; BadUsage if it is too small."""
+        if not os.path.exists(path) or not stat.S_ISBLK(os.stat(path).st_mode):
+            raise Unavailable(f"{path} is no block device", remedy="for a directory there is --path")
+        self.fd, self.path = _exclusive(path), path
+        self._size = os.lseek(self.fd, 0, os.SEEK_END)
+        self.slices = min(_SLICES, self._size // _SLICE)
+        if self.slices < 3:
+            os.close(self.fd)
+            raise BadUsage(
+                f"{path} has {self._size >> 20} MiB; {3 * _SLICE >> 20} MiB are the least", remedy="give a larger one"
+            )
+        self.stride = self._size // self.slices >> 20 << 20
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def want_blank(self) -> None:
+        """Unavailable if it holds something, where any of its slices would have marks of a file system."""
+        for at, size in self._marks():
+            if os.pread(self.fd, size, at).strip(b"\0"):
                 raise Unavailable(
-                    f"{path} holds something", remedy=f"if nobody wants it any more: wipefs --all {path}, "
-                    f"and overwrite its first and last MiB"
-                )  # fmt: skip
-    finally:
-        os.close(fd)
+                    f"{self.path} holds something, {at >> 20} MiB from its start or less than 1 MiB after that",
+                    remedy=f"if nobody wants it any more: blkdiscard --zeroout {self.path}",
+                )
+
+    def wipe(self) -> None:
+        """Zeros where `want_blank` looks."""
+        for at, size in self._marks():
+            os.pwrite(self.fd, bytes(size), at)
+        os.fsync(self.fd)
+
+    def identity(self) -> int:
+        """A number that no other disk has until the next boot; 0 if this kernel counts none."""
+        return _sequence(self.fd)
+
+    def _marks(self) -> Iterator[tuple[int, int]]:
+        for n in range(self.slices):
+            yield from _marks(n * self.stride, self.stride)
+        yield from _marks(0, self._size)
 
 
-def wipe(path: str, slices: int) -> None:
-    """Zeros where file systems have their marks in each slice of a block device, as `claim` has found them."""
-    size = _slice(path, slices)
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def _exclusive(path: str) -> int:
+    """A descriptor that excludes other users of a block device: mounts, swap, RAID, and whoever asks for this too."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise Unavailable(
+                    f"{path} cannot be had: {error.strerror}", remedy="give a block device that is unused"
+                ) from None
+        time.sleep(0.05)  # the kernel may be about to take the last loop device of a run that has ended
+
+
+def _sequence(fd: int) -> int:
     try:
-        for n in range(slices):
-            _zero(fd, n * size, size)
-        _zero(fd, 0, os.lseek(fd, 0, os.SEEK_END))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        return int.from_bytes(fcntl.ioctl(fd, _GET_SEQUENCE, bytes(8)), sys.byteorder)
+    except OSError:
+        return 0
 
 
-def _slice(device: str, slices: int) -> int:
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+def identity_of(path: str) -> int:
+    """`Device.identity` of what has this name now; -1 if there is none."""
     try:
-        return os.lseek(fd, 0, os.SEEK_END) // slices >> 20 << 20
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        return _sequence(fd)
     finally:
         os.close(fd)
+
+
+def _marks(start: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, bytes) of what file systems of that size can be known by; btrfs has its second mark at 64 MiB."""
+    for at in (0, 64 << 20, size - _ENDS):
+        if 0 <= at < size:
+            yield start + at, min(_ENDS, size - at)
+
+
+def claim(path: str) -> Device:
+    """A block device that is unused and holds nothing, held from now on. Unavailable, BadUsage."""
+    device = Device(path)
+    try:
+        device.want_blank()
+    except BaseException:
+        device.close()
+        raise
+    return device
 
 
 def _wipe(device: int, size: int) -> None:
-    _zero(device, 0, size)
+    for at, count in _marks(0, size):
+        os.pwrite(device, bytes(count), at)
     os.fsync(device)
-
-
-def _zero(fd: int, start: int, size: int) -> None:
-    for at in (0, 64 << 20, size - _ENDS):  # btrfs has its second mark at 64 MiB
-        if 0 <= at < size:
-            os.pwrite(fd, bytes(min(_ENDS, size - at)), start + at)

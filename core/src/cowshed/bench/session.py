@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from cowshed.bench import machine, runner, scratch, subjects
+from cowshed.bench import machine, runner, subjects
 from cowshed.bench.result import Result
 from cowshed.bench.samples import ENOUGH, FEW
 from cowshed.bench.scenarios import ALL, LEFT_OUT
@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
     from cowshed.bench.journal import Journal
     from cowshed.bench.scenario import Scenario
-    from cowshed.bench.scratch import FileSystem, Place
+    from cowshed.bench.scratch import Device, FileSystem, Place
     from cowshed.bench.subjects import Chosen
 
 QUICK, FULL = "quick", "full"
 _SECONDS = {QUICK: 85.0, FULL: 5400.0}  # for all scenarios; in a quick run none begins afterwards
 _ROUNDS = {QUICK: 10, FULL: 15}
 _SIZE = {QUICK: 1 << 30, FULL: 8 << 30}
-_SLICES = 24  # of a device: as many file systems may be there at once
-_SLICE = 512 << 20  # the least
 
 
 @dataclass
@@ -38,7 +36,7 @@ class Asked:
     scenarios: Sequence[str] = ()
     place: str = ""  # where the images lie
     path: str = ""  # a directory to work in, instead of scratch file systems
-    device: str = ""  # a block device for them, instead of images
+    device: str = ""  # a block device for them, instead of images; its file systems share it out
     size: int = 0  # bytes of each file system
     one_each: bool = False  # each driver on one file system only
     scale: float = 1.0
@@ -80,23 +78,19 @@ def check(asked: Asked) -> None:
         raise BadUsage("--path and --device exclude each other")
     if asked.path and not os.path.isdir(asked.path):
         raise BadUsage(f"--path {asked.path} is no directory")
-    if asked.device:
-        scratch.claim(asked.device)
+    if asked.size and (asked.path or asked.device):
+        raise BadUsage("--size is for images: with --path and --device it can have no effect")
     if asked.strict and machine.load() > machine.BUSY:
         raise Busy(
             f"the machine is busy: load {machine.load():.1f} for each processor", remedy="wait, or leave --strict out"
         )
 
 
-def run(asked: Asked, journal: Journal) -> Result:
+def run(asked: Asked, journal: Journal, device: Device | None = None) -> Result:
     """All of it; the process has a mount namespace of its own. Unsupported if nothing can be compared here."""
     began, stamp = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
     size = asked.size or _SIZE[asked.mode]
-    slices = 0
-    if asked.device:
-        slices = _slices(asked.device)
-        journal.use_device(asked.device, slices)
-    place = Scratch(journal, size, asked.device, slices)
+    place = Scratch(journal, size, device)
     load = machine.load()
     chosen, refused = _choose(asked, place)
     if asked.subjects and refused:
@@ -177,19 +171,3 @@ def _choose(asked: Asked, place: Scratch) -> tuple[list[Chosen], list[str]]:
     finally:
         for system in systems.values():
             system.discard()
-
-
-def _slices(device: str) -> int:
-    import os
-
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.lseek(fd, 0, os.SEEK_END)
-    finally:
-        os.close(fd)
-    count = min(_SLICES, size // _SLICE)
-    if count < 3:
-        raise BadUsage(
-            f"{device} has {size >> 20} MiB; {3 * _SLICE >> 20} MiB are the least", remedy="give a larger one"
-        )
-    return count

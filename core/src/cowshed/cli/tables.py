@@ -621,7 +621,7 @@ COMMANDS = (
             Option("--html", "flag", "and as a page with charts, PATH.html"),
             Option("--report", "text", "run nothing: print a result that was kept, or make its page", value="FILE"),
             Option("--format", "text", "table, markdown or json", ("table", "markdown", "json")),
-            Option("--clean", "flag", "take away what a run has left that was killed; the next run does so too"),
+            Option("--clean", "flag", "take away what a killed run has left; with --device empty its device too"),
             _HELP,
         ),
         0,

@@ -12,6 +12,7 @@ from cowshed.errors import BadUsage
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowshed.bench.result import Result
+    from cowshed.bench.scratch import Device
     from cowshed.cli.parser import Values
     from cowshed.engine import Engine
 
@@ -20,7 +21,7 @@ def bench(engine: Engine, said: Values) -> int:
     if said.list:
         return _list()
     if said.clean:
-        return _clean(engine)
+        return _clean(engine, said.device or "")
     if said.html and not said.out:
         raise BadUsage("--html needs --out PATH, beside which the page is written")
     if said.report:
@@ -36,18 +37,24 @@ def bench(engine: Engine, said: Values) -> int:
     )  # fmt: skip
     session.check(asked)
     _clean_left(engine)
+    from cowshed.bench import scratch
     from cowshed.bench.supervisor import supervised
 
-    entry = journal.Journal.begin(engine.settings.root, asked.path or place)
-    return supervised(entry, lambda: _work(asked, entry, said, steps))
+    device = scratch.claim(asked.device) if asked.device else None
+    try:
+        entry = journal.Journal.begin(engine.settings.root, asked.path or place, device)
+        return supervised(entry, lambda: _work(asked, entry, device, said, steps))
+    finally:
+        if device is not None:
+            device.close()
 
 
-def _work(asked: session.Asked, entry: journal.Journal, said: Values, steps: Steps) -> int:
+def _work(asked: session.Asked, entry: journal.Journal, device: Device | None, said: Values, steps: Steps) -> int:
     from cowshed.bench import scratch
 
     scratch.enter_private_namespace()
     try:
-        result = session.run(asked, entry)
+        result = session.run(asked, entry, device)
     finally:
         steps.close()
     _give(result, said)
@@ -107,8 +114,8 @@ def _list() -> int:
     return 0
 
 
-def _clean(engine: Engine) -> int:
-    cleaned, problems = journal.clean_left(engine.settings.root)
+def _clean(engine: Engine, path: str) -> int:
+    cleaned, problems = journal.clean_left(engine.settings.root, path)
     print(f"{cleaned} dead runs cleaned up after")
     for problem in problems:
         log.warn(problem)
