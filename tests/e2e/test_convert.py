@@ -1,11 +1,13 @@
 """`storage convert`, `accept`, `rollback`: a store brought from driver to driver, killed on the way, and what stays."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -177,7 +179,7 @@ def test_there_and_back_with_everything_the_same(store, archives):
         same(before, state(store))
         assert drivers_of(store) == [target]
         assert set(os.listdir(store.root / "drivers")) == {"overlay", "copy"}
-        store.ok("storage", "accept")
+        store.ok("storage", "accept", "-f")
         clean(store, "--deep")
         assert os.listdir(store.root / "drivers") == [target], f"{source} holds nothing any more"
         assert rows(store, source) == []
@@ -238,13 +240,13 @@ def test_what_runs_is_left_out_and_taken_by_the_next_run_which_takes_only_that(s
     again = store.ok("storage", "convert", "--to", "copy", "--all")
     assert "Converted to copy: 0 layers, 1 containers" in again
     assert tree(store, "up") == before
-    assert b"Conversion from overlay to copy" in store("storage", "accept").stdout
+    assert b"Conversion from overlay to copy" in store("storage", "accept", "-f").stdout
     assert [row[2] for row in rows(store, "overlay") if row[3] == "active"] == ["overlay"], "what runs stays"
     clean(store)
     assert store.ok("exec", "up2", "cat", "/mine") == "x\n"
     store.ok("stop", "-t", "0", "up2")
     assert "Converted to copy: 0 layers, 1 containers" in store.ok("storage", "convert", "--to", "copy", "up2")
-    store.ok("storage", "accept")
+    store.ok("storage", "accept", "-f")
     assert os.listdir(store.root / "drivers") == ["copy"]
     clean(store)
 
@@ -289,7 +291,7 @@ def test_an_image_that_shares_layers_with_others_leaves_them_theirs(store, archi
         store.ok("--driver", "overlay", "load", "-q", "-i", path)
     theirs = {row[5] for row in rows(store, "overlay")}
     store.ok("storage", "convert", "--to", "copy", "-q", ONE)
-    store.ok("storage", "accept")
+    store.ok("storage", "accept", "-f")
     left = [row[5] for row in rows(store, "overlay")]
     assert len(left) == 3, "those of the other image"
     assert None not in left
@@ -315,7 +317,7 @@ def test_another_conversion_waits_for_the_first(store, archives):
     assert store.ok("storage", "convert", "--to", "copy", "--images", "-q").startswith("Converted to copy: 0 layers")
     assert b"the conversion to copy, until" not in store("storage", "why", ONE).stdout
     store.ok("rmi", ONE)
-    store.ok("storage", "accept")
+    store.ok("storage", "accept", "-f")
     clean(store)
     assert os.listdir(store.root / "drivers") == []
 
@@ -324,12 +326,116 @@ def test_a_converted_container_is_found_again_without_the_database(store, archiv
     store.ok("--driver", "overlay", "load", "-q", "-i", archives[TWO])
     store.ok("--driver", "overlay", "run", "--name", "other", TWO, "sh", "-c", CHANGES)
     store.ok("storage", "convert", "--to", "copy", "--all", "-q")
-    store.ok("storage", "accept")
+    store.ok("storage", "accept", "-f")
     before, layers = tree(store, "other"), rows(store, "copy")
     store.ok("storage", "repair", "--rebuild-database", "-f")
     assert tree(store, "other") == before
     assert [row[:5] for row in rows(store, "copy")] == [row[:5] for row in layers]
     clean(store)
+
+
+def forget(engine, name):
+    """Let the database know nothing of a container: its layer is one that only the driver has."""
+    (id_,) = (c["Id"] for c in json.loads(engine.ok("inspect", name)))
+    with contextlib.closing(sqlite3.connect(f"{engine.root}/db.sqlite")) as db:
+        ((number,),) = db.execute("select number from containers where id = ?", (id_,)).fetchall()
+        db.execute("delete from containers where number = ?", (number,))
+        db.execute("delete from layers where number = ?", (number,))
+        db.commit()
+    shutil.rmtree(engine.root / "containers" / id_)
+
+
+def test_a_store_that_holds_what_nobody_knows_is_not_destroyed(store, archives):
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[TWO])
+    store.ok("--driver", "overlay", "run", "--name", "lost", TWO, "sh", "-c", "echo precious > /precious")
+    forget(store, "lost")
+    store.ok("storage", "convert", "--to", "copy", "--images", "-q")
+    done = store("storage", "accept", "-f")
+    assert done.returncode == 0, done.stderr
+    assert b"driver overlay stays: it has 1 layers that nobody knows" in done.stderr
+    kept = [path for path in (store.root / "drivers/overlay").rglob("precious") if path.read_text() == "precious\n"]
+    assert len(kept) == 1
+    # Nor is the store of an earlier life, which a conversion adopts, taken for one that it made.
+    with contextlib.closing(sqlite3.connect(f"{store.root}/db.sqlite")) as db:
+        db.execute("delete from drivers where name = 'overlay'")
+        db.commit()
+    store.ok("storage", "convert", "--to", "overlay", "--images", "-q")
+    assert sqlite(store, "select fresh from conversion") == [(0,)]
+    store.ok("storage", "rollback")
+    assert kept[0].read_text() == "precious\n"
+    shutil.rmtree(store.root / "drivers/overlay")
+    store("storage", "repair", "-f")
+
+
+def sqlite(engine, sql):
+    with contextlib.closing(sqlite3.connect(f"file:{engine.root}/db.sqlite?mode=ro", uri=True)) as db:
+        return db.execute(sql).fetchall()
+
+
+def test_what_the_twin_of_is_not_there_is_not_let_go(store, archives):
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[TWO])
+    for name in ("other", "whole"):
+        store.ok("--driver", "overlay", "run", "--name", name, TWO, "sh", "-c", CHANGES)
+    before = tree(store, "other")
+    store.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    ((layer, twin),) = sqlite(
+        store,
+        "select a.id, b.id from converted join layers a on a.number = layer join layers b on b.number = twin "
+        "where container = (select id from containers where name = 'other')",
+    )
+    (directory,) = (path for path in (store.root / "drivers/copy").rglob(f"*{twin}*") if path.is_dir())
+    shutil.rmtree(directory)
+    images = sqlite(store, "select count(*) from layers where driver = 'overlay' and chain_id is not null")
+    done = store("storage", "accept", "-f")
+    assert done.returncode == 0, done.stderr
+    assert f"layer {layer} stays on driver overlay: its twin is not in driver copy" in done.stderr.decode()
+    active = [row[1] for row in rows(store, "overlay") if row[3] == "active"]
+    assert active == [layer], "that of the container whose twin is whole has gone"
+    assert images == sqlite(store, "select count(*) from layers where driver = 'overlay' and chain_id is not null")
+    store.ok("storage", "rollback", "--force")
+    assert tree(store, "other") == before
+    clean(store)
+
+
+def test_accepting_asks_first(one):
+    one.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    layers = rows(one, "overlay")
+    done = one("storage", "accept")
+    assert done.returncode == 0
+    assert b"Are you sure you want to continue? [y/N]" in done.stderr
+    assert b"Conversion from overlay to copy: would be let go" in done.stdout
+    assert rows(one, "overlay") == layers
+    assert layers
+
+
+def test_nothing_is_let_go_while_the_record_of_a_container_is_old(one):
+    one.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    (record,) = (one.root / "containers").glob("*/record")
+    good = record.read_bytes()
+    assert json.loads(good)["driver"] == "copy"
+    record.unlink()
+    record.mkdir()  # it cannot be written
+    layers = rows(one, "overlay")
+    done = one("storage", "accept", "-f")
+    assert done.returncode == 125
+    assert b"records cannot be written" in done.stderr
+    assert rows(one, "overlay") == layers
+    record.rmdir()
+    record.write_bytes(good.replace(b"copy", b"overlay"))
+    one.ok("storage", "accept", "-f")
+    assert record.read_bytes() == good
+    clean(one)
+
+
+def test_what_is_planned_is_so_until_it_is_done(store, archives):
+    """No other command converts, accepts or rolls back between the plan and its first step."""
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[ONE])
+    store.ok("storage", "convert", "--to", "copy", "--images", "-q")
+    with open(store.root / "locks/convert", "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = store("storage", "convert", "--to", "nothing", "--images")
+    assert done.returncode == 125
+    assert b"another command converts this store" in done.stderr
 
 
 @pytest.fixture
@@ -365,7 +471,7 @@ def test_killed_while_it_accepts_the_next_command_does_the_rest(one):
     before, there, other = state(one), "overlay", "copy"
     for step in ACCEPT:
         one.ok("storage", "convert", "--to", other, "--all", "-q")
-        kill(one, step, "storage", "accept")
+        kill(one, step, "storage", "accept", "-f")
         assert os.listdir(one.root / "drivers") == [other], step
         assert rows(one, there) == []
         there, other = other, there
@@ -408,9 +514,9 @@ def test_a_limit_that_would_be_lost_is_refused_by_name_and_kept_where_it_can_be(
     assert b"container small: its limit of 10.5 MB, cannot be held by driver copy" in refused.stderr
     assert os.listdir(engine.root / "drivers") == ["btrfs"]
     engine.ok("storage", "convert", "--to", "copy", "--all", "-q", "--lossy")
-    engine.ok("storage", "accept")
+    engine.ok("storage", "accept", "-f")
     engine.ok("storage", "convert", "--to", "btrfs", "--to-option", "quota=simple", "--all", "-q")
-    engine.ok("storage", "accept")
+    engine.ok("storage", "accept", "-f")
     size = int(engine.ok("start", "-a", "small").split()[-1])
     assert 0 < size <= 10 << 20, "back where there are limits it has its own again"
     clean(engine)
@@ -462,7 +568,7 @@ def test_layers_of_several_drivers_become_one_drivers(ways, archives):
     assert drivers_of(engine) == ["copy", "overlay"]
     engine.ok("storage", "convert", "--to", "btrfs", "--all", "-q")
     assert {name: tree(engine, name) for name in engine.names()} == trees
-    engine.ok("storage", "accept")
+    engine.ok("storage", "accept", "-f")
     assert os.listdir(engine.root / "drivers") == ["btrfs"]
     clean(engine)
 
@@ -491,7 +597,7 @@ def test_where_both_know_a_format_layers_are_sent(ways, archives, tmp_path):
     assert "Converted to second: 2 layers, 1 containers" in said
     assert said.splitlines()[0].endswith(" 2 sent"), "also those on the one that was there: it was received too"
     same(before, state(engine))
-    engine.ok("storage", "accept")
+    engine.ok("storage", "accept", "-f")
     assert os.listdir(engine.root / "drivers") == ["second"]
     same(before, state(engine))
     clean(engine)
@@ -546,7 +652,7 @@ def ways(tmp_path, engine_on):
         for name in json.loads(engine.ok("info", "--format", "json"))["DriversInUse"]:
             if name in ("zfs", "devicemapper"):
                 engine.ok("storage", "convert", "--to", "overlay", "--all", "-q")
-                engine.ok("storage", "accept")
+                engine.ok("storage", "accept", "-f")
 
 
 @pytest.mark.slow
@@ -573,7 +679,9 @@ def test_a_store_goes_through_every_driver_killed_at_random_on_the_way(ways, arc
         same(before, state(engine), target)
         engine.ok("start", "up", "up2")
         assert engine.ok("exec", "up", "cat", "/mine") == "x\n"
-        killed += engine("storage", "accept", env={"COWSHED_FAULT": f"kill@{chance.choice(ACCEPT)}"}).returncode < 0
+        killed += (
+            engine("storage", "accept", "-f", env={"COWSHED_FAULT": f"kill@{chance.choice(ACCEPT)}"}).returncode < 0
+        )
         clean(engine)
         assert rows(engine, source) == []
         assert os.listdir(engine.root / "drivers") == [target], f"the bytes of {source} are back"
@@ -596,5 +704,5 @@ def test_on_one_file_system_that_can_share_nothing_is_copied(ways, archives):
         assert {json.loads(line)["How"] for line in planned.splitlines()} == {"reflink"}
         said = engine.ok("storage", "convert", "--to", target, "--all", "-q")
         assert "; 0B copied, " in said, said
-        engine.ok("storage", "accept")
+        engine.ok("storage", "accept", "-f")
         clean(engine)

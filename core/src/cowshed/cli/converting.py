@@ -12,7 +12,7 @@ from cowshed.image import progress
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cowshed.cli.parser import Values
-    from cowshed.convert.plan import Plan
+    from cowshed.convert.plan import Plan, Wanted
     from cowshed.convert.settle import Outlook
     from cowshed.engine import Engine
 
@@ -35,12 +35,19 @@ def convert(engine: Engine, said: Values) -> int:
         engine, said["operands"], images_=whole or bool(said.images), containers_=whole or bool(said.containers),
         lossy=bool(said.lossy),
     )  # fmt: skip
-    if not said.plan:
-        _ = engine.store  # what a dead command had begun is undone first
-    planned = plan.plan(facts.gather(engine, target), wanted)
     if said.plan:
+        planned = plan.plan(facts.gather(engine, target), wanted)
         _show(planned, said)
         return 125 if planned.refused else 0
+    _ = engine.store  # what a dead command had begun is undone first
+    with execute.Alone(engine):  # what is planned is so until it is done
+        return _convert(engine, said, target, wanted)
+
+
+def _convert(engine: Engine, said: Values, target: str, wanted: Wanted) -> int:
+    from cowshed.convert import execute, facts, plan
+
+    planned = plan.plan(facts.gather(engine, target), wanted)
     if planned.refused:
         more = f" (and {len(planned.refused) - 1} more: --plan tells)" if len(planned.refused) > 1 else ""
         raise Conflict(f"{planned.refused[0]}{more}", remedy="nothing was begun")
@@ -49,7 +56,7 @@ def convert(engine: Engine, said: Values) -> int:
     if not planned.steps:
         print(f"nothing to convert to {target}")
         return 0
-    with execute.Alone(engine), progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
+    with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
         execute.begin(engine, planned, lossy=wanted.lossy)
         run = execute.Conversion(engine, planned, shown)
         run.run()
@@ -108,6 +115,13 @@ def accept(engine: Engine, said: Values) -> int:
     if said.plan:
         _tell(settle.outlook_of_acceptance(engine), "would be let go", said)
         return 0
+    if not said.force:
+        from cowshed.cli import pruning
+
+        _tell(settle.outlook_of_acceptance(engine), "would be let go", said)
+        sys.stdout.flush()
+        if not pruning.agreed("what the conversion was made from: there is no way back then"):
+            return 0
     with execute.Alone(engine):
         outlook = settle.accept(engine)
     _tell(outlook, "let go", said)

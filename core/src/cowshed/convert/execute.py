@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 
 from cowshed import log
 from cowshed.container.access import Held
@@ -19,7 +20,7 @@ from cowshed.layers.changes import of_trees
 from cowshed.layers.difference import LayerDifference
 from cowshed.layers.faults import step
 from cowshed.layers.replay import replay
-from cowshed.state import containers, conversions
+from cowshed.state import containers, conversions, records
 from cowshed.state.locks import chain_byte
 from cowshed.storage import api, errors
 from cowshed.storage.errors import StorageError
@@ -66,8 +67,10 @@ def begin(engine: Engine, plan: Plan, *, lossy: bool) -> None:
             f"the conversion to {there.target} is not accepted yet",
             remedy="cowshed storage accept, or cowshed storage rollback",
         )
-    fresh = not conversions.holds(store, target)
-    engine.layers(target)
+    layers = engine.layers(target)
+    fresh = not conversions.holds(store, target) and not any(  # a store of an earlier life may have been adopted
+        found.kind is api.ObjectKind.LAYER for found in layers.driver.scan()
+    )
     with store.transaction() as tx:
         conversions.begin(tx, conversions.Conversion(target, plan.sources, fresh, lossy, time.time_ns()))
     step("convert.begun")
@@ -248,6 +251,7 @@ class Conversion:
         self.containers += 1
         step("convert.container.switched")
         store.locks.release("layers", active.number)
+        records.make_durable(store, [("containers", one.container)])
 
     # ------------------------------------------------------------ trees
 
@@ -262,10 +266,11 @@ class Conversion:
         )
         with LayerDifference(source, layer) if exact else _Compared(source, layer, self._target, active) as difference:
             found = difference.found
-            with _Writing(self._target, active) as (root, whiteouts):
+            with (
+                _Writing(self._target, active) as (root, whiteouts),
+                _Synced(root) if sync else nullcontext(),
+            ):
                 done = replay(found, difference.root, root, private=difference.private, mask=mask, whiteouts=whiteouts)
-                if sync:
-                    _sync(root)
         self.shared += done.shared
         self.copied += done.copied
         return {changed.path for changed in (*found.changes, *found.linked)} if exact else None
@@ -350,12 +355,22 @@ class _Writing:
             os.close(self._fd)
 
 
-def _sync(root: int) -> None:
-    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)  # a mount's is one of O_PATH
-    try:
-        files.syncfs(fd)
-    finally:
-        os.close(fd)
+class _Synced:
+    """`with _Synced(root):` what is written to its file system is durable afterwards. syncfs(2) tells errors only
+    since its descriptor was opened."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+
+    def __enter__(self) -> None:
+        self._fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)  # may be of O_PATH
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                files.syncfs(self._fd)
+        finally:
+            os.close(self._fd)
 
 
 def _is_full(error: Exception) -> bool:

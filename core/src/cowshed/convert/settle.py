@@ -6,22 +6,29 @@ removed here, and by the next command that writes if this one dies.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
+from cowshed import log
 from cowshed.container import state
+from cowshed.container.access import Held
 from cowshed.convert.execute import Alone
 from cowshed.convert.plan import mask
-from cowshed.errors import Busy, Conflict, NotFound
+from cowshed.errors import Busy, Conflict, CowshedError, NotFound
 from cowshed.layers import digest
 from cowshed.layers.faults import step
-from cowshed.state import containers, conversions
+from cowshed.state import containers, conversions, records
 from cowshed.state import layers as rows
-from cowshed.storage.errors import InUse
+from cowshed.storage import api
+from cowshed.storage.errors import InUse, LayerId, StorageError
 from cowshed.storage.record import record
+from cowshed_linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from cowshed.engine import Engine
+    from cowshed.layers.layers import Layers
     from cowshed.state.conversions import Conversion, Converted
     from cowshed.state.rows import ContainerRow
     from cowshed.state.store import Transaction
@@ -41,6 +48,7 @@ class Outlook:
     gone: int  # of those that were removed since
     kept: tuple[str, ...]  # why something stays where it is
     refused: tuple[str, ...]
+    unproven: frozenset[int] = frozenset()  # first layers that stay, as what takes their place is not there
 
 
 def pending(engine: Engine) -> Conversion:
@@ -63,15 +71,64 @@ def outlook_of_acceptance(engine: Engine) -> Outlook:
         for row in containers.list_all(engine.reader)
         if row.driver in sources
     ]
+    unproven = _unproven(engine, conversion.target, done)
+    kept += unproven.values()
+    stay = frozenset(unproven)
     return Outlook(
-        conversion.target, sources, len(_replaced(engine, done)), tuple(row.name for row in names), gone, tuple(kept),
-        (),
+        conversion.target, sources, len(_replaced(engine, done, stay)),
+        tuple(row.name for row in names if row.number not in {each.twin for each in done if each.layer in stay}),
+        gone, tuple(kept), (), stay,
     )  # fmt: skip
 
 
-def _replaced(engine: Engine, done: list[Converted]) -> list[int]:
-    """The layers of images that are not needed any more where they were."""
-    return _alone(engine, {each.layer for each in done if each.container is None and each.twin is not None})
+def _unproven(engine: Engine, target: str, done: list[Converted]) -> dict[int, str]:
+    """By first layer, why it stays: what is to take its place is not there, not durable, or cannot be mounted.
+    StorageError, OSError if the target cannot say what it has."""
+    twins = [each for each in done if each.twin is not None]
+    if not twins:
+        return {}
+    layers = engine.look(target)
+    there = {found.layer: found.layer_kind for found in layers.driver.scan() if found.kind is api.ObjectKind.LAYER}
+    kept = {}
+    for each in twins:
+        why = _wrong_with(layers, each, there)
+        if why:
+            row = rows.get(engine.reader, each.layer)
+            name = row.id if row is not None else each.layer
+            kept[each.layer] = f"layer {name} stays on driver {each.driver}: its twin {why}"
+    return kept
+
+
+def _wrong_with(layers: Layers, each: Converted, there: Mapping[LayerId | None, api.Kind | None]) -> str:
+    twin = rows.get(layers.store, each.twin) if each.twin is not None else None
+    wanted = api.Kind.COMMITTED if each.container is None else api.Kind.ACTIVE
+    if twin is None or api.Kind(twin.kind) is not wanted or LayerId(twin.id) not in there:
+        return f"is not in driver {layers.name}"
+    if there[LayerId(twin.id)] not in (wanted, None):
+        return f"is not {wanted.value} in driver {layers.name}"
+    if wanted is api.Kind.COMMITTED and not (twin.durable or twin.boot_id == process.boot_id()):
+        return "may have been cut by a power cut"
+    if layers.store.locks.held("mounts", twin.number):
+        return ""  # somebody has it mounted at this moment
+    try:
+        layer = layers.load(twin.number)
+        if not api.has_activation(layers.driver):
+            layers.plan(layer, read_only=True)
+        else:
+            with layers.mounted(layer, read_only=True):
+                pass
+    except InUse:
+        return ""
+    except (CowshedError, StorageError, OSError) as error:
+        return f"cannot be mounted: {error}"
+    return ""
+
+
+def _replaced(engine: Engine, done: list[Converted], stay: frozenset[int]) -> list[int]:
+    """The layers of images that are not needed any more where they were. What stays keeps those that it stands on."""
+    below = {number for layer in stay for number, *_ in rows.chain(engine.reader, layer)}
+    found = {each.layer for each in done if each.container is None and each.twin is not None}
+    return _alone(engine, found - below)
 
 
 def _made(engine: Engine, done: list[Converted]) -> list[int]:
@@ -97,22 +154,34 @@ def _alone(engine: Engine, numbers: set[int]) -> list[int]:
 
 
 def accept(engine: Engine) -> Outlook:
-    """Let the first layers go, and the stores of drivers that hold nothing then. What stays is told. Busy,
-    StorageError: the rest is done by the next command."""
+    """Let the first layers go of which the twins are proved to be there, and the stores of drivers that hold nothing
+    then. What stays is told, and waits to be accepted or rolled back. Busy, StorageError: the rest is done by the next
+    command. StoreError if the records of what was converted cannot be written: nothing is let go."""
     outlook = outlook_of_acceptance(engine)
     done = conversions.list_all(engine.store)
-    old = [each.layer for each in done if each.container is not None]
-    given_up = _replaced(engine, done)
+    old = [each.layer for each in done if each.container is not None and each.layer not in outlook.unproven]
+    given_up = _replaced(engine, done, outlook.unproven)
+    records.make_durable(engine.store, _recorded(engine, outlook.target, done))
 
     def write(tx: Transaction) -> None:
         conversions.give_up(tx, given_up)
         conversions.remove(tx, old)
         conversions.may_leave(tx, [*outlook.sources, outlook.target])
-        conversions.end(tx)
+        conversions.end(tx, outlook.unproven)
 
     _settle(engine, old, write, "accept")
     _clear(engine, outlook.sources)
     return outlook
+
+
+def _recorded(engine: Engine, target: str, done: list[Converted]) -> list[tuple[str, str]]:
+    """(kind, name) of the records that tell of what takes the place of the first layers."""
+    found = [("drivers", target)]
+    for each in done:
+        twin = rows.get(engine.store, each.twin) if each.twin is not None else None
+        if twin is not None:
+            found.append(("containers", each.container) if each.container is not None else ("layers", twin.id))
+    return found
 
 
 # ---------------------------------------------------------------- roll back
@@ -144,15 +213,11 @@ def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
 def roll_back(engine: Engine, *, force: bool = False) -> Outlook:
     """Give every container the layer back that it had, and let the layers go that were made. Conflict if one runs or,
     unless force, has changed since."""
-    store = engine.store
-    conversion, done = pending(engine), conversions.list_all(store)
+    conversion, done = pending(engine), conversions.list_all(engine.store)
     boxes = [each for each in done if each.container is not None]
-    taken: list[int] = []
-    try:
-        for each in boxes:
-            if each.twin is not None:
-                store.locks.take("containers", each.twin, wait=_PATIENCE, what=f"container {each.container}")
-                taken.append(each.twin)
+    with ExitStack() as held:
+        for row in _boxes(engine, done)[0]:
+            held.enter_context(Held(engine, row))
         outlook = outlook_of_return(engine, force=force)  # only now is it certain
         if outlook.refused:
             more = f", and {len(outlook.refused) - 1} more" if len(outlook.refused) > 1 else ""
@@ -174,9 +239,6 @@ def roll_back(engine: Engine, *, force: bool = False) -> Outlook:
             conversions.end(tx)
 
         _settle(engine, [*[twin for twin, _, _ in back], *gone], write, "rollback")
-    finally:
-        for number in taken:
-            store.locks.release("containers", number)
     _clear(engine, [conversion.target, *outlook.sources])
     return outlook
 
@@ -257,14 +319,32 @@ def finish_for_another(engine: Engine) -> None:
         finish_leaving(engine)
 
 
+def _unknown(engine: Engine, name: str) -> str:
+    """Why the store of a driver without layers in the database is not to be destroyed, "" if it may be."""
+    if conversions.holds(engine.store, name):
+        return ""  # it stays for these
+    try:
+        count = sum(found.kind is api.ObjectKind.LAYER for found in engine.layers(name).driver.scan())
+    except (CowshedError, StorageError, OSError) as error:
+        return f"it cannot be looked at: {error}"
+    return f"it has {count} layers that nobody knows" if count else ""
+
+
 def finish_leaving(engine: Engine) -> None:
-    """Destroy the stores of drivers that are to leave, if they hold nothing."""
+    """Destroy the stores of drivers that are to leave, if they hold nothing: neither what the database knows nor what
+    it does not. One that stays for the latter is told."""
     from cowshed.layers.host import make as make_host
-    from cowshed.storage import api, options, registry
+    from cowshed.storage import options, registry
 
     store = engine.store
     for each in conversions.leaving(store):
+        # Without its row it was looked at by the command that took that away, and may be half destroyed.
+        why = _unknown(engine, each.name) if conversions.is_known(store, each.name) else ""
         with store.transaction() as tx:
+            if why:
+                conversions.has_left(tx, each.name)
+                log.warn(f"driver {each.name} stays: {why}")
+                continue
             if not conversions.leave(tx, each.name):
                 continue
         step("leave.written")

@@ -12,7 +12,7 @@ from cowshed_runtime.fastjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Any
 
     from cowshed.state.store import Store, Transaction
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Conversion:
     target: str  # driver
     sources: tuple[str, ...]  # drivers
-    fresh: bool  # nothing was in its store before
+    fresh: bool  # nothing was in its store before, known or not
     lossy: bool
     begun: int  # ns since the epoch
 
@@ -123,9 +123,12 @@ def remove(tx: Transaction, layers: Sequence[int]) -> None:
         journal.begin(tx, number, "remove", {"volumes": False})
 
 
-def end(tx: Transaction) -> None:
-    tx.execute("delete from converted")
-    tx.execute("delete from conversion")
+def end(tx: Transaction, stay: Collection[int] = ()) -> None:
+    """The conversion is over, but for what was made of the layers that stay."""
+    for (layer,) in tx.execute("select layer from converted"):
+        if layer not in stay:
+            tx.execute("delete from converted where layer = ?", layer)
+    tx.execute("delete from conversion where not exists (select 1 from converted)")
 
 
 # ---------------------------------------------------------------- drivers that hold nothing any more

@@ -7,7 +7,8 @@
     containers/ID/record     what a container was made of and asked for, and its layer (`cowshed.state.containers`)
 
 They follow the database: written again, by whoever has changed a row, when its transaction is durable, and never read
-by a command that has a database. They are not synced. One that a power cut took, or that a killed command did not come
+by a command that has a database. They are not synced, but for those of what `storage convert` has switched and
+`storage accept` relies on. One that a power cut took, or that a killed command did not come
 to, is missing or old: `storage check` holds them against the database, and `storage repair` writes them again.
 """
 
@@ -17,6 +18,7 @@ import os
 from binascii import a2b_base64, b2a_base64
 
 from cowshed import log
+from cowshed.errors import StoreError
 from cowshed_linux import files
 from cowshed_runtime.fastjson import dumps, loads
 
@@ -39,9 +41,9 @@ def folder(root: str) -> str:
 def refresh(store: Store, changed: Iterable[tuple[str, str]]) -> None:
     """Write the records of these (kind, name) as the database has them now, delete those of what it has no more.
 
-    One that cannot be written, or not now, is left to `storage repair`."""
+    One that cannot be written, or not now, is told and left to `storage repair`."""
     if not store.locks.exclude("records", wait=_WAIT):
-        log.info("records are being written by another command for long: storage repair writes these")
+        log.warn("records are being written by another command for long: cowshed storage repair writes these")
         return
     try:
         for kind in ("", *KINDS):
@@ -54,9 +56,27 @@ def refresh(store: Store, changed: Iterable[tuple[str, str]]) -> None:
             elif kind != "containers":  # of which one goes with its directory
                 _unlink(path(store.root, kind, name))
     except OSError as error:
-        log.info(f"records cannot be written: {error}")
+        log.warn(f"records cannot be written: {error}: cowshed storage repair writes them")
     finally:
         store.locks.let_go("records")
+
+
+def make_durable(store: Store, names: Iterable[tuple[str, str]]) -> None:
+    """Write the records of these (kind, name) where they are not what the database wants, and sync them: before what
+    they would be needed to find again is the only copy. Busy, StoreError."""
+    listed = sorted(set(names))
+    fd = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # before: syncfs tells errors only since then
+    try:
+        refresh(store, listed)
+        for kind, name in listed:
+            value = wanted(store, kind, name)
+            if value is not None and _bytes(path(store.root, kind, name)) != dumps(value).encode():
+                raise StoreError(f"the record {path(store.root, kind, name)} cannot be written", remedy="try again")
+        files.syncfs(fd)
+    except OSError as error:
+        raise StoreError(f"the records of {store.root} cannot be made durable: {error}", remedy="try again") from None
+    finally:
+        os.close(fd)
 
 
 def path(root: str, kind: str, name: str) -> str:

@@ -341,7 +341,7 @@ def test_V03_a_conversion_that_is_killed_goes_on_and_its_source_stays(target: Ta
         assert rows_of(cowshed) == source, "the source changed"
         cowshed.ok(*there)
         assert (content(cowshed), container_of(cowshed)) == (before, box)
-        assert kill_each(cowshed, ["accept.removed"], ("storage", "accept", "-q")) == 1
+        assert kill_each(cowshed, ["accept.removed"], ("storage", "accept", "-f", "-q")) == 1
         assert cowshed.ok("system", "check", "--deep") == "clean\n"
         assert rows_of(cowshed) == []
         # ... and takes, at every step.
@@ -352,7 +352,7 @@ def test_V03_a_conversion_that_is_killed_goes_on_and_its_source_stays(target: Ta
         assert kill_each(cowshed, named, back) >= 10
         cowshed.ok(*back)
         assert (content(cowshed), container_of(cowshed)) == (before, box)
-        cowshed.ok("storage", "accept", "-q")
+        cowshed.ok("storage", "accept", "-f", "-q")
         assert len(rows_of(cowshed)) == len(source)
         assert (content(cowshed), container_of(cowshed)) == (before, box)
         assert cowshed.ok("start", "-a", "one", status=1) == "", "its script finds that /srv/deep is gone already"
@@ -376,11 +376,11 @@ def test_V04_rolled_back_until_it_is_accepted_and_not_afterwards(target: Target,
         cowshed.ok("storage", "rollback", "-q", "--force")
         assert (rows_of(cowshed), content(cowshed)) == (source, before)
         cowshed.ok(*there)
-        cowshed.ok("storage", "accept", "-q")
+        cowshed.ok("storage", "accept", "-f", "-q")
         assert b"no conversion waits" in cowshed("storage", "rollback").stderr
         assert (rows_of(cowshed), content(cowshed)) == ([], before)
         cowshed.ok(*back)
-        cowshed.ok("storage", "accept", "-q")
+        cowshed.ok("storage", "accept", "-f", "-q")
         assert (len(rows_of(cowshed)), content(cowshed)) == (len(source), before)
         assert cowshed.ok("system", "check", "--deep") == "clean\n"
 
@@ -398,7 +398,7 @@ def test_V08_what_runs_is_refused_or_left_out_and_goes_on(target: Target, backin
         assert done.returncode == 0
         assert b"left out: container up" in done.stderr
         cowshed.ok("exec", "up", "sh", "-c", "echo 2 >> /srv/w; rm /srv/one")
-        cowshed.ok("storage", "accept", "-q")
+        cowshed.ok("storage", "accept", "-f", "-q")
         cowshed.ok("exec", "up", "sh", "-c", "echo 3 >> /srv/w")
         cowshed.ok("kill", "up")
         cowshed.ok("wait", "up")
@@ -406,6 +406,6 @@ def test_V08_what_runs_is_refused_or_left_out_and_goes_on(target: Target, backin
         cowshed.ok(*named)
         assert cowshed.text("up", "/srv/w") == b"1\n2\n3\n"
         assert "D /srv/one" in cowshed.ok("diff", "up").splitlines()
-        cowshed.ok("storage", "accept", "-q")
+        cowshed.ok("storage", "accept", "-f", "-q")
         assert rows_of(cowshed) == []
         assert cowshed.ok("system", "check", "--deep") == "clean\n"
