@@ -16,7 +16,8 @@ import pytest
 from cowshed.errors import StoreError
 from cowshed.state import journal
 from cowshed.state.store import open_store
-from cowshed.storage.errors import WrongStore
+from cowshed.storage import api
+from cowshed.storage.errors import LayerId, WrongStore
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("layers_work", HERE / "work.py")
@@ -130,29 +131,38 @@ def test_s11_a_store_that_is_not_mounted_or_another_is_no_empty_store(layers, tm
 
 
 def test_s12_an_older_database_over_a_newer_disk(layers, tmp_path, capsys):
-    """No number comes twice: what is newer than the database is told, kept, and removed when asked."""
+    """No number comes twice: what is newer than the database is told and kept. A container's layer is never removed by
+    itself, nor a committed one before the counters are raised."""
     from cowshed.layers.check import remove_orphans
 
     store = layers.store
     image = work.pull(layers)
     store.query("vacuum into ?", str(tmp_path / "copy"))
     newer = work.create(layers, image)
+    strange = api.Layer(LayerId("e" * 32), 4711, api.Kind.ACTIVE)
+    layers.driver.prepare(strange, api.LayerOptions())
+    layers.driver.commit(strange, api.Layer(strange.id, 4711, api.Kind.COMMITTED), api.Durability.NONE)
     store.locks.release("layers", newer.number)
     store.close()
     for name in ("db.sqlite", "db.sqlite-wal", "db.sqlite-shm"):
         Path(store.root, name).unlink(missing_ok=True)
     shutil.copy(tmp_path / "copy", f"{store.root}/db.sqlite")
     again = work.opened(store.root, layers.name)
+    assert remove_orphans(again) == 0
+    assert capsys.readouterr().err.count("which the database does not know, stays") == 2
     made = work.create(again, image)
     assert made.number == newer.number + 1
     assert "is older than what lies beside it: 1 layers were made since" in capsys.readouterr().err
     work.create(again, image)
     assert capsys.readouterr().err == "", "it is told once"
-    (finding,) = again.check()
-    assert (finding.code, finding.layer) == ("orphan", newer.id)
+    found = {finding.layer: (finding.code, bool(finding.repair)) for finding in again.check()}
+    assert found == {newer.id: ("orphan", False), strange.id: ("orphan", True)}
     with again.mounted(made, read_only=True) as tree:
         assert sorted(os.listdir(f"/proc/self/fd/{tree}")) == ["aa", "bb", "cc"]
     assert remove_orphans(again) == 1
+    again.purge(10)
+    assert [finding.layer for finding in again.check()] == [newer.id]
+    again.driver.remove(newer)
     again.purge(10)
     assert list(again.check()) == []
     work.remove(again, made)

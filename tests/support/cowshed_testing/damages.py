@@ -271,8 +271,8 @@ def _(shop):
     shop.execute("delete from image_blobs where digest = (select min(digest) from image_blobs)")
 
 
-@damage("image-row-lost", "an image's rows are lost", "image.lost-row", "database.reference", "blob.unlisted",
-        "blob.unlisted", "blob.unlisted", does="writes them again, from the image's record")  # fmt: skip
+@damage("image-row-lost", "an image's rows are lost", "image.lost-row", "database.reference",
+        does="writes them again, from the image's record")  # fmt: skip
 def _(shop):
     shop.execute(*(f"delete from {table}" for table in ("tags", "chains", "image_blobs", "images")))
 
@@ -428,13 +428,33 @@ def _(shop):
 # ---------------------------------------------------------------- what drivers hold
 
 
-@damage("orphan", "a driver has a layer that nobody knows", "object.orphan", does="removes it")
+@damage("orphan", "a driver has a committed layer that nobody knows", "object.orphan", does="removes it")
 def _(shop):
     from cowshed.storage import api
     from cowshed.storage.errors import LayerId
 
+    layer = api.Layer(LayerId(STRANGER), 4711, api.Kind.ACTIVE)
     with shop.opened() as driver:
-        driver.prepare(api.Layer(LayerId(STRANGER), 4711, api.Kind.ACTIVE), api.LayerOptions())
+        driver.prepare(layer, api.LayerOptions())
+        driver.commit(layer, api.Layer(layer.id, 4711, api.Kind.COMMITTED), api.Durability.NONE)
+
+
+@damage("unknown-writable-layer", "a driver has a writable layer that neither the database nor a record knows",
+        "layer.unknown", how="cannot", does="cannot: it may be a container's, and nothing removes it")  # fmt: skip
+def _(shop):
+    from cowshed.storage import api
+    from cowshed.storage.errors import LayerId
+
+    layer = api.Layer(LayerId(STRANGER), 4711, api.Kind.ACTIVE)
+
+    def take_away():
+        with shop.opened() as driver:
+            driver.remove(layer)
+            driver.purge(lambda _: contextlib.nullcontext(True), 60)
+
+    with shop.opened() as driver:
+        driver.prepare(layer, api.LayerOptions())
+    shop.undo.append(take_away)
 
 
 @damage("half-made-layer", "a driver has a half-made layer that nobody knows", "object.orphan", drivers=DIRECTORIES,

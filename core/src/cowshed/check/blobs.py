@@ -11,7 +11,7 @@ from cowshed.check.findings import WARNING, Finding
 from cowshed.errors import BadUsage
 from cowshed.image.blobs import BlobStore
 from cowshed.image.reference import check_digest
-from cowshed.state import leases
+from cowshed.state import leases, lost
 from cowshed_linux import locks
 
 TYPE_CHECKING = False
@@ -37,6 +37,8 @@ def look(store: Store) -> Iterator[Finding]:
         elif there != size:
             yield Finding("blob.size", digest, f"{text} has {there} bytes, not {size}", repair=_FETCH)
     counted = leases.leased(store)
+    of_lost = lost.blobs(store)
+    sure = lost.is_whole(store)
     waiting = {row[0] for row in store.query("select digest from loose_blobs")}
     for name in sorted(os.listdir(f"{store.root}/blobs/sha256")):
         digest = f"sha256:{name}"
@@ -46,9 +48,12 @@ def look(store: Store) -> Iterator[Finding]:
             text = f"blobs/sha256/{name} is no blob: its name is no digest"
             yield Finding("blob.stray", f"blobs/sha256/{name}", text, WARNING, _LEFT)
             continue
-        if digest not in wanted and digest not in counted:
+        if digest not in wanted and digest not in counted and digest not in of_lost:
             why = ", and a removal was to delete it" if digest in waiting else ""
-            yield Finding("blob.unlisted", digest, f"blob {digest[:19]} belongs to no image{why}", WARNING, _LEFT)
+            yield Finding(
+                "blob.unlisted", digest, f"blob {digest[:19]} belongs to no image{why}", WARNING, _LEFT if sure else "",
+                remedy="" if sure else "the database has lost images, of which it may be: pull or load them again",
+            )  # fmt: skip
     yield from _partial(store)
 
 

@@ -6,25 +6,26 @@ import os
 
 from cowshed.check.findings import ERROR, NOTE, WARNING, Finding, twice
 from cowshed.errors import CowshedError
+from cowshed.layers.check import recorded
 from cowshed.layers.health import warn_of_health
 from cowshed.state import conversions, drivers, images, records
 from cowshed.state import layers as rows
+from cowshed.storage import api
 from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from cowshed.engine import Engine
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import LayerRow
     from cowshed.state.store import Store
-    from cowshed.storage import api
 
 REBUILD = "make it again from its archive"
 TAKE = "take what the driver says"
 _ORPHAN = "remove it"
+_RESCUE = "nothing removes it: it may be a container's. cowshed storage rescue takes out what can be read"
 
 
 def look(engine: Engine, *, deep: bool) -> Iterator[Finding]:
@@ -59,14 +60,21 @@ def _of_driver(engine: Engine, layers: Layers, found: api.Finding) -> Iterator[F
     name = layers.name
     text = f"driver {name}: {found.text}"
     if found.code == "orphan":
-        lost = lost_row(engine, layers, found)
+        stored = found.found
+        lost = recorded(engine.store.root, name, stored) if stored is not None else None
         if lost is not None:
             what = f"driver {name}: the database has lost layer {found.layer}, which lies in {lost['where']}"
             yield Finding(
                 "layer.lost-row", found.layer or "", what, repair="write its row again", driver=name, data=lost
             )
             return
-        data = {"found": found.found}
+        if stored is not None and stored.kind is api.ObjectKind.LAYER and stored.layer_kind is not api.Kind.COMMITTED:
+            what = f"driver {name}: layer {found.layer} is writable, and neither the database nor a record knows it"
+            if any(id_.startswith(found.layer or "-") for id_ in os.listdir(f"{engine.store.root}/containers")):
+                what += ": it is of the container whose directory has its id"
+            yield Finding("layer.unknown", found.layer or "", what, remedy=_RESCUE, driver=name)
+            return
+        data = {"found": stored}
         yield Finding("object.orphan", found.layer or "", text, WARNING, _ORPHAN, driver=name, data=data)
     elif found.code == "unfinished":
         yield Finding("journal.unfinished", found.text.split()[1].rstrip(":"), text, WARNING, found.repair, driver=name)
@@ -110,33 +118,6 @@ def _stands_on(engine: Engine, row: LayerRow) -> bool:
 def layer_remedy(store: Store, layer: str | None) -> str:
     names = store.query("select name from containers join layers using (number) where layers.id = ?", layer or "")
     return f"copy what can be read out of it (cowshed cp), and remove container {names[0][0]}" if names else ""
-
-
-def lost_row(engine: Engine, layers: Layers, found: api.Finding) -> dict[str, Any] | None:
-    """What a record says of a layer that only the driver knows: then it is no orphan. None if nothing does."""
-    stored, root = found.found, engine.store.root
-    if stored is None or stored.layer is None or stored.layer_kind is None:
-        return None
-    record = records.read(records.path(root, "layers", stored.layer))
-    if record is not None and record.get("driver") == layers.name:
-        return {"where": f"{layers.name} and in its record", "record": record, "kind": "committed"}
-    id_ = of_container(root, stored.layer)
-    record = records.read(records.path(root, "containers", id_)) if id_ else None
-    if record is not None and record.get("driver") == layers.name:
-        return {
-            "where": f"{layers.name} and in its container's record", "record": record, "kind": "active",
-            "container": id_,
-        }  # fmt: skip
-    return None
-
-
-def of_container(root: str, layer: str) -> str:
-    """The id of the container whose record says that it has this layer, "" if none does."""
-    for id_ in sorted(os.listdir(f"{root}/containers")):
-        record = records.read(records.path(root, "containers", id_))
-        if record is not None and record.get("layer") == layer:
-            return id_
-    return ""
 
 
 def unverified(row: LayerRow, why: str) -> Finding:

@@ -7,6 +7,7 @@ import os
 from cowshed.check import database, objects, rebuild
 from cowshed.check.findings import NOTE, WARNING, Finding
 from cowshed.container import state
+from cowshed.layers.check import of_container
 from cowshed.monitor import client
 from cowshed.state import containers, images, journal, records, volumes
 from cowshed.state import layers as rows
@@ -100,7 +101,7 @@ def _ownerless(engine: Engine) -> Iterator[Finding]:
     for number, id_, driver in alone:
         if store.locks.held("layers", number) or journal.get(store, number) is not None:
             continue
-        if not objects.of_container(store.root, id_):
+        if not of_container(store.root, id_):
             text = f"driver {driver}: layer {id_} is writable and of no container"
             yield Finding("layer.ownerless", id_, text, WARNING, "remove it", driver=driver)
 

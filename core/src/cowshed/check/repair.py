@@ -1,8 +1,8 @@
 """Repairing what a check has found: a plan of typed steps, each done by itself.
 
 A step is one finding of the check and what is done about it (`Finding.repair`). Steps are done in the order of
-`PHASES`: what others need comes first. A step that fails is told and stops no other; the check that follows says what
-is left.
+`PHASES`: what others need comes first. A step that fails is told and stops no other, but one that would delete what a
+lost image may need; the check that follows says what is left.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from cowshed.check import blobs, files, making, rebuild
 from cowshed.check.objects import TAKE
 from cowshed.container import lifecycle, recovery
 from cowshed.errors import Conflict, CowshedError, StoreError
+from cowshed.layers.check import is_rubbish, remove_unknown
 from cowshed.state import containers, images, layers, records, volumes
 from cowshed.state.rows import VolumeRow
 from cowshed.storage import api
@@ -35,6 +36,10 @@ PHASES = (
     "journal.unfinished", "run.", "blob.missing", "blob.size", "blob.damaged", "layer.", "object.orphan", "driver.",
     "container.", "volume.", "blob.", "record.",
 )  # fmt: skip
+# What is not done after an image could not be brought back: it would take away what that one may need.
+_ON_IMAGES = frozenset(
+    ("database.reference", "blob.unlisted", "object.orphan", "container.folder", "record.left", "layer.ownerless")
+)
 _PURGE_SECONDS = 60.0
 _WAIT = 15.0  # seconds for another command that works on a layer
 
@@ -61,10 +66,14 @@ def _phase(finding: Finding) -> int:
 
 def repair(engine: Engine, steps: Iterable[Finding], progress: Progress) -> Iterator[Done]:
     """Do the steps of a plan; what became of each, as it is done."""
+    lost = False
     for finding in steps:
         try:
+            if lost and finding.code in _ON_IMAGES:
+                raise Conflict("an image could not be brought back, of which it may be", remedy="repair that first")
             _step(engine, finding, progress)
         except (CowshedError, StorageError, OSError) as error:
+            lost = lost or finding.code == "image.lost-row"
             remedy = getattr(error, "remedy", "")
             yield Done(finding, f"{error}: {remedy}" if remedy else str(error))
         else:
@@ -241,8 +250,10 @@ def _orphan(engine: Engine, finding: Finding) -> None:
     held, found = engine.layers(finding.driver), finding.data["found"]
     if found.layer is not None and layers.by_id(engine.store, found.layer) is not None:
         return
-    if found.kind is api.ObjectKind.LAYER and found.layer is not None and found.layer_kind is not None:
-        held.driver.remove(api.Layer(found.layer, found.number or 0, found.layer_kind, None, found.data))
+    if found.kind is api.ObjectKind.LAYER:
+        if not is_rubbish(engine.store, held.name, found):
+            raise Conflict(f"layer {found.layer} may be of worth", remedy="cowshed storage check tells what it is")
+        remove_unknown(held, found)
     held.purge(_PURGE_SECONDS)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import stat
 
+from cowshed import log
 from cowshed.image.incoming import WORTH, Incoming
 from cowshed.image.outgoing import NewBlob
 from cowshed.image.reference import check_digest
@@ -111,8 +112,16 @@ class BlobStore:
 
     def collect(self, store: Store, *, everything: bool = False, wait: float = 60.0) -> int:
         """Delete the blobs that no image lists and no running command counts on; the bytes freed. With `everything`
-        all that are there are looked at, not only those that the database knows to be unlisted. Busy."""
+        all that are there are looked at, not only those that the database knows to be unlisted: if it is whole, and
+        none of them may be of an image that it has lost. Busy."""
         from cowshed.state import leases
+
+        if everything:
+            from cowshed.state import lost
+
+            if not lost.is_whole(store):
+                log.warn("the database has lost images, so no archive is deleted: cowshed storage check tells more")
+                everything = False
 
         freed = 0
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from cowshed.state import journal
+import os
+
+from cowshed import log
+from cowshed.layers.unused import Shown
+from cowshed.state import journal, records
 from cowshed.state import layers as rows
 from cowshed.storage import api
-from cowshed.storage.errors import Damaged, LayerId, NotFound
+from cowshed.storage.errors import Damaged, InUse, LayerId, NotFound
 from cowshed_linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Any
 
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import LayerRow
+    from cowshed.state.store import Store
 
 
 def check(layers: Layers, *, deep: bool = False) -> Iterator[api.Finding]:
@@ -28,15 +34,69 @@ def check(layers: Layers, *, deep: bool = False) -> Iterator[api.Finding]:
 
 
 def remove_orphans(layers: Layers) -> int:
-    """Remove the driver's layers that no row knows: removed before a power cut that brought them back, or made after
-    the database was copied that is used now. How many."""
+    """Remove the driver's layers that no row knows and that are rubbish: removed before a power cut that brought them
+    back. How many. The others stay, and are told."""
     count = 0
     for finding in list(check(layers)):
         found = finding.found
-        if finding.code == "orphan" and found is not None and found.layer is not None and found.layer_kind is not None:
-            layers.driver.remove(api.Layer(found.layer, found.number or 0, found.layer_kind, None, found.data))
-            count += 1
+        if finding.code != "orphan" or found is None or found.kind is not api.ObjectKind.LAYER or found.layer is None:
+            continue
+        if not is_rubbish(layers.store, layers.name, found):
+            log.warn(
+                f"driver {layers.name}: layer {found.layer}, which the database does not know, stays: cowshed storage "
+                "check tells what it may be"
+            )
+            continue
+        remove_unknown(layers, found)
+        count += 1
     return count
+
+
+def is_rubbish(store: Store, driver: str, found: api.StoredObject) -> bool:
+    """Whether a layer that no row knows is of no worth: it is committed, so that nothing was written but what an image
+    has; no record tells of it (it would have lost its row); and the database is not older than what lies beside it."""
+    return (
+        found.kind is api.ObjectKind.LAYER
+        and found.layer_kind is api.Kind.COMMITTED
+        and store.noted_numbers()[0] <= int(store.value("given") or 0)
+        and recorded(store.root, driver, found) is None
+    )
+
+
+def recorded(root: str, driver: str, found: api.StoredObject) -> dict[str, Any] | None:
+    """What a record says of a layer that only the driver knows: then it has lost its row. None if nothing does."""
+    if found.layer is None or found.layer_kind is None:
+        return None
+    record = records.read(records.path(root, "layers", found.layer))
+    if record is not None and record.get("driver") == driver:
+        return {"where": f"{driver} and in its record", "record": record, "kind": "committed"}
+    id_ = of_container(root, found.layer)
+    record = records.read(records.path(root, "containers", id_)) if id_ else None
+    if record is not None and record.get("driver") == driver:
+        return {
+            "where": f"{driver} and in its container's record", "record": record, "kind": "active", "container": id_
+        }  # fmt: skip
+    return None
+
+
+def of_container(root: str, layer: str) -> str:
+    """The id of the container whose record says that it has this layer, "" if none does."""
+    for id_ in sorted(os.listdir(f"{root}/containers")):
+        record = records.read(records.path(root, "containers", id_))
+        if record is not None and record.get("layer") == layer:
+            return id_
+    return ""
+
+
+def remove_unknown(layers: Layers, found: api.StoredObject) -> None:
+    """Remove a layer that no row knows. InUse if a mount namespace shows it: it has no number whose byte could tell."""
+    assert found.layer is not None
+    assert found.layer_kind is not None
+    pid = Shown().by([found.layer.encode()])
+    if pid:
+        text = f"layer {found.layer}, which the database does not know, is mounted by process {pid}"
+        raise InUse(text, layer=found.layer, remedy=f"end process {pid}")
+    layers.driver.remove(api.Layer(found.layer, found.number or 0, found.layer_kind, None, found.data))
 
 
 def _look(layers: Layers, *, deep: bool) -> Iterator[api.Finding]:
@@ -65,9 +125,10 @@ def _objects_and_rows(layers: Layers) -> Iterator[api.Finding]:
         ):
             if found.layer is not None and rows.by_id(store, found.layer) is not None:
                 continue
+            goes = found.kind is api.ObjectKind.TEMP or is_rubbish(store, name, found)
             yield api.Finding(
                 "orphan", f"{found.kind.value} {found.name} belongs to no layer", found.layer, found,
-                repair="cowshed system prune removes it",
+                repair="cowshed system prune removes it" if goes else "",
             )  # fmt: skip
     for row in known.values():
         if _busy(layers, row) or rows.get(store, row.number) != row:

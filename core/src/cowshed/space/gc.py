@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cowshed import log
 from cowshed.errors import CowshedError
+from cowshed.layers.check import is_rubbish
 from cowshed.space import policy as policies
 from cowshed.space.account import total
 from cowshed.storage.api import ObjectKind
@@ -25,11 +26,14 @@ class Plan:
     images: tuple[str, ...]  # ids
     leftovers: tuple[Unit, ...]
     objects: tuple[tuple[str, int], ...]  # by driver: how many removed or half-made objects wait there, of unknown size
+    orphans: tuple[
+        tuple[str, str], ...
+    ]  # (driver, id) of layers that were removed and are there again, of unknown size
     size: int  # bytes that are expected back
     exact: bool
 
     def __bool__(self) -> bool:
-        return bool(self.images or self.leftovers or self.objects)
+        return bool(self.images or self.leftovers or self.objects or self.orphans)
 
 
 def plan(engine: Engine, inventory: Inventory, policy: Policy, fits: Callable[[ImageRow], bool] | None) -> Plan:
@@ -43,26 +47,29 @@ def plan(engine: Engine, inventory: Inventory, policy: Policy, fits: Callable[[I
         chosen = policies.until_small(inventory, found, taken, policy.most)
     gone = [*leftovers, *inventory.freed_by(chosen)]
     exact = all(unit.exact for unit in gone)
-    waiting = tuple(_waiting(engine, inventory))
-    return Plan(tuple(id_ for _, id_ in chosen), tuple(leftovers), waiting, total(gone), exact and not waiting)
+    waiting, orphans = _waiting(engine, inventory)
+    exact = exact and not waiting and not orphans
+    return Plan(tuple(id_ for _, id_ in chosen), tuple(leftovers), tuple(waiting), tuple(orphans), total(gone), exact)
 
 
-def _waiting(engine: Engine, inventory: Inventory) -> list[tuple[str, int]]:
-    found = []
+def _waiting(engine: Engine, inventory: Inventory) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
+    """What drivers delete at their next purge, counted by driver; and the layers that no row knows and that are of no
+    worth, by driver and id."""
+    waiting: list[tuple[str, int]] = []
+    orphans: list[tuple[str, str]] = []
     for name in inventory.drivers:
         try:
             objects = list(engine.look(name).driver.scan())
         except (CowshedError, StorageError, OSError) as error:
             log.info(f"the objects of driver {name} cannot be listed: {error}")
             continue
-        count = sum(
-            each.kind is ObjectKind.TRASH
-            or (each.kind in (ObjectKind.LAYER, ObjectKind.TEMP) and each.layer not in inventory.layers)
-            for each in objects
-        )
+        unknown = [each for each in objects if each.layer not in inventory.layers]
+        count = sum(each.kind is ObjectKind.TRASH for each in objects)
+        count += sum(each.kind is ObjectKind.TEMP for each in unknown)
         if count:
-            found.append((name, count))
-    return found
+            waiting.append((name, count))
+        orphans += [(name, each.layer) for each in unknown if each.layer and is_rubbish(engine.reader, name, each)]
+    return waiting, orphans
 
 
 def collect(engine: Engine, wanted: Plan) -> list[str]:

@@ -42,7 +42,7 @@ def next_number(tx: Transaction) -> int:
     if noted > given:
         log.warn(
             f"the database of {tx.store.root} is older than what lies beside it: {noted - given} layers were made "
-            "since (cowshed system check tells which; system prune removes them)"
+            "since (cowshed storage check tells which)"
         )
         number, given = beyond, noted
     for _ in range(LAST_NUMBER):

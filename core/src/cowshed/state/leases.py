@@ -83,7 +83,8 @@ def leased(store: Store) -> set[str]:
 def delete_unused(
     store: Store, remove: Callable[[str], None], digests: Iterable[str] | None = None, *, wait: float = _WAIT
 ) -> list[str]:
-    """Call remove for each of these blobs that no image lists and no command counts on; those that were removed.
+    """Call remove for each of these blobs that no image lists, not even one that has lost its rows, and no command
+    counts on; those that were removed.
 
     Without digests: for the blobs that an image no longer lists or that a dead command counted on. Busy if another
     command takes or gives leases for longer than `wait` seconds.
@@ -98,6 +99,10 @@ def delete_unused(
                     tx.execute("delete from leases where taker = ?", taker)
         loose = [r[0] for r in store.query("select digest from loose_blobs")]
         kept = leased(store)
+        if loose or digests is not None:
+            from cowshed.state import lost
+
+            kept |= lost.blobs(store)
         found = loose if digests is None else list(digests)
         gone = [digest for digest in images.unused_blobs(store, found) if digest not in kept]
         for digest in gone:

@@ -126,12 +126,13 @@ def gc(engine: Engine, said: Values) -> int:
         "Images": [inventory.said(("image", id_)).partition(" ")[2] for id_ in plan.images],
         "Layers": [f"{unit.driver} {unit.id}" for unit in plan.leftovers if unit.kind == "layer"],
         "Archives": [unit.id for unit in plan.leftovers if unit.kind == "archive"],
+        "Orphans": [f"{driver} {id_}" for driver, id_ in plan.orphans],
         "Objects": [f"{driver}: {count} that wait for their deletion" for driver, count in plan.objects],
     }
     if not pruning.planned(told, plan.size, exact=plan.exact, said=said):
         return 0
     pruning.tell("Images", collector.collect(engine, plan))
-    for title in ("Layers", "Archives", "Objects"):
+    for title in ("Layers", "Archives", "Orphans", "Objects"):
         pruning.tell(title, told[title])
     pruning.tell_freed(plan.size)
     return 0
