@@ -266,6 +266,9 @@ def test_clean_leaves_a_living_run_alone(engine, bench, tmp_path):
         (("--device", "/dev/null"), "/dev/null is no block device"),
         (("--device", "/dev/null", "--size", "1g"), "--size is for images"),
         (("--html",), "--html needs --out"),
+        (("--place", "/nowhere"), "--place /nowhere is no directory"),
+        (("--path", "/tmp", "--scenario", "full"), "scenario full fills a file system"),
+        (("--quick", "--out", "/nowhere/result"), "/nowhere/result.json"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(engine, bench, tmp_path, words, said):

@@ -1,6 +1,8 @@
 """Work in several processes, and beside one."""
 
 import os
+import signal
+import time
 
 import pytest
 
@@ -39,3 +41,30 @@ def test_writes_beside_are_told_apart_by_when_they_ended(tmp_path):
     assert len(writes.during) >= 1
     assert all(ms > 0 for ms in writes.before + writes.during)
     assert path.stat().st_size == SyncedWrites.SIZE
+
+
+def test_nobody_is_left_though_one_cannot_be_begun(monkeypatch):
+    begun, fork = [], os.fork
+
+    def once():
+        if begun:
+            raise BlockingIOError("no more processes")
+        pid = fork()
+        begun.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", once)
+    with pytest.raises(BlockingIOError):
+        at_once([lambda: time.sleep(600)] * 2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(begun[0], 0)
+
+
+def test_writes_beside_that_cannot_begin_are_told(tmp_path):
+    with pytest.raises(Wrong, match=r"writes beside failed: .*FileNotFoundError"), SyncedWrites(f"{tmp_path}/no/file"):
+        pytest.fail("there are none")
+
+
+def test_writes_beside_that_end_early_are_told(tmp_path):
+    with pytest.raises(Wrong, match="writes beside failed: killed"), SyncedWrites(f"{tmp_path}/file") as writes:
+        os.kill(writes._child._pid, signal.SIGKILL)

@@ -1,6 +1,9 @@
 """Turns, warm-up, failures and digests of a scenario, with subjects that only count."""
 
 import itertools
+import os
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +13,9 @@ from cowshed.bench.result import ScenarioResult
 from cowshed.bench.samples import Sample
 from cowshed.bench.scenario import Scenario, Wrong
 from cowshed.bench.scenarios import ALL, LEFT_OUT
-from cowshed.errors import BadUsage
+from cowshed.errors import BadUsage, NoSpace
+from cowshed.storage import options, registry
+from cowshed.storage.api import Option
 
 
 class Counting(Scenario):
@@ -146,3 +151,37 @@ def test_a_subject_is_named_as_it_is_asked_for(word, name):
 def test_what_is_no_subject_is_refused(word):
     with pytest.raises(BadUsage, match="write DRIVER"):
         subjects.parse(word)
+
+
+def test_the_guide_asks_for_what_drivers_have():
+    guide = Path(__file__).parents[3] / "docs/how-to/compare-drivers-and-file-systems.md"
+    words = re.findall(r"--subject ([^\s`]+)", guide.read_text())
+    assert len(words) > 3
+    for word in words:
+        asked = subjects.parse(word)
+        options.check(registry.load(asked.driver)[0], asked.options)
+
+
+def test_options_that_lead_outside_are_refused(monkeypatch):
+    plugin = SimpleNamespace(name="pools", options=(Option("pool", str, "", "a pool", outside=True),))
+    monkeypatch.setattr(registry, "load", lambda name: (plugin, None))
+    asked = [subjects.parse("pools@path,pool=tank")]
+    chosen, refused = subjects.choose(asked, {"path": SimpleNamespace(path="/none")}, {})
+    assert chosen == []
+    assert "option pool leads out of the file systems of the run" in refused[0]
+
+
+def test_scenarios_that_fill_a_file_system_are_left_out_of_ones_own():
+    kept, left_out = session._harmless(session.Asked(path="/mine"))
+    assert left_out == ["full"]
+    assert {one.name for one in ALL} - {one.name for one in kept} == {"full"}
+    assert session._harmless(session.Asked())[1] == []
+
+
+def test_a_disk_that_the_images_could_fill_is_refused(monkeypatch):
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=3 << 20, f_frsize=1 << 10))  # 3 GiB
+    session._want_room(session.Asked(size=1 << 30, place="/disk"), 3)
+    with pytest.raises(NoSpace, match="3072 MiB free, and the images of 4 file systems can come to 4096 MiB") as caught:
+        session._want_room(session.Asked(size=1 << 30, place="/disk"), 4)
+    assert "--place" in caught.value.remedy
+    session._want_room(session.Asked(path="/disk", place="/disk"), 4)

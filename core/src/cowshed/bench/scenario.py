@@ -52,7 +52,7 @@ class Scenario:
 
     def __init__(self, sizes: Mapping[str, Any], scale: float = 1.0, seed: int = 1) -> None:
         self.sizes = {key: _scaled(value, scale) if key.startswith("files") else value for key, value in sizes.items()}
-        self.chance = random.Random(seed)
+        self.seed, self.chance = seed, random.Random(seed)
         self.rows: dict[str, Row] = {}
         self.plan()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from cowshed.bench.result import Result
 from cowshed.bench.samples import ENOUGH, FEW
 from cowshed.bench.scenarios import ALL, LEFT_OUT
 from cowshed.bench.scratch import KINDS, Scratch, Unavailable
-from cowshed.errors import BadUsage, Busy, Unsupported
+from cowshed.errors import BadUsage, Busy, NoSpace, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ QUICK, FULL = "quick", "full"
 _SECONDS = {QUICK: 85.0, FULL: 5400.0}  # for all scenarios; in a quick run none begins afterwards
 _ROUNDS = {QUICK: 10, FULL: 15}
 _SIZE = {QUICK: 1 << 30, FULL: 8 << 30}
+_TAKES = {QUICK: 512 << 20, FULL: 5 << 30}  # bytes that an image comes to at most: of a driver that copies whole layers
 
 
 @dataclass
@@ -66,10 +68,10 @@ def scenarios(names: Sequence[str], mode: str) -> list[type[Scenario]]:
 
 
 def check(asked: Asked) -> None:
-    """Refuse what cannot be done before anything is made. BadUsage, Busy, Unsupported."""
-    import os
-
-    scenarios(asked.scenarios, asked.mode)
+    """Refuse what cannot be done before anything is made. BadUsage, Busy, NoSpace, Unsupported."""
+    _, filling = _harmless(asked)
+    if filling and asked.scenarios:
+        raise BadUsage(f"scenario {filling[0]} fills a file system: leave out --path, or the scenario")
     for word in asked.subjects:
         subjects.parse(word)
     if os.geteuid() != 0:
@@ -80,9 +82,33 @@ def check(asked: Asked) -> None:
         raise BadUsage(f"--path {asked.path} is no directory")
     if asked.size and (asked.path or asked.device):
         raise BadUsage("--size is for images: with --path and --device it can have no effect")
+    if not asked.path and not os.path.isdir(asked.place):
+        raise BadUsage(f"--place {asked.place} is no directory")
+    _want_room(asked, max(1, len(asked.subjects)))
     if asked.strict and machine.load() > machine.BUSY:
         raise Busy(
             f"the machine is busy: load {machine.load():.1f} for each processor", remedy="wait, or leave --strict out"
+        )
+
+
+def _harmless(asked: Asked) -> tuple[list[type[Scenario]], list[str]]:
+    """The scenarios, and the names of those that are left out because they would fill the user's own file system."""
+    wanted = scenarios(asked.scenarios, asked.mode)
+    filling = [cls for cls in wanted if asked.path and cls.size]
+    return [cls for cls in wanted if cls not in filling], [cls.name for cls in filling]
+
+
+def _want_room(asked: Asked, count: int) -> None:
+    """NoSpace if so many images could fill the disk that they lie on."""
+    if asked.path or asked.device:
+        return
+    status = os.statvfs(asked.place)
+    free, wanted = status.f_bavail * status.f_frsize, count * min(asked.size or _SIZE[asked.mode], _TAKES[asked.mode])
+    if free < wanted:
+        raise NoSpace(
+            f"{asked.place} has {free >> 20} MiB free, and the images of {count} file systems can come to "
+            f"{wanted >> 20} MiB",
+            remedy="--place DIRECTORY on another disk, a smaller --size, or fewer with --subject",
         )
 
 
@@ -97,10 +123,12 @@ def run(asked: Asked, journal: Journal, device: Device | None = None) -> Result:
         raise Unsupported(refused[0], remedy="cowshed driver why tells more; leave it out")
     if not chosen:
         raise Unsupported(f"no driver can be compared here: {'; '.join(refused)}", remedy="cowshed driver why")
+    classes, filling = _harmless(asked)
+    controls = {one.asked.kind for one in chosen} if any(cls.control for cls in classes) else ()
+    _want_room(asked, len(chosen) + len(controls))
     asked.told(f"compares {', '.join(one.name for one in chosen)}")
     facts = machine.facts(asked.path or asked.device or asked.place)
     before = machine.baseline(journal.folder)
-    classes = scenarios(asked.scenarios, asked.mode)
     results, late = [], []
     until = time.monotonic() + (asked.seconds or _SECONDS[asked.mode])
     for n, cls in enumerate(classes):
@@ -125,6 +153,8 @@ def run(asked: Asked, journal: Journal, device: Device | None = None) -> Result:
         )
     if late:
         marks.append(f"there was no time for {', '.join(late)}")
+    if filling:
+        marks.append(f"{', '.join(filling)} was left out: it fills a file system, and that of --path is not its own")
     if facts["on_battery"]:
         marks.append("the machine ran on its battery")
     if facts["place"].get("file_system") == "tmpfs":

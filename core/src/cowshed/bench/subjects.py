@@ -96,7 +96,11 @@ def choose(asked: Iterable[Asked], systems: dict[str, FileSystem | Place], absen
 
 def _probe(asked: Asked, system: FileSystem | Place) -> Chosen:
     plugin, _ = registry.load(asked.driver)
-    report = plugin.probe(f"{system.path}/store", options.check(plugin, asked.options), EngineHost())
+    wanted = options.check(plugin, asked.options)
+    for option in plugin.options:
+        if option.outside and option.name in asked.options:
+            raise Unavailable(f"option {option.name} leads out of the file systems of the run, to what others may use")
+    report = plugin.probe(f"{system.path}/store", wanted, EngineHost())
     reason = next((r.text for r in report.reasons if r.verdict is report.verdict), "")
     if report.verdict is api.Verdict.UNUSABLE:
         raise Unavailable(reason or "its probe says so")

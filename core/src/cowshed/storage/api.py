@@ -613,6 +613,7 @@ class Option:
     doc: str
     choices: tuple[str, ...] = ()
     creation_only: bool = False  # fixed by init(); another value later is BadOption
+    outside: bool = False  # its value names an object of the host that is not below root: a device, a pool
 
 
 if TYPE_CHECKING:

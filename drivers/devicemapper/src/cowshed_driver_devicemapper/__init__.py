@@ -50,10 +50,11 @@ def make_plugin(mapper: Callable[[], Mapper]) -> DriverPlugin:
 
 _OPTIONS = (
     Option("pool", str, "", "a thin pool that is there: its name or device; other stores may use it too",
-           creation_only=True),
+           creation_only=True, outside=True),
     Option("data_device", str, "", "block device to make a pool of this store on; it must be blank",
-           creation_only=True),
-    Option("metadata_device", str, "", "block device for that pool's metadata; it must be blank", creation_only=True),
+           creation_only=True, outside=True),
+    Option("metadata_device", str, "", "block device for that pool's metadata; it must be blank",
+           creation_only=True, outside=True),
     Option("loop_size", str, "", "size of the pool on loop files that is made without the above; absent: as space is",
            creation_only=True),
     Option("filesystem", str, "ext4", "what each layer is formatted with", ("ext4", "xfs"), creation_only=True),

@@ -47,6 +47,7 @@ plugin = DriverPlugin(
             None,
             "dataset below which the store makes its own; by default the one that the store's directory lies on",
             creation_only=True,
+            outside=True,
         ),
         Option("compression", str, None, "as zfsprops(7); by default that of the dataset above", creation_only=True),
         Option("recordsize", str, None, "as zfsprops(7), 512 to 1M: what the first write copies", creation_only=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import statistics
@@ -261,10 +262,9 @@ class Density(Scenario):
         layers = [it.driven.new(it.layers["image"]) for _ in range(count)]
         it.cold()
         row = self.row("time", f"{count} containers read {size} MiB each, cold", use=("containers",))
-        with self.timed(it, row, device=True):
-            for layer in layers:
-                with it.driven.mount(layer) as root:
-                    _read_all(f"{root}/data", size)
+        with contextlib.ExitStack() as mounted, self.timed(it, row, device=True):
+            for root in [mounted.enter_context(it.driven.mount(layer)) for layer in layers]:
+                _read_all(f"{root}/data", size)
         sample = row.samples[it.name][-1]
         if sample.read is not None:
             read = self.row("read", f"bytes read from the device, {count} × {size} MiB", "bytes", use=("containers",))

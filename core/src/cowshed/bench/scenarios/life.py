@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import time
 
@@ -233,7 +234,7 @@ class Aging(Scenario):
     def round(self, it: Subject) -> None:
         turn = self._turns[it.name] = self._turns.get(it.name, -1) + 1
         if turn == self.rounds // 2:
-            self._live(it)
+            self._live(it, random.Random(f"{self.seed} {turn}"))
         age = "fresh" if turn < self.rounds // 2 else "aged"
         for _ in range(2):
             self._measure(it, age)
@@ -256,20 +257,19 @@ class Aging(Scenario):
         it.driven.remove(layer)
         it.settle()
 
-    def _live(self, it: Subject) -> None:
+    def _live(self, it: Subject, chance: random.Random) -> None:
+        """The same life for every subject."""
         alive: list[api.Layer] = []
         for n in range(self.sizes["steps"]):
-            if len(alive) > 20 or (alive and self.chance.random() < 0.4):
-                it.driven.remove(alive.pop(self.chance.randrange(len(alive))))
+            if len(alive) > 20 or (alive and chance.random() < 0.4):
+                it.driven.remove(alive.pop(chance.randrange(len(alive))))
                 if n % 20 == 0:
                     it.driven.purge()
                 continue
             layer = it.driven.new(it.layers["image"])
             with it.driven.mount(layer) as root:
-                Recipe(n).many(f"step-{n}", self.chance.randrange(1, 100), self.chance.randrange(100, 20_000)).write(
-                    root
-                )
-            alive.append(it.driven.commit(layer) if self.chance.random() < 0.5 else layer)
+                Recipe(n).many(f"step-{n}", chance.randrange(1, 100), chance.randrange(100, 20_000)).write(root)
+            alive.append(it.driven.commit(layer) if chance.random() < 0.5 else layer)
         for layer in alive:
             it.driven.remove(layer)
         it.settle()

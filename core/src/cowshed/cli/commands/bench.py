@@ -36,6 +36,8 @@ def bench(engine: Engine, said: Values) -> int:
         strict=bool(said.strict), version=_version(), said=steps.said, told=steps.told,
     )  # fmt: skip
     session.check(asked)
+    for path in _files(said):
+        _try(path)
     _clean_left(engine)
     from cowshed.bench import scratch
     from cowshed.bench.supervisor import supervised
@@ -65,15 +67,33 @@ def _give(result: Result, said: Values) -> None:
     from cowshed.bench import result as results
     from cowshed.bench.report import markdown, text
 
-    if said.out:
-        path = said.out.removesuffix(".json")
-        _write(f"{path}.json", results.dump(result))
-        if said.html:
-            from cowshed.bench.report import page
-
-            _write(f"{path}.html", page.render(result))
     render = {"json": results.dump, "markdown": markdown.render}.get(said.format, text.render)
     sys.stdout.write(render(result))
+    sys.stdout.flush()  # what the run has found is seen, though its files cannot be written
+    for path in _files(said):
+        if path.endswith(".html"):
+            from cowshed.bench.report import page
+
+            _write(path, page.render(result))
+        else:
+            _write(path, results.dump(result))
+
+
+def _files(said: Values) -> list[str]:
+    """Where the result is kept."""
+    if not said.out:
+        return []
+    path = said.out.removesuffix(".json")
+    return [f"{path}.json", *([f"{path}.html"] if said.html else [])]
+
+
+def _try(path: str) -> None:
+    """OSError now, and not after an hour, if a file cannot be written; it is as it was."""
+    there = os.path.exists(path)
+    with open(path, "ab"):
+        pass
+    if not there:
+        os.unlink(path)
 
 
 def _report(said: Values) -> int:
