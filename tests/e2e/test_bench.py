@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cowshed_testing import plugins
 
+from cowshed.bench import devices
 from cowshed_linux import loops, process
 
 ANYWHERE = ("--quick", "--scale", "0.01", "--rounds", "2", "--seconds", "600")
@@ -371,6 +372,13 @@ def test_another_disk_of_the_same_name_is_left_alone(engine, tmp_path, disk):
     assert done.returncode == 1
     assert f"whether it is {node} now cannot be told" in done.stderr.decode()
     assert not is_empty(tmp_path, device)
+
+
+def test_devices_on_files_behind_a_link_are_known(tmp_path, disk):
+    (tmp_path / "link").symlink_to("disks")
+    name = os.path.basename(disk[1])
+    assert devices._lies_below(name, str(tmp_path / "link"))
+    assert not devices._lies_below(name, str(tmp_path / "place"))
 
 
 def entries(tmp_path):

@@ -313,7 +313,8 @@ def test_leftovers_of_killed_commands(engine, ground, greeting):
     wanted = {"leftovers.run-directory", "leftovers.trial", "leftovers.cgroup", "back-ends.orphan"}
     assert (set(found), status) == (wanted, 1)
     assert str(trial) in found["leftovers.trial"]["Text"]
-    assert found["back-ends.orphan"]["Remedy"] == "cowshed system prune removes it"
+    assert found["leftovers.trial"]["Remedy"] == f"rm -r --one-file-system {trial}"
+    assert found["back-ends.orphan"]["Remedy"] == "cowshed storage check tells what it may be"
 
 
 def parents():

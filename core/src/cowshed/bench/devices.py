@@ -27,7 +27,7 @@ def take_below(path: str) -> None:
 def _lies_below(name: str, path: str) -> bool:
     try:
         with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().startswith(f"{path}/")
+            return file.read().startswith(f"{os.path.realpath(path)}/")
     except OSError:
         return False  # no loop device, or not in use
 

@@ -4,6 +4,7 @@ directories, processes."""
 from __future__ import annotations
 
 import os
+import shlex
 
 from cowshed.doctor.patient import Finding, Severity
 
@@ -23,18 +24,29 @@ def mounts(patient: Patient) -> Iterator[Finding]:
     if patient.settings is None:
         return
     found = set()
+    root, run_root = os.path.realpath(patient.root), os.path.realpath(patient.settings.run_root)
     for point in _mount_points():
         for name in patient.used():
-            if point.startswith(f"{patient.root}/drivers/{name}/"):
+            if point.startswith(f"{root}/drivers/{name}/"):
                 found.add(point)
-                yield _stale(point, "what it covers or holds open cannot be removed", f"umount {point}")
-        if point.startswith(f"{patient.settings.run_root}/"):
-            yield _stale(point, "run directories below it cannot be removed", f"umount {point}")
+                yield _stale(point, "what it covers or holds open cannot be removed")
+        if point.startswith(f"{run_root}/"):
+            yield _stale(point, "run directories below it cannot be removed")
     yield from _elsewhere(patient, found)
 
 
-def _stale(point: str, consequence: str, remedy: str) -> Finding:
-    return Finding(Severity.WARNING, "leftovers.mount", f"{point} is mounted on this host", consequence, remedy)
+def _stale(point: str, consequence: str) -> Finding:
+    text, remedy = f"{point} is mounted on this host", f"umount {shlex.quote(point)}"
+    return Finding(Severity.WARNING, "leftovers.mount", text, consequence, remedy)
+
+
+def removal(path: str) -> str:
+    """The command that takes a tree away, but nothing that is mounted in it: that is unmounted first, or nothing is
+    removed."""
+    path = os.path.realpath(path)
+    points = [point for point in _mount_points() if point == path or point.startswith(f"{path}/")]
+    steps = [f"umount {shlex.quote(point)}" for point in reversed(points)]
+    return " && ".join([*steps, f"rm -r --one-file-system {shlex.quote(path)}"])
 
 
 def _mount_points() -> list[str]:
@@ -101,8 +113,8 @@ def loops(patient: Patient) -> Iterator[Finding]:
 
 
 def control_groups(patient: Patient) -> Iterator[Finding]:
-    """Of containers that do not run. Those of containers that this store does not know may be another store's, unless
-    they are empty and nobody will come back to them."""
+    """Of containers that do not run. Those of containers that this store does not know may be another store's: nothing
+    is said of them."""
     from cowshed_runtime.cgroup import layout
 
     if patient.store is None:
@@ -132,7 +144,8 @@ def control_groups(patient: Patient) -> Iterator[Finding]:
         else:
             yield Finding(
                 Severity.WARNING, "leftovers.cgroup", f"{path} is left of container {row.name}, which does not run",
-                "the container cannot be started if it cannot be removed", f"rmdir {path}, or cowshed rm {row.name}",
+                "the container cannot be started if it cannot be removed",
+                f"rmdir {shlex.quote(path)}, or cowshed rm {row.name}",
             )  # fmt: skip
 
 
@@ -159,7 +172,7 @@ def run_directories(patient: Patient) -> Iterator[Finding]:
         if name.startswith("stale.") and not os.path.exists(f"/proc/{name.partition('.')[2]}"):
             yield Finding(
                 Severity.NOTE, "leftovers.copy", f"{run_root}/{name} is left of a command that was killed",
-                "it takes memory until the next boot", f"rm -r {run_root}/{name}",
+                "it takes memory until the next boot", removal(f"{run_root}/{name}"),
             )  # fmt: skip
     if patient.store is None:
         return
@@ -169,7 +182,7 @@ def run_directories(patient: Patient) -> Iterator[Finding]:
         if name not in known and _settled(path):
             yield Finding(
                 Severity.WARNING, "leftovers.run-directory", f"{path} belongs to no container",
-                "it takes memory until the next boot", f"rm -r {path}",
+                "it takes memory until the next boot", removal(path),
             )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import os
 
 from cowshed.config import selection
 from cowshed.doctor.host import scarcity
+from cowshed.doctor.leftovers import removal
 from cowshed.doctor.patient import Finding, Severity
 from cowshed.errors import CowshedError
 from cowshed.storage.api import ObjectKind, QuotaScope, Verdict
@@ -248,9 +249,12 @@ def _objects(held: Layers) -> Iterator[Finding]:
     for finding in held.check():
         severity = Severity.WARNING if finding.code in _HARMLESS else Severity.ERROR
         consequence = "it takes space" if severity is Severity.WARNING else "what stands on it cannot be used"
+        remedy = "cowshed system check tells more; pull the image again, or remove the container"
+        if finding.code == "orphan":  # it may be somebody's whose row is lost
+            remedy = "cowshed storage check tells what it may be"
         yield Finding(
             severity, f"back-ends.{finding.code}", f"driver {held.name}: {finding.text}", consequence,
-            finding.repair or "cowshed system check tells more; pull the image again, or remove the container",
+            finding.repair or remedy,
         )  # fmt: skip
     trash = sum(1 for found in held.driver.scan() if found.kind is ObjectKind.TRASH)
     if trash:
@@ -279,5 +283,5 @@ def trials(patient: Patient) -> Iterator[Finding]:
             if old:
                 yield Finding(
                     Severity.WARNING, "leftovers.trial", f"{folder}/{name} is left of a probe that was killed",
-                    "it takes little space", f"umount -R {folder}/{name}; rm -r {folder}/{name}",
+                    "it takes little space", removal(f"{folder}/{name}"),
                 )  # fmt: skip

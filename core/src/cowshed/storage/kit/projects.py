@@ -89,6 +89,7 @@ _ELSEWHERE = "put the store (--root) on ext4 or xfs mounted with prjquota"
 
 def _mount(place: str) -> tuple[str, str]:
     """(device, mount point) of a directory, as proc_pid_mountinfo(5) tells them."""
+    place = os.path.realpath(place)  # as the kernel names it
     device = os.stat(place).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     found = "DEVICE", "PLACE"
