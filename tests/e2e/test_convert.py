@@ -328,7 +328,7 @@ def test_a_converted_container_is_found_again_without_the_database(store, archiv
     store.ok("storage", "convert", "--to", "copy", "--all", "-q")
     store.ok("storage", "accept", "-f")
     before, layers = tree(store, "other"), rows(store, "copy")
-    store.ok("storage", "repair", "--rebuild-database", "-f")
+    store.ok("storage", "repair", "--rebuild-database", "--replace-whole", "-f")
     assert tree(store, "other") == before
     assert [row[:5] for row in rows(store, "copy")] == [row[:5] for row in layers]
     clean(store)
@@ -436,6 +436,30 @@ def test_what_is_planned_is_so_until_it_is_done(store, archives):
         done = store("storage", "convert", "--to", "nothing", "--images")
     assert done.returncode == 125
     assert b"another command converts this store" in done.stderr
+
+
+def test_a_database_made_again_knows_the_conversion_that_waits(store, archives):
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[TWO])
+    store.ok("--driver", "overlay", "run", "--name", "other", TWO, "sh", "-c", CHANGES)
+    before, layers = tree(store, "other"), rows(store, "overlay")
+    store.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    known = sqlite(store, "select * from converted"), sqlite(store, "select target, sources, fresh from conversion")
+    refused = store("storage", "repair", "--rebuild-database", "-f")
+    assert (refused.returncode, b"is whole" in refused.stderr, b"--replace-whole" in refused.stderr) == (
+        125,
+        True,
+        True,
+    )
+    store.ok("storage", "repair", "--rebuild-database", "--replace-whole", "-f")
+    assert (store.root / "lost-0.sqlite").exists()
+    assert (
+        sqlite(store, "select * from converted"), sqlite(store, "select target, sources, fresh from conversion")
+    ) == known  # fmt: skip
+    clean(store)
+    store.ok("storage", "rollback")
+    assert [row[:5] for row in rows(store, "overlay")] == [row[:5] for row in layers]
+    assert tree(store, "other") == before
+    clean(store)
 
 
 @pytest.fixture

@@ -40,6 +40,12 @@ def byte_is_locked(fd: int, byte: int) -> bool:
     return bool(unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
+def first_locked(fd: int) -> int | None:
+    """The first byte of the whole file that somebody else holds in any way, None if there is none. Takes nothing."""
+    answer = unpack(_FLOCK, fcntl.fcntl(fd, _GETLK, pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)))
+    return None if answer[0] == fcntl.F_UNLCK else int(answer[2])
+
+
 def lock_file(fd: int, *, shared: bool = False, wait: bool = True) -> bool:
     """flock(2); False if another holds it and wait is false."""
     try:

@@ -11,28 +11,36 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from contextlib import contextmanager
 
+from cowshed import log
 from cowshed.check.database import wrong_with
-from cowshed.errors import Busy, CowshedError, ImageError, StoreError
+from cowshed.errors import Busy, Conflict, CowshedError, ImageError, NoSpace, StoreError
 from cowshed.image import config as configs
 from cowshed.image import manifest as manifests
+from cowshed.layers.faults import step
 from cowshed.layers.host import make as make_host
-from cowshed.state import containers, drivers, images, making, records, volumes
+from cowshed.state import containers, conversions, drivers, images, making, records, sqlite, volumes
 from cowshed.state import layers as rows
 from cowshed.state.rows import ContainerRow, DriverRow, ImageRow, VolumeRow
+from cowshed.state.store import Store, connect
 from cowshed.storage import options, registry
 from cowshed.storage.errors import StorageError
+from cowshed.storage.kit.trees import remove_tree
 from cowshed.storage.record import record
-from cowshed_linux import locks
+from cowshed_linux import files, locks
+from cowshed_runtime import cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from cowshed.config.settings import Settings
-    from cowshed.state.store import Store, Transaction
+    from cowshed.state.store import Transaction
     from cowshed.storage import api
+
+_SCRATCH = "rebuild.new"  # in the store's root: the new database becomes the old one's by a rename
 
 
 @record(frozen=True)
@@ -47,9 +55,13 @@ class Rebuilt:
     lost: tuple[str, ...]
 
 
-def rebuild(settings: Settings) -> Rebuilt:
-    """Make STORE/db.sqlite again; the old one is kept beside it as lost-N.sqlite. Busy if other commands write to the
-    store or a container of it runs, StoreError if nothing is left to make it from."""
+def rebuild(settings: Settings, *, replace_whole: bool = False, without_missing: bool = False) -> Rebuilt:
+    """Make STORE/db.sqlite again; the old one is kept beside it as lost-N.sqlite. It is replaced when the new one is
+    whole: until then nothing of the store has changed.
+
+    replace_whole: although the old one can be read and is whole. without_missing: although drivers that it had are not
+    there now, and what they hold is forgotten. Busy if other commands write to the store or a container of it runs,
+    Conflict without these consents, StoreError if nothing is left to make it from."""
     root = settings.root
     for name in ("drivers", "blobs", "containers"):
         if not os.path.isdir(f"{root}/{name}"):
@@ -59,41 +71,112 @@ def rebuild(settings: Settings) -> Rebuilt:
     try:
         if not locks.lock_file(fd, wait=False):
             raise Busy(f"other commands use the store at {root}", remedy="try again when they have ended")
+        making.make_places(root)
         _refuse_running(root)
-        _put_aside(root)
-        os.close(fd)
-        fd = -1
-        store = making.make_again(root, settings.run_root, identity(root))
+        if not replace_whole and _is_whole(settings):
+            raise Conflict(
+                f"the database of {root} can be read and is whole: what only it knows would be lost",
+                remedy="cowshed storage repair puts single rows right; or add --replace-whole",
+            )
+        scratch = f"{root}/{_SCRATCH}"
+        remove_tree(scratch)
+        os.mkdir(scratch, 0o700)
         try:
-            return fill(store, settings)
+            done = _made_beside(settings, scratch, strict=not without_missing)
+            step("rebuild.filled")
+            _put_aside(root)
+            step("rebuild.aside")
+            os.rename(f"{scratch}/db.sqlite", f"{root}/db.sqlite")
+            files.sync_directory(root)
         finally:
-            store.close()
+            remove_tree(scratch)
+        _write_records(settings)
+        return done
     finally:
-        if fd >= 0:
-            os.close(fd)
+        os.close(fd)
+
+
+def _is_whole(settings: Settings) -> bool:
+    """Whether the database that is there says all that it said, of whatever version it is."""
+    if not os.path.exists(f"{settings.root}/db.sqlite"):
+        return False
+    try:
+        db = making.copy_of(settings.root, settings.run_root)
+    except StoreError:
+        return False
+    try:
+        return bool(db.execute("pragma integrity_check").fetchall() == [("ok",)])
+    except sqlite.Error:
+        return False
+    finally:
+        db.close()
+
+
+def _made_beside(settings: Settings, scratch: str, *, strict: bool) -> Rebuilt:
+    """Fill a database in the directory scratch, and make it durable."""
+    store = making.make_again(settings.root, settings.run_root, identity(settings.root), beside=scratch)
+    try:
+        store.query("pragma synchronous = off")  # nobody has it until it is whole and synced
+        done = fill(store, settings, strict=strict)
+        store.query("pragma wal_checkpoint(truncate)")
+    finally:
+        store.close()
+    with open(f"{scratch}/db.sqlite", "rb") as file:
+        os.fsync(file.fileno())
+    return done
+
+
+def _write_records(settings: Settings) -> None:
+    """What was found is what the records say from now on. The lock of the store is held."""
+    store = Store(settings.root, settings.run_root, connect(f"{settings.root}/db.sqlite", write=True), writable=True)
+    try:
+        boxes = [("containers", id_) for (id_,) in store.query("select id from containers")]
+        records.refresh(store, [*records.all_wanted(store), *boxes])
+    finally:
+        store.close()
 
 
 def _refuse_running(root: str) -> None:
-    """A monitor holds its byte for life (`cowshed.state.locks`)."""
-    fd = locks.open_file(f"{root}/locks/monitors")
-    try:
-        for id_ in os.listdir(f"{root}/containers"):
-            value = records.read(records.path(root, "containers", id_))
-            if value is not None and isinstance(value.get("number"), int) and locks.byte_is_locked(fd, value["number"]):
-                raise Busy(f"container {value.get('name')} runs", remedy="end it first: kill its monitor")
-    finally:
-        os.close(fd)
+    """A monitor holds its byte for life, whoever has a layer mounted that of its number (`cowshed.state.locks`). The
+    records may be lost or wrong, so that they only tell names."""
+    names: dict[int, str] = {}
+    for id_ in sorted(os.listdir(f"{root}/containers")):
+        value = records.read(records.path(root, "containers", id_)) or {}
+        name = str(value.get("name") or id_[:12])
+        if isinstance(value.get("number"), int):
+            names[value["number"]] = name
+        left = cgroup.processes(id_)
+        if left:
+            raise Busy(f"container {name} runs: process {left[0]} is one of it", remedy=f"stop it, or kill {left[0]}")
+    for file, what in (("monitors", "runs"), ("mounts", "is mounted")):
+        fd = locks.open_file(f"{root}/locks/{file}")
+        try:
+            number = locks.first_locked(fd)
+        finally:
+            os.close(fd)
+        if number is not None:
+            who = f"container {names[number]}" if number in names else f"layer number {number}"
+            raise Busy(f"{who} {what}", remedy="stop it, or end who has it; kill its monitor if that is not possible")
 
 
 def _put_aside(root: str) -> None:
-    for n in range(1 << 16):
-        if not os.path.lexists(f"{root}/lost-{n}.sqlite"):
-            break
-    for suffix in ("", "-wal", "-shm"):
+    """The database last, and without a log if it can be read: a kill in between parts nothing."""
+    try:
+        db = connect(f"{root}/db.sqlite", write=True)
         try:
-            os.rename(f"{root}/db.sqlite{suffix}", f"{root}/lost-{n}.sqlite{suffix}")
-        except FileNotFoundError:
-            continue
+            db.execute("pragma wal_checkpoint(truncate)")
+        finally:
+            db.close()
+    except (StoreError, NoSpace, Busy, sqlite.Error) as error:
+        log.info(f"the old database cannot be brought up to date: {error}")
+    suffixes = ("-wal", "-shm", "")
+    there = [suffix for suffix in suffixes if os.path.lexists(f"{root}/db.sqlite{suffix}")]
+    n = 0
+    while any(os.path.lexists(f"{root}/lost-{n}.sqlite{suffix}") for suffix in {"", *there}):
+        n += 1
+    for suffix in there:
+        os.rename(f"{root}/db.sqlite{suffix}", f"{root}/lost-{n}.sqlite{suffix}")
+    files.sync_directory(root)
 
 
 def identity(root: str) -> str:
@@ -103,49 +186,81 @@ def identity(root: str) -> str:
     return str(said) if good else os.urandom(16).hex()
 
 
-def fill(store: Store, settings: Settings) -> Rebuilt:
-    """Write down all that is found."""
+def fill(store: Store, settings: Settings, *, strict: bool = False, init: bool = True) -> Rebuilt:
+    """Write down all that is found.
+
+    strict: Conflict if a driver that has a record is not there, or cannot tell what it holds. init: a driver's store
+    without a record is asked for its identity in the only way there is, which may write to it."""
     lost: list[str] = []
-    opened = _drivers(store, settings, lost)
-    found = {image.id: (image, names) for image, names in _images(store, lost)}
-    with store.transaction() as tx:
-        for image, names in found.values():
+    held = _drivers(store, settings, lost, strict=strict, init=init)
+    found = 0
+    for image, names in _images(store, lost):
+        with _each(lost, f"image {image.id[7:19]}"), store.transaction() as tx:
             images.insert(tx, image)
             for name in names:
                 if not tx.execute("select 1 from tags where name = ?", name):
                     images.tag(tx, name, image.id)
-    layers = _layers(store, opened, lost)
-    made = _containers(store, opened, lost)
+            found += 1
+    layers = _layers(store, held, lost)
+    made = _containers(store, held, lost)
     kept = adopt_volumes(store)
+    _carry(store, settings, held, lost)
     _counters(store)
-    for driver in opened.values():
-        driver.close()
-    return Rebuilt(len(opened), len(found), layers, made, kept, tuple(lost))
+    return Rebuilt(len(held), found, layers, made, kept, tuple(lost))
+
+
+@contextmanager
+def _each(lost: list[str], what: str) -> Iterator[None]:
+    """One record that is not what it should be is told, and the others are read."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OverflowError, StoreError) as error:
+        lost.append(f"the record of {what} is damaged: {type(error).__name__}: {error}")
 
 
 # ---------------------------------------------------------------- drivers
 
 
-def _drivers(store: Store, settings: Settings, lost: list[str]) -> dict[str, api.Driver]:
-    opened: dict[str, api.Driver] = {}
-    for name in sorted(os.listdir(f"{store.root}/drivers")):
+def _drivers(
+    store: Store, settings: Settings, lost: list[str], *, strict: bool, init: bool
+) -> dict[str, list[api.StoredObject]]:
+    """What each driver that can be opened holds."""
+    held: dict[str, list[api.StoredObject]] = {}
+    missing = []
+    recorded = set(records.there(store.root, "drivers"))
+    for name in sorted({*os.listdir(f"{store.root}/drivers"), *recorded}):
         root = f"{store.root}/drivers/{name}"
         if not os.path.isdir(root) or not os.listdir(root):
+            if name in recorded:
+                missing.append(f"driver {name} has a record and nothing at {root}: is its disk mounted?")
             continue
         try:
-            plugin, where = registry.load(name)
-            said = records.read(records.path(store.root, "drivers", name)) or {}
-            fixed = said.get("options")
-            chosen = options.check(plugin, {**(fixed if isinstance(fixed, dict) else {}), **settings.options_of(name)})
-            identity = plugin.init(root, chosen, make_host())  # the identity of the store that is there
-            driver = plugin.open(root, chosen, make_host(), store=identity)
-        except (CowshedError, StorageError, OSError) as error:
-            lost.append(f"driver {name} cannot be opened, and its layers stay unknown: {error}")
-            continue
-        with store.transaction() as tx:
-            drivers.insert(tx, DriverRow(name, identity, options.fixed(plugin, chosen), registry.as_dict(where)))
-        opened[name] = driver
-    return opened
+            held[name] = _objects(store, settings, name, root, init=init)
+        except (CowshedError, StorageError, OSError, ValueError, TypeError, KeyError) as error:
+            missing.append(f"driver {name} cannot tell what it holds, and its layers stay unknown: {error}")
+    if missing and strict:
+        raise Conflict("; ".join(missing), remedy="bring it back; or add --without-missing, and what it holds is lost")
+    lost += missing
+    return held
+
+
+def _objects(store: Store, settings: Settings, name: str, root: str, *, init: bool) -> list[api.StoredObject]:
+    plugin, where = registry.load(name)
+    said = records.read(records.path(store.root, "drivers", name)) or {}
+    fixed, identity = said.get("options"), said.get("store")
+    chosen = options.check(plugin, {**(fixed if isinstance(fixed, dict) else {}), **settings.options_of(name)})
+    if not isinstance(identity, str) or not identity:
+        if not init:
+            raise StoreError("the record of its identity is lost")
+        identity = plugin.init(root, chosen, make_host())  # the identity of the store that is there
+    driver = plugin.open(root, chosen, make_host(), store=identity)  # type: ignore[arg-type]
+    try:
+        found = list(driver.scan())
+    finally:
+        driver.close()
+    with store.transaction() as tx:
+        drivers.insert(tx, DriverRow(name, identity, options.fixed(plugin, chosen), registry.as_dict(where)))
+    return found
 
 
 # ---------------------------------------------------------------- images
@@ -190,30 +305,34 @@ def image_of(value: Mapping[str, Any] | None, id_: str) -> ImageRow | None:
 # ---------------------------------------------------------------- layers and containers
 
 
-def _layers(store: Store, opened: Mapping[str, api.Driver], lost: list[str]) -> int:
+def _layers(store: Store, held: Mapping[str, Sequence[api.StoredObject]], lost: list[str]) -> int:
     """The committed layers that a record tells of and a driver holds, each after the one that it stands on."""
     values = {}
     for id_ in records.there(store.root, "layers"):
         value = records.read(records.path(store.root, "layers", id_))
         if value is not None:
             values[id_] = value
-    held = {
-        (name, found.layer): found
-        for name, driver in opened.items()
-        for found in driver.scan()
-        if found.layer is not None and found.kind.value == "layer"
-    }
+    there = _of_kind(held, "committed")
     count = 0
     for id_ in _parents_first(values):
-        found = held.get((str(values[id_].get("driver")), id_))  # type: ignore[arg-type]
-        if found is None or found.layer_kind is None or found.layer_kind.value != "committed":
-            continue
-        with store.transaction() as tx:
-            count += insert_layer(tx, id_, "committed", values[id_])
-    for (name, id_), found in sorted(held.items(), key=lambda item: item[0]):
-        if found.layer_kind is not None and found.layer_kind.value == "committed" and rows.by_id(store, id_) is None:
-            lost.append(f"layer {id_} of driver {name} has no record: storage repair removes it")
+        if (str(values[id_].get("driver")), id_) in there:
+            with _each(lost, f"layer {id_}"), store.transaction() as tx:
+                count += insert_layer(tx, id_, "committed", values[id_])
+    for name, id_ in sorted(there):
+        if rows.by_id(store, id_) is None:
+            lost.append(f"layer {id_} of driver {name} has no record that fits: storage check tells of it")
     return count
+
+
+def _of_kind(held: Mapping[str, Sequence[api.StoredObject]], kind: str) -> set[tuple[str, str]]:
+    """(driver, id) of the layers of a kind that drivers hold."""
+    return {
+        (name, str(each.layer))
+        for name, objects in held.items()
+        for each in objects
+        if each.layer is not None and each.kind.value == "layer"
+        and each.layer_kind is not None and each.layer_kind.value == kind
+    }  # fmt: skip
 
 
 def _parents_first(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -252,48 +371,60 @@ def insert_layer(tx: Transaction, id_: str, kind: str, value: Mapping[str, Any])
     return True
 
 
-def _containers(store: Store, opened: Mapping[str, api.Driver], lost: list[str]) -> int:
+def _containers(store: Store, held: Mapping[str, Sequence[api.StoredObject]], lost: list[str]) -> int:
     count = 0
-    held = {
-        (name, found.layer)
-        for name, driver in opened.items()
-        for found in driver.scan()
-        if found.layer_kind is not None and found.layer_kind.value == "active" and found.kind.value == "layer"
-    }
+    there = _of_kind(held, "active")
     for id_ in sorted(os.listdir(f"{store.root}/containers")):
         value = records.read(records.path(store.root, "containers", id_))
         if value is None:
             lost.append(f"containers/{id_} has no record: what was asked for it is lost")
             continue
-        if (value.get("driver"), value.get("layer")) not in held:
+        if (str(value.get("driver")), str(value.get("layer"))) not in there:
             lost.append(f"container {value.get('name')} has lost its layer")
             continue
-        with store.transaction() as tx:
-            if restore_container(tx, id_, value):
+        with _each(lost, f"container {id_[:12]}"), store.transaction() as tx:
+            why = _obstacle(tx, id_, value)
+            if not why and restore_container(tx, id_, value):
                 count += 1
             else:
-                lost.append(f"container {value.get('name')} cannot be written down: what it stands on is lost")
+                lost.append(f"container {value.get('name')} cannot be written down: {why or 'its layer is not known'}")
     return count
 
 
+def _obstacle(tx: Transaction, id_: str, value: Mapping[str, Any]) -> str:
+    """Why the rows of a container cannot be written as its record tells them, "" if nothing is seen."""
+    number = value.get("number")
+    if not isinstance(number, int) or not isinstance(value.get("config"), dict):
+        return "its record is damaged"
+    for sql, what in (
+        ("select id from containers where id = ?", id_), ("select id from containers where number = ?", number),
+        ("select id from containers where name = ?", str(value.get("name"))),
+    ):  # fmt: skip
+        for (other,) in tx.execute(sql, what):
+            return f"{what} is container {other[:12]} already"
+    for (other,) in tx.execute("select id from layers where number = ? and id != ?", number, str(value.get("layer"))):
+        return f"its number {number} is that of layer {other}"
+    parent = value.get("parent")
+    if parent is not None and not tx.execute("select 1 from layers where id = ?", parent):
+        return f"layer {parent}, which it stands on, is lost"
+    return ""
+
+
 def restore_container(tx: Transaction, id_: str, value: Mapping[str, Any]) -> bool:
-    """Write the rows of a container and of its layer as its record tells them."""
-    layer, number = str(value.get("layer")), value.get("number")
+    """Write the rows of a container and of its layer as its record tells them; false if that is not possible."""
+    layer = str(value.get("layer"))
+    if _obstacle(tx, id_, value):
+        return False
     if not tx.execute("select 1 from layers where id = ?", layer) and not insert_layer(tx, layer, "active", value):
         return False
-    name, asked = str(value.get("name")), value.get("config")
-    if not isinstance(number, int) or not isinstance(asked, dict):
-        return False
-    if tx.execute("select 1 from containers where name = ? or id = ? or number = ?", name, id_, number):
-        return False
-    image = value.get("image")
+    number, asked, image = value["number"], value["config"], value.get("image")
     if image is not None and not tx.execute("select 1 from images where id = ?", image):
         image = None
     containers.insert(
         tx,
         ContainerRow(
-            number, id_, name, image, str(value.get("reference") or ""), str(value["driver"]), "created",
-            int(value.get("created") or 0), asked, labels=dict(value.get("labels") or {}),
+            number, id_, str(value.get("name")), image, str(value.get("reference") or ""), str(value["driver"]),
+            "created", int(value.get("created") or 0), asked, labels=dict(value.get("labels") or {}),
         ),
     )  # fmt: skip
     for kind, source, _, said in asked.get("mounts") or ():
@@ -301,6 +432,50 @@ def restore_container(tx: Transaction, id_: str, value: Mapping[str, Any]) -> bo
             volumes.insert(tx, VolumeRow(source, time.time_ns(), "anonymous" in said, {}))
             volumes.use(tx, source, number)
     return True
+
+
+def _carry(store: Store, settings: Settings, held: Mapping[str, Sequence[api.StoredObject]], lost: list[str]) -> None:
+    """A conversion that waits to be accepted or rolled back, of which no record tells: from the old database, if that
+    can be read. With the first layers of containers, whose records tell of the second ones."""
+    try:
+        old = making.read_copy(settings.root, settings.run_root)
+    except (StoreError, NoSpace):
+        return
+    try:
+        conversion, done = conversions.get(old), conversions.list_all(old)
+        if conversion is None:
+            return
+        there = _of_kind(held, "active")
+        noted = 0
+        with store.transaction() as tx:
+            for each in done:
+                row = rows.get(old, each.layer)
+                twin = rows.get(old, each.twin) if each.twin is not None else None
+                if row is None or twin is None or not tx.execute(
+                    "select 1 from layers where number = ? and id = ?", twin.number, twin.id
+                ):  # fmt: skip
+                    continue
+                if each.container is not None and (row.driver, row.id) in there:
+                    below = rows.get(old, row.parent) if row.parent is not None else None
+                    insert_layer(tx, row.id, "active", {
+                        "driver": row.driver, "number": row.number, "parent": below.id if below is not None else None,
+                        "data": row.data, "created": row.created,
+                    })  # fmt: skip
+                if tx.execute("select 1 from layers where number = ? and id = ?", row.number, row.id):
+                    conversions.note(
+                        tx, row.number, twin.number, made=each.made, digest=each.digest, container=each.container
+                    )
+                    noted += 1
+            if noted and tx.execute("select 1 from drivers where name = ?", conversion.target):
+                conversions.begin(tx, conversion)
+            else:
+                conversions.end(tx)
+        if noted < len(done):
+            lost.append(f"of the conversion to {conversion.target} {len(done) - noted} layers cannot be rolled back")
+    except (StoreError, ValueError, TypeError) as error:
+        lost.append(f"whether a conversion waits to be accepted: the old database cannot tell: {error}")
+    finally:
+        old.close()
 
 
 def adopt_volumes(store: Store) -> int:
@@ -320,12 +495,3 @@ def _counters(store: Store) -> None:
     with store.transaction() as tx:
         tx.execute("update meta set value = ? where key = 'next'", max(beyond, highest + 1))
         tx.execute("insert or replace into meta values ('given', ?)", max(noted, highest))
-
-
-def by_record(store: Store, kind: str, name: str, insert: Callable[[Transaction, Mapping[str, Any]], bool]) -> bool:
-    """Write a row that was lost as its record tells it; false if that is not possible."""
-    value = records.read(records.path(store.root, kind, name))
-    if value is None:
-        return False
-    with store.transaction() as tx:
-        return insert(tx, value)

@@ -90,7 +90,7 @@ def _opened(engine: Engine, scratch: str, told: Callable[[str], None]) -> Store:
     except StoreError as error:
         told(f"{error}: it is made again from what lies beside it")
         store = making.make_again(settings.root, settings.run_root, rebuild.identity(settings.root), beside=scratch)
-        for line in rebuild.fill(store, settings).lost:
+        for line in rebuild.fill(store, settings, init=False).lost:
             told(line)
     if not os.access(f"{settings.root}/locks", os.W_OK):  # a disk that is read-only: nobody else can work there
         store.locks = Locks(f"{scratch}/locks")

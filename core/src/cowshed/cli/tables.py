@@ -558,6 +558,8 @@ COMMANDS = (
             Option("--dry-run", "flag", "only show the plan"),
             Option("-f --force", "flag", "do not ask"),
             Option("--rebuild-database", "flag", "make the database again from all that lies beside it"),
+            Option("--replace-whole", "flag", "with --rebuild-database: although the old one can be read and is whole"),
+            Option("--without-missing", "flag", "with --rebuild-database: forget drivers that are not there now"),
             Option("--format", "text", "the plan as json, or by a template; nothing is done", value="TEMPLATE"),
             _HELP,
         ),

@@ -108,7 +108,7 @@ class Conversion:
                 continue
             if one.how != "there":
                 n += 1
-                self._progress.step(f"{n} of {count}: {one.kind} {one.name} from {one.source}, {one.how}")
+                self._progress.step(f"{n} of {count}: {one.kind} {one.name} of driver {one.source}: {one.how}")
             try:
                 if one.kind == "layer":
                     self._layer(one)

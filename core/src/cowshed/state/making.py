@@ -84,6 +84,14 @@ def _file_system(path: str) -> str:
     return ""
 
 
+def make_places(root: str, folders: tuple[str, ...] = _FOLDERS) -> None:
+    """The directories of a store and its lock files, where they are missing."""
+    for folder in ("locks", *folders):
+        os.makedirs(f"{root}/{folder}", mode=0o700, exist_ok=True)
+    for name in FILES:
+        os.close(locks.open_file(f"{root}/locks/{name}"))
+
+
 def make_again(root: str, run_root: str, identity: str, *, beside: str = "") -> Store:
     """A new, empty database of that identity for what lies at root, open for writing; the caller has put the old one
     away, and fills this one.
@@ -93,10 +101,7 @@ def make_again(root: str, run_root: str, identity: str, *, beside: str = "") -> 
     StoreError, NoSpace.
     """
     where = beside or root
-    for folder in ("locks",) if beside else ("", *_FOLDERS):
-        os.makedirs(f"{where}/{folder}", mode=0o700, exist_ok=True)
-    for name in FILES:
-        os.close(locks.open_file(f"{where}/locks/{name}"))
+    make_places(where, () if beside else _FOLDERS)
     _write_database(where, identity)
     store = Store(root, run_root, connect(f"{where}/db.sqlite", write=True), writable=True)
     if beside:

@@ -138,7 +138,8 @@ def _rebuild(engine: Engine, said: Values) -> int:
         "What only the old database knew is lost: when containers ran, and how they ended."
     ):
         return 0
-    _tell(rebuild(engine.settings))
+    whole, missing = bool(said.replace_whole), bool(said.without_missing)
+    _tell(rebuild(engine.settings, replace_whole=whole, without_missing=missing))
     engine.looking = True
     return _check(engine, said, notes=False)
 
