@@ -170,7 +170,8 @@ def _clean(path: str, device: Device | None = None, wanted: str = "") -> str:
     for store in said["stores"]:
         _destroy(store)
     remove_tree(folder)
-    said["begun"] = False  # nothing of it is missed if this is interrupted now
+    # Nothing of it is missed if this is interrupted now, and another run may have loop devices of the same numbers
+    said.update(begun=False, pools=[], loops=[], stores=[])
     files.write_atomically(path, json.dumps(said).encode())
     problem = ""
     if device is not None:
