@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import subprocess
 
 import pytest
 
@@ -94,6 +95,91 @@ def test_nothing_that_cleans_up_takes_the_archives_of_an_image_that_has_lost_its
         record.write_bytes(kept)
     assert checked.ok("storage", "repair", "-f").splitlines()[-1] == "clean"
     assert checked.ok("storage", "check", "--deep") == "clean\n"
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_container_stays_whose_driver_is_away(checked, record):
+    """And of which the database has lost everything: nobody knows then whose it is."""
+    (container,) = os.listdir(checked.root / "containers")
+    if not record:
+        (checked.root / "containers" / container / "record").unlink()
+    lose(checked, "delete from volume_users", *(f"delete from {t}" for t in ("containers", "layers", "drivers")))
+    store = checked.root / "drivers" / checked.driver
+    shutil.move(store, f"{checked.root}.away")
+    for words in (("storage", "repair", "-f"), ("system", "check"), ("storage", "gc", "-f"), ("system", "prune", "-f")):
+        checked(*words)
+    assert os.listdir(checked.root / "containers") == [container]
+    assert os.listdir(checked.root / "records/drivers") == [checked.driver]
+    codes = checked.ok("storage", "check", "--format", "{{.Code}}", status=1).split()
+    assert {"container.folder", "driver.unknown"} <= {*codes}
+    shutil.move(f"{checked.root}.away", store)
+    if record:
+        assert checked.ok("storage", "repair", "--rebuild-database", "-f").splitlines()[-1] == "clean"
+        assert checked.names() == ["one"]
+    else:
+        checked("storage", "repair", "-f")
+        assert os.listdir(checked.root / "containers") == [container]
+        assert len(os.listdir(objects(checked, "active"))) == 1
+
+
+@contextlib.contextmanager
+def asked(engine):
+    """A repair that has shown its plan and waits for an answer, which is yes at the end of the block. Its output."""
+    told = []
+    process = engine.spawn(
+        "storage", "repair", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not process.stderr.readline().startswith("WARNING! This will do"):
+            assert process.poll() is None
+        yield told
+        told.append(process.communicate("y\n", timeout=60)[0])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_container_is_not_forgotten_whose_layer_has_come_back(checked):
+    (layer,) = os.listdir(objects(checked, "active"))
+    os.rename(objects(checked, "active") / layer, checked.root / "away")
+    with asked(checked) as told:
+        os.rename(checked.root / "away", objects(checked, "active") / layer)
+    assert f"failed: layer.missing {layer}" in told[0]
+    assert checked.names() == ["one"]
+    assert checked.ok("cp", "one:/new", "-")
+    assert checked.ok("system", "check") == "clean\n"
+
+
+def test_a_layer_that_two_repairs_take_for_what_it_is_stays_that(checked):
+    lose(checked, "update layers set kind = 'committed' where number = (select number from containers)")
+    with asked(checked):
+        assert checked.ok("storage", "repair", "-f").splitlines()[-1] == "clean"
+    assert checked.ok("system", "check") == "clean\n"
+    assert checked.ok("cp", "one:/new", "-")
+
+
+def test_what_is_mounted_by_now_is_not_unmounted(checked, tmp_path):
+    """At the place where a layer was when the plan was made."""
+    (layer,) = os.listdir(objects(checked, "active"))
+    point = tmp_path / "point"
+    point.mkdir()
+    subprocess.run(["mount", "--bind", objects(checked, "active") / layer, point], check=True)
+    try:
+        with asked(checked) as told:
+            subprocess.run(["umount", point], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "other", point], check=True)
+        assert os.path.ismount(point)
+        assert "done: mount.stale" in told[0]
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
+def test_a_repair_that_nobody_answers_fails(checked):
+    os.unlink(checked.root / "locks/gc")
+    done = checked("storage", "repair")
+    assert done.returncode != 0
+    assert b"add --force" in done.stderr
+    assert not (checked.root / "locks/gc").exists()
 
 
 def test_check_sees_blobs_that_are_gone_cut_or_damaged(checked):

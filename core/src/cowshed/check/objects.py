@@ -49,10 +49,15 @@ def look(engine: Engine, *, deep: bool) -> Iterator[Finding]:
 def _unknown(store: Store) -> Iterator[Finding]:
     leaving = {each.name for each in conversions.leaving(store)}
     for name in sorted({*os.listdir(f"{store.root}/drivers")} - {*drivers.names(store)} - leaving):
-        if os.path.exists(f"{store.root}/drivers/{name}/store"):  # else it was only tried
+        if is_store(store, name):  # else it was only tried
             remedy = "cowshed storage repair --rebuild-database, if it holds layers of this store"
             text = f"drivers/{name} is of no driver that the database knows"
             yield Finding("driver.unknown", name, text, WARNING, remedy=remedy)
+
+
+def is_store(store: Store, name: str) -> bool:
+    """Whether a driver's store is there."""
+    return os.path.exists(f"{store.root}/drivers/{name}/store")
 
 
 def _of_driver(engine: Engine, layers: Layers, found: api.Finding) -> Iterator[Finding]:
@@ -100,7 +105,7 @@ def _of_layer(engine: Engine, layers: Layers, found: api.Finding, text: str) -> 
         return Finding(code, row.id, text, severity, REBUILD, driver=layers.name)
     if row is not None and row.kind == "committed" and not _stands_on(engine, row):
         return Finding(code, row.id, text, severity, "forget it: nothing stands on it", driver=layers.name)
-    if row is not None and row.kind == "active" and found.code in ("missing", "unusable"):
+    if row is not None and row.kind == "active" and found.code == "missing":
         names = engine.store.query("select name from containers where number = ?", row.number)
         who = f"container {names[0][0]}" if names else "the layer"
         return Finding(

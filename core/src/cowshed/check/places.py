@@ -9,7 +9,7 @@ from cowshed.check.findings import NOTE, WARNING, Finding
 from cowshed.container import state
 from cowshed.layers.check import of_container
 from cowshed.monitor import client
-from cowshed.state import containers, images, journal, records, volumes
+from cowshed.state import containers, conversions, drivers, images, journal, records, volumes
 from cowshed.state import layers as rows
 from cowshed_runtime.fastjson import loads
 
@@ -29,7 +29,7 @@ def look(engine: Engine) -> Iterator[Finding]:
     yield from _ownerless(engine)
     yield from _volumes(engine)
     yield from _records(engine)
-    yield from _mounts(engine)
+    yield from mounts(engine)
     yield from _run(engine)
 
 
@@ -42,9 +42,19 @@ def _containers(engine: Engine) -> Iterator[Finding]:
         if record is not None and rows.by_id(store, layer) is not None:
             text = f"the database has lost container {record.get('name')}, of which containers/{id_} tells"
             yield Finding("container.lost-row", id_, text, repair="write its row again", data={"record": record})
-        elif record is None or not _is_in_driver(engine, record.get("driver"), layer):
-            text = f"containers/{id_} belongs to no container"
+            continue
+        if record is not None:
+            there = _is_in_driver(engine, record.get("driver"), layer)
+            if there:
+                continue  # which the look at the drivers tells
+        else:
+            there = _is_in_some_driver(engine, id_[:32])
+        text = f"containers/{id_} belongs to no container"
+        if there is False:
             yield Finding("container.folder", id_, text, WARNING, "delete it")
+        else:
+            remedy = "its layer may be there: bring its driver back, or cowshed storage rescue"
+            yield Finding("container.folder", id_, f"{text} that the database knows", WARNING, remedy=remedy)
     for row in known.values():
         if row.state not in ("creating", "removing") and not store.locks.held("containers", row.number):
             yield from _container(engine, row)
@@ -172,25 +182,47 @@ def _left_record(engine: Engine, kind: str, name: str) -> Iterator[Finding]:
         text = f"the database has lost image {name[:12]}, of which there is a record"
         yield Finding("image.lost-row", full, text, repair="write its row again", data=data)
         return
-    if kind == "layers" and value is not None and _is_in_driver(engine, value.get("driver"), name):
+    if kind == "layers" and value is not None and _is_in_driver(engine, value.get("driver"), name) is not False:
         return  # which the look at the drivers tells
+    if kind == "drivers":
+        if name in {each.name for each in conversions.leaving(store)} or objects.is_store(store, name):
+            return  # which the look at the drivers tells
+        text = f"the database has lost driver {name}, of which there is a record, and its store is not there"
+        remedy = f"bring its disk back; if it is gone for good, delete records/drivers/{name}"
+        yield Finding("driver.unknown", name, text, WARNING, remedy=remedy)
+        return
     yield Finding(
         "record.left", f"{kind}/{full}", f"the record of {kind[:-1]} {name[:32]} is of nothing that is there", WARNING,
         "delete it", data=data,
     )  # fmt: skip
 
 
-def _is_in_driver(engine: Engine, driver: object, id_: str) -> bool:
+def _is_in_driver(engine: Engine, driver: object, id_: str) -> bool | None:
+    """Whether a driver holds a layer; None if nobody knows: it cannot be opened, or has lost its row."""
     from cowshed.errors import CowshedError
-    from cowshed.state import drivers
     from cowshed.storage.errors import StorageError
 
-    if not isinstance(driver, str) or drivers.get(engine.store, driver) is None:
+    if not isinstance(driver, str) or not driver:
         return False
+    root = engine.store.root
+    if drivers.get(engine.store, driver) is None:
+        traces = (f"{root}/drivers/{driver}", records.path(root, "drivers", driver))
+        return None if any(map(os.path.exists, traces)) else False
     try:
         return any(found.layer == id_ for found in engine.layers(driver).driver.scan())
     except (CowshedError, StorageError, OSError):
-        return True  # nobody knows
+        return None
+
+
+def _is_in_some_driver(engine: Engine, id_: str) -> bool | None:
+    """The same of all that there are traces of. A container's layer has the first digits of its id."""
+    if not set(id_) <= set("0123456789abcdef"):
+        return False
+    root = engine.store.root
+    stores = [name for name in os.listdir(f"{root}/drivers") if objects.is_store(engine.store, name)]
+    names = {*drivers.names(engine.store), *stores, *records.there(root, "drivers")}
+    found = [_is_in_driver(engine, name, id_) for name in sorted(names)]
+    return True if True in found else None if None in found else False
 
 
 def _container_record(engine: Engine, row: ContainerRow) -> Iterator[Finding]:
@@ -210,9 +242,10 @@ def _container_record(engine: Engine, row: ContainerRow) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _mounts(engine: Engine) -> Iterator[Finding]:
+def mounts(engine: Engine) -> Iterator[Finding]:
     """What shows a layer in this mount namespace: the engine's own mounts are in no namespace, or in a container's."""
-    ids = [row[0] for row in engine.store.query("select id from layers")]
+    locks = engine.store.locks
+    ids = dict(engine.store.query("select id, number from layers"))
     with open("/proc/self/mountinfo", "rb") as file:
         lines = file.read().splitlines()
     if not ids or len(lines) > 100_000:
@@ -220,7 +253,7 @@ def _mounts(engine: Engine) -> Iterator[Finding]:
     for line in lines:
         words = line.split(b" ")
         found = next((id_ for id_ in ids if id_.encode() in line), "")
-        if found:
+        if found and not any(locks.held(name, ids[found]) for name in ("containers", "layers", "mounts", "monitors")):
             point = os.fsdecode(_unescaped(words[4]))
             text = f"layer {found} is mounted at {point}, and by no command"
             yield Finding("mount.stale", found, text, WARNING, "unmount it", data={"point": point})

@@ -11,7 +11,7 @@ import os
 
 from cowshed.check import blobs, files, making, rebuild
 from cowshed.check.objects import TAKE
-from cowshed.container import lifecycle, recovery
+from cowshed.container import lifecycle, recovery, state
 from cowshed.errors import Conflict, CowshedError, StoreError
 from cowshed.layers.check import is_rubbish, remove_unknown
 from cowshed.state import containers, images, layers, records, volumes
@@ -196,7 +196,7 @@ def _layer(engine: Engine, finding: Finding, progress: Progress) -> None:
         _take_kind(engine, row)
         return
     if row.kind == "active":
-        _forget_container(engine, row.number)
+        _forget_container(engine, row.number, row.driver, row.id)
     elif row.diff_id is None:
         _remove_layer(engine, row.number)
     else:
@@ -204,21 +204,33 @@ def _layer(engine: Engine, finding: Finding, progress: Progress) -> None:
 
 
 def _take_kind(engine: Engine, row: LayerRow) -> None:
-    kind = "committed" if row.kind == "active" else "active"
+    """A layer with a diff id is an image's, one without a container's: what the driver says, or else it would be no
+    finding of this repair."""
+    kind = "active" if row.diff_id is None else "committed"
     with engine.store.transaction() as tx:
         tx.execute("update layers set kind = ? where number = ?", kind, row.number)
         tx.execute("delete from loose_layers where number not in (select number from bare_layers)")
 
 
-def _forget_container(engine: Engine, number: int) -> None:
-    """A container whose layer is lost, with its directory; its volumes stay."""
-    row = containers.get(engine.store, number)
-    if row is not None and layers.get(engine.store, number) is not None:
-        lifecycle.remove(engine, row, force=True, with_volumes=False)
-    elif row is not None:
-        lifecycle.forget(engine, row, with_volumes=False)
-    else:
-        _remove_layer(engine, number)
+def _forget_container(engine: Engine, number: int, driver: str, layer: str) -> None:
+    """A container whose layer is lost, with its directory; its volumes stay. Nobody works on it meanwhile. Conflict if
+    it runs, or if its layer is there by now."""
+    store = engine.store
+    store.locks.take("containers", number, wait=_WAIT, what=f"layer {layer[:12]}")
+    try:
+        row = containers.get(store, number)
+        if row is not None and state.now(engine, row).state == "running":
+            raise Conflict(f"container {row.name} runs", remedy="stop it first")
+        if any(found.layer == layer for found in engine.layers(driver).driver.scan()):
+            raise Conflict(f"driver {driver}: layer {layer} is there", remedy="check again")
+        if row is not None and layers.get(store, number) is not None:
+            lifecycle.remove(engine, row, force=False, with_volumes=False)
+        elif row is not None:
+            lifecycle.forget(engine, row, with_volumes=False)
+        else:
+            _remove_layer(engine, number)
+    finally:
+        store.locks.release("containers", number)
 
 
 def _remove_layer(engine: Engine, number: int) -> None:
@@ -266,7 +278,7 @@ def _unfinished(engine: Engine, finding: Finding) -> None:
 
 def _no_layer(engine: Engine, finding: Finding) -> None:
     row = containers.find(engine.store, finding.object)
-    _forget_container(engine, row.number)
+    _forget_container(engine, row.number, row.driver, row.id[:32])
 
 
 def _config(engine: Engine, finding: Finding) -> None:
@@ -299,9 +311,11 @@ def _record(engine: Engine, finding: Finding) -> None:
 
 
 def _unmount(engine: Engine, finding: Finding) -> None:
+    from cowshed.check.places import mounts
     from cowshed_linux import mount
 
-    mount.unmount(finding.data["point"])
+    if finding.key in [found.key for found in mounts(engine)]:
+        mount.unmount(finding.data["point"])
 
 
 def _run(engine: Engine, finding: Finding) -> None:

@@ -183,13 +183,17 @@ def config_of(engine: Engine, row: ContainerRow) -> dict[str, Any]:
     return config
 
 
+def removed(row: ContainerRow) -> NotFound:
+    return NotFound(f"no such container: {row.name} was removed meanwhile", remedy="cowshed ps -a lists them")
+
+
 def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int = 0, op: str = "") -> Session:
     """Start a container whose `containers` byte is held. On an error a container that `run` made is undone."""
     selection.require_native(engine.settings)
     if op != "run":
         current = containers.get(engine.store, row.number)
         if current is None or current.id != row.id or current.state == "removing":
-            raise NotFound(f"no such container: {row.name} was removed meanwhile", remedy="cowshed ps -a lists them")
+            raise removed(row)
         bury(engine, row)
         if row.config.get("root", engine.store.root) != engine.store.root:
             _follow(engine, row)
@@ -407,14 +411,15 @@ def remove(engine: Engine, row: ContainerRow, *, force: bool, with_volumes: bool
     store = engine.store
     if not force and state.now(engine, row).state == "running":
         raise Conflict(f"container {row.name} is running", remedy="stop it first, or remove it with -f")
-    store.locks.take("containers", row.number, wait=_PATIENCE, what=f"container {row.name}")
+    claimed = claim(engine, row)
+    if claimed is None:
+        return
+    row = claimed
     try:
         # Only now is its state certain: another command may have been starting it.
         if state.now(engine, row).state == "running":
             _end(engine, row, force=force)
         bury(engine, row)
-        if not store.query("select 1 from containers where number = ?", row.number):
-            return
         store.locks.take("layers", row.number, wait=_PATIENCE, what=f"container {row.name}")
         layers = engine.layers(row.driver)
         layer = layers.load(row.number)
@@ -428,6 +433,20 @@ def remove(engine: Engine, row: ContainerRow, *, force: bool, with_volumes: bool
         layers.purge(0.2)
     finally:
         release(engine, row)
+
+
+def claim(engine: Engine, row: ContainerRow) -> ContainerRow | None:
+    """Take the `containers` byte of a container, whose number a conversion may have switched since its row was read:
+    its row as it is now. None if it is gone. Busy."""
+    while True:
+        engine.store.locks.take("containers", row.number, wait=_PATIENCE, what=f"container {row.name}")
+        now = containers.exact(engine.store, row.id)
+        if now is not None and now.number == row.number:
+            return now
+        engine.store.locks.release("containers", row.number)
+        if now is None:
+            return None
+        row = now
 
 
 def _end(engine: Engine, row: ContainerRow, *, force: bool) -> None:

@@ -123,7 +123,10 @@ def _agreed(text: str) -> bool:
     sys.stdout.flush()
     sys.stderr.write(f"WARNING! {text}\nAre you sure you want to continue? [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    answer = sys.stdin.readline()
+    if not answer:
+        raise BadUsage("nobody answers: nothing is done", remedy="add --force")
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _rebuild(engine: Engine, said: Values) -> int:

@@ -57,9 +57,11 @@ def restart(engine: Engine, said: Values) -> int:
         with open(f"{engine.make_place(row)}/restarting", "w"):
             pass  # its end is no reason to remove it, nor to start it once more: see Monitor.end
         _stop(engine, row, said)
-        engine.store.locks.take("containers", row.number, wait=15, what=f"container {row.name}")
-        lifecycle.start(engine, row, attached=False).close()
-        lifecycle.release(engine, row)
+        claimed = lifecycle.claim(engine, row)
+        if claimed is None:
+            raise lifecycle.removed(row)
+        lifecycle.start(engine, claimed, attached=False).close()
+        lifecycle.release(engine, claimed)
 
     _ = engine.store
     return each(engine, said["operands"], work)

@@ -215,7 +215,10 @@ def start(engine: Engine, said: Values) -> int:
             row = containers.find(engine.store, name)
             if said.restarted and not _restart_wanted(engine, row):
                 return 0
-            engine.store.locks.take("containers", row.number, wait=15, what=f"container {row.name}")
+            claimed = lifecycle.claim(engine, row)
+            if claimed is None:
+                raise lifecycle.removed(row)
+            row = claimed
             if state.now(engine, row).state == "running":
                 engine.store.locks.release("containers", row.number)
                 print(name)
@@ -249,7 +252,7 @@ def _restart_wanted(engine: Engine, row: ContainerRow) -> bool:
     again = 0 if found.finished - (row.started or 0) > 10 * 10**9 else row.restarts
     until = time.monotonic() + min(0.1 * 2**again, 60)
     while True:
-        if os.path.exists(stopped) or not engine.store.query("select 1 from containers where number = ?", row.number):
+        if os.path.exists(stopped) or not engine.store.query("select 1 from containers where id = ?", row.id):
             return False
         left = until - time.monotonic()
         if left <= 0:
