@@ -186,6 +186,53 @@ def test_everything_is_rescued_from_a_read_only_disk(used, engine_of, tmp_path, 
     assert (refused.returncode, b"is not empty" in refused.stderr) == (125, True)
 
 
+def test_what_the_database_has_lost_is_rescued_too(used, tmp_path):
+    """A container and a volume without rows, and a layer that nothing tells of."""
+    used.ok("run", "--name", "two", used.image, "sh", "-c", "echo lost > /found")
+    ids = {name: used.ok("inspect", "--format", "{{.Id}}", name).strip() for name in ("one", "two")}
+    with contextlib.closing(sqlite3.connect(used.root / "db.sqlite")) as db:
+        for table in ("volume_users", "volumes", "containers"):
+            db.execute(f"delete from {table}")
+        db.execute("delete from layers where kind = 'active'")
+        db.commit()
+    (used.root / "containers" / ids["two"] / "record").unlink()
+    before = state(used.root)
+    saved = tmp_path / "saved"
+    told = used.ok("storage", "rescue", "--to", str(saved), status=1).splitlines()
+    assert state(used.root) == before
+    assert {"container one: saved", "volume data: saved"} < set(told)
+    assert f"container {ids['two']}: its layer is not known" in "\n".join(told)
+    assert {"new", "srv/three", "bin/busybox"} <= names_in(saved / "containers/one.tar")
+    assert names_in(saved / "volumes/data.tar") >= {"z"}
+    assert json.loads((saved / f"containers/{ids['two']}.json").read_bytes())["configuration"]
+    (layer,) = (saved / "layers").iterdir()
+    assert f"layer {layer.name.split('.')[1]}: saved" in told
+    assert "found" in names_in(layer)
+    assert not list(saved.rglob("*.part"))
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_a_file_that_was_not_saved_whole_does_not_look_so(used, tmp_path):
+    saved = tmp_path / "saved"
+    (tmp_path / "full.py").write_text(
+        "import cowshed.layers.archive as archive\n"
+        "from cowshed.cli.main import main\n"
+        "real = archive.stream\n"
+        "def cut(*words):\n"
+        "    yield next(iter(real(*words)))\n"
+        "    raise OSError(5, 'Input/output error')\n"
+        "archive.stream = cut\n"
+        "main()\n"
+    )
+    words = used.words("storage", "rescue", "--to", str(saved))[1:]
+    python = str(Path(used.command).parent / "python")
+    done = subprocess.run([python, tmp_path / "full.py", *words], capture_output=True, env=used.env, timeout=60)
+    assert done.returncode == 1, done
+    assert b"container one: [Errno 5] Input/output error" in done.stdout
+    assert {path.name for path in (saved / "containers").iterdir()} == {"one.json", "one.tar.part"}
+    assert [path.name for path in (saved / "volumes").iterdir()] == ["data.tar.part"]
+
+
 @pytest.mark.parametrize("driver", ["overlay"])
 def test_a_database_is_not_made_again_while_a_container_runs(used):
     used.ok("run", "-d", "--name", "up", used.image, "sleep", "1000")

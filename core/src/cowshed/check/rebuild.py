@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cowshed.state.store import Transaction
     from cowshed.storage import api
 
+_WAIT = 30.0  # seconds for another command to open a driver's store
 _SCRATCH = "rebuild.new"  # in the store's root: the new database becomes the old one's by a rename
 
 
@@ -186,15 +187,18 @@ def identity(root: str) -> str:
     return str(said) if good else os.urandom(16).hex()
 
 
-def fill(store: Store, settings: Settings, *, strict: bool = False, init: bool = True) -> Rebuilt:
-    """Write down all that is found.
+def fill(store: Store, settings: Settings, *, strict: bool = False, rescuing: bool = False) -> Rebuilt:
+    """Write down all that is found and has no row yet.
 
-    strict: Conflict if a driver that has a record is not there, or cannot tell what it holds. init: a driver's store
-    without a record is asked for its identity in the only way there is, which may write to it."""
+    strict: Conflict if a driver that has a record is not there, or cannot tell what it holds. rescuing: nothing but
+    this database is written to. Else a driver's store without a record is asked for its identity in the only way there
+    is, which makes a store."""
     lost: list[str] = []
-    held = _drivers(store, settings, lost, strict=strict, init=init)
+    held = _drivers(store, settings, lost, strict=strict, init=not rescuing)
     found = 0
     for image, names in _images(store, lost):
+        if images.exact(store, image.id) is not None:
+            continue
         with _each(lost, f"image {image.id[7:19]}"), store.transaction() as tx:
             images.insert(tx, image)
             for name in names:
@@ -204,7 +208,8 @@ def fill(store: Store, settings: Settings, *, strict: bool = False, init: bool =
     layers = _layers(store, held, lost)
     made = _containers(store, held, lost)
     kept = adopt_volumes(store)
-    _carry(store, settings, held, lost)
+    if not rescuing:
+        _carry(store, settings, held, lost)
     _counters(store)
     return Rebuilt(len(held), found, layers, made, kept, tuple(lost))
 
@@ -246,14 +251,23 @@ def _drivers(
 
 def _objects(store: Store, settings: Settings, name: str, root: str, *, init: bool) -> list[api.StoredObject]:
     plugin, where = registry.load(name)
-    said = records.read(records.path(store.root, "drivers", name)) or {}
+    known = drivers.get(store, name)
+    if known is not None:
+        said: dict[str, Any] = {"store": known.store, "options": known.options}
+    else:
+        said = records.read(records.path(store.root, "drivers", name)) or {}
     fixed, identity = said.get("options"), said.get("store")
     chosen = options.check(plugin, {**(fixed if isinstance(fixed, dict) else {}), **settings.options_of(name)})
     if not isinstance(identity, str) or not identity:
         if not init:
             raise StoreError("the record of its identity is lost")
         identity = plugin.init(root, chosen, make_host())  # the identity of the store that is there
-    driver = plugin.open(root, chosen, make_host(), store=identity)  # type: ignore[arg-type]
+    if not store.locks.exclude(f"driver.{name}", wait=_WAIT):
+        raise Busy(f"the {name} store is being opened by another command", remedy="try again")
+    try:
+        driver = plugin.open(root, chosen, make_host(), store=identity)  # type: ignore[arg-type]
+    finally:
+        store.locks.let_go(f"driver.{name}")
     try:
         found = list(driver.scan())
     finally:
@@ -375,6 +389,8 @@ def _containers(store: Store, held: Mapping[str, Sequence[api.StoredObject]], lo
     count = 0
     there = _of_kind(held, "active")
     for id_ in sorted(os.listdir(f"{store.root}/containers")):
+        if containers.exact(store, id_) is not None:
+            continue
         value = records.read(records.path(store.root, "containers", id_))
         if value is None:
             lost.append(f"containers/{id_} has no record: what was asked for it is lost")

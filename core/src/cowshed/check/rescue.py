@@ -4,10 +4,13 @@ read-only.
     DIR/images                  an OCI layout (image-spec image-layout.md), which `cowshed load -i` and others read
     DIR/containers/NAME.tar     the whole tree of a container, as its archive
     DIR/containers/NAME.json    what it was asked for, and its OCI configuration
+    DIR/containers/ID.json      the same of one that nothing tells the layer of
     DIR/volumes/NAME.tar        what a volume holds
+    DIR/layers/DRIVER.ID.tar    what a layer holds that belongs to none of these; of one whose parent is not known, and
+                                that lies in a directory of its own, what it changed
 
-The store is not written to. Its database is read from a copy; one that cannot be read is made again, from what lies
-beside it, in a scratch directory.
+The store is not written to. Its database is read from a copy, which is completed by what lies beside it; one that
+cannot be read is made again from that in a scratch directory. A file that is not whole is called NAME.part.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ from cowshed.image.blobs import BlobStore
 from cowshed.layers import archive, changes
 from cowshed.layers.driver import open_driver
 from cowshed.layers.layers import Layers
-from cowshed.state import containers, images, making
+from cowshed.state import containers, drivers, images, making, records
 from cowshed.state import layers as rows
 from cowshed.state import volumes as volume_rows
 from cowshed.state.locks import Locks
+from cowshed.storage import api
 from cowshed.storage.errors import StorageError
 from cowshed.storage.record import record
 from cowshed_linux import files
@@ -36,7 +40,7 @@ from cowshed_runtime.fastjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from cowshed.engine import Engine
@@ -48,7 +52,7 @@ if TYPE_CHECKING:
 class Saved:
     """One thing that was to be saved: error is "" if it is whole."""
 
-    kind: str  # image, container, volume
+    kind: str  # image, container, volume, layer, driver
     name: str
     error: str
 
@@ -87,13 +91,18 @@ def _opened(engine: Engine, scratch: str, told: Callable[[str], None]) -> Store:
         if wrong:
             store.close()
             raise StoreError(f"the database is damaged: {wrong[0]}")
+        store.writable, store.recording = True, False  # it is this command's alone
     except StoreError as error:
         told(f"{error}: it is made again from what lies beside it")
         store = making.make_again(settings.root, settings.run_root, rebuild.identity(settings.root), beside=scratch)
-        for line in rebuild.fill(store, settings, init=False).lost:
+    try:
+        if not os.access(f"{settings.root}/locks", os.W_OK):  # a disk that is read-only: nobody else can work there
+            store.locks = Locks(f"{scratch}/locks")
+        for line in rebuild.fill(store, settings, rescuing=True).lost:
             told(line)
-    if not os.access(f"{settings.root}/locks", os.W_OK):  # a disk that is read-only: nobody else can work there
-        store.locks = Locks(f"{scratch}/locks")
+    except BaseException:
+        store.close()
+        raise
     return store
 
 
@@ -115,14 +124,43 @@ class _Rescue:
         _write(f"{self._target}/images/oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         for row in containers.list_all(self._store):
             yield self._saved("container", row.name, self._container, row)
+        known = {row.id for row in containers.list_all(self._store)}
+        for id_ in sorted(os.listdir(f"{self._store.root}/containers")):
+            if id_ not in known:
+                yield self._saved("container", id_, self._container_alone, id_)
         for volume in volume_rows.list_all(self._store):
             yield self._saved("volume", volume.name, self._volume, volume.name)
+        for name in drivers.names(self._store):
+            yield from self._of_nobody(name)
+        for folder in ("images/blobs/sha256", "images", "containers", "volumes", "layers", ""):
+            if os.path.isdir(f"{self._target}/{folder}"):
+                files.sync_directory(f"{self._target}/{folder}")
+
+    def _of_nobody(self, driver: str) -> Iterator[Saved]:
+        """The layers that a driver holds and no image, container, conversion or running command has."""
+        try:
+            held = self._held(driver)
+            objects = [found for found in held.driver.scan() if found.kind is api.ObjectKind.LAYER and found.layer]
+        except (CowshedError, StorageError, OSError) as error:
+            yield Saved("driver", driver, f"what it holds that nobody knows cannot be told: {error}")
+            return
+        owned = {
+            id_
+            for (id_,) in self._store.query(
+                "select id from layers where kind = 'committed' or number in (select number from containers) "
+                "or number in (select number from journal) or number in (select layer from converted)"
+            )
+        }
+        for found in sorted(objects, key=lambda each: str(each.layer)):
+            if found.layer not in owned:
+                os.makedirs(f"{self._target}/layers", mode=0o700, exist_ok=True)
+                yield self._saved("layer", str(found.layer), self._layer_alone, held, found)
 
     def _saved(self, kind: str, name: str, work: Callable[..., None], *what: Any) -> Saved:
         self._told(f"{kind} {name}")
         try:
             work(*what)
-        except (CowshedError, StorageError, OSError, ValueError) as error:
+        except (CowshedError, StorageError, OSError, ValueError, TypeError, KeyError) as error:
             return Saved(kind, name, str(error))
         return Saved(kind, name, "")
 
@@ -179,11 +217,13 @@ class _Rescue:
 
     def _new(self, pieces: Iterator[bytes]) -> tuple[str, int]:
         path, found = f"{self._target}/images/blobs/sha256/new", hashlib.sha256()
-        with open(path, "wb") as file:
+
+        def seen() -> Iterator[bytes]:
             for piece in pieces:
                 found.update(piece)
-                file.write(piece)
-            size = file.tell()
+                yield piece
+
+        size = _whole(path, seen())
         digest = f"sha256:{found.hexdigest()}"
         os.rename(path, f"{self._target}/images/blobs/sha256/{found.hexdigest()}")
         self._written[digest] = size
@@ -191,27 +231,53 @@ class _Rescue:
 
     def _put(self, digest: str, size: int, pieces: Any) -> None:
         if digest not in self._written:
-            with open(f"{self._target}/images/blobs/{digest.replace(':', '/')}", "wb") as file:
-                for piece in pieces:
-                    file.write(piece)
+            _whole(f"{self._target}/images/blobs/{digest.replace(':', '/')}", pieces)
             self._written[digest] = size
 
     # ------------------------------------------------------------ containers and volumes
 
     def _container(self, row: ContainerRow) -> None:
-        folder = f"{self._store.root}/containers/{row.id}"
-        about = {"record": containers.record_of(row, "", None), "configuration": None}
-        try:
-            with open(f"{folder}/config.json", "rb") as file:
-                about["configuration"] = loads(file.read())
-        except (OSError, ValueError) as error:
-            self._told(f"container {row.name}: its configuration cannot be read: {error}")
-        _write(f"{self._target}/containers/{row.name}.json", dumps(about).encode())
+        self._about(row.id, row.name, containers.record_of(row, "", None))
         if state.alive(f"{self._store.run}/c/{row.id[:32]}"):
             raise Conflict(f"it runs: cowshed stop {row.name}, and save again; or cowshed cp")
         held = self._held(row.driver)
         with held.mounted(held.load(row.number), read_only=True) as root:
             self._tree(root, f"{self._target}/containers/{row.name}.tar")
+
+    def _container_alone(self, id_: str) -> None:
+        self._about(id_, id_, records.read(records.path(self._store.root, "containers", id_)))
+        raise StoreError("its layer is not known: if it is there it is among the layers; what was asked for is saved")
+
+    def _about(self, id_: str, name: str, record: dict[str, Any] | None) -> None:
+        about = {"record": record, "configuration": None}
+        try:
+            with open(f"{self._store.root}/containers/{id_}/config.json", "rb") as file:
+                about["configuration"] = loads(file.read())
+        except (OSError, ValueError) as error:
+            self._told(f"container {name}: its configuration cannot be read: {error}")
+        _write(f"{self._target}/containers/{name}.json", dumps(about).encode())
+
+    def _layer_alone(self, held: Layers, found: api.StoredObject) -> None:
+        """Its parent is known if the driver tells it, or its row."""
+        assert found.layer is not None
+        target = f"{self._target}/layers/{held.name}.{found.layer}.tar"
+        row = rows.by_id(self._store, found.layer)
+        below = rows.by_id(self._store, found.parent) if found.parent is not None else None
+        if row is not None:
+            layer = held.load(row.number)
+        else:
+            parent = held.load(below.number) if below is not None else None
+            kind = found.layer_kind or api.Kind.ACTIVE
+            layer = api.Layer(found.layer, found.number or 0, kind, parent, found.data)
+        if row is None and below is None and api.has_diff_tree(held.driver):
+            fd = os.open(held.driver.diff_tree(layer).directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._tree(fd, target)
+            finally:
+                os.close(fd)
+        else:
+            with held.mounted(layer, read_only=True) as root:
+                self._tree(root, target)
 
     def _volume(self, name: str) -> None:
         fd = os.open(f"{self._store.root}/volumes/{name}/_data", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -221,9 +287,19 @@ class _Rescue:
             os.close(fd)
 
     def _tree(self, root: int, path: str) -> None:
-        with open(path, "wb") as file:
-            for piece in archive.stream(changes.of_trees(None, root), root):
-                file.write(piece)
+        _whole(path, archive.stream(changes.of_trees(None, root), root))
+
+
+def _whole(path: str, pieces: Iterable[bytes]) -> int:
+    """Write a file that has its name when it is whole and durable; how many bytes it has."""
+    with open(f"{path}.part", "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        size = file.tell()
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"{path}.part", path)
+    return size
 
 
 def _digest(data: bytes) -> str:
@@ -231,4 +307,4 @@ def _digest(data: bytes) -> str:
 
 
 def _write(path: str, data: bytes) -> None:
-    files.write_atomically(path, data, durable=False)
+    files.write_atomically(path, data)
