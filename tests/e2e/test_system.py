@@ -203,6 +203,20 @@ def test_check_sees_blobs_that_are_gone_cut_or_damaged(checked):
     assert checked.ok("system", "check", "--deep") == "clean\n"
 
 
+def test_a_damaged_archive_that_cannot_be_fetched_stays(checked):
+    checked.ok("tag", checked.image, "127.0.0.1:1/gone:1")
+    checked.ok("untag", checked.image)
+    blob = next((checked.root / "blobs/sha256").iterdir())
+    with open(blob, "r+b") as file:
+        file.seek(40)
+        file.write(b"other")
+    damaged = blob.read_bytes()
+    told = checked.ok("storage", "repair", "--deep", "-f", status=1)
+    assert f"failed: blob.damaged sha256:{blob.name}" in told
+    assert blob.read_bytes() == damaged
+    assert os.listdir(checked.root / "blobs/partial") == []
+
+
 def test_check_sees_folders_of_nobody_and_a_configuration_that_is_gone(checked):
     (container,) = os.listdir(checked.root / "containers")
     os.unlink(checked.root / "containers" / container / "config.json")

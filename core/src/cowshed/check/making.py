@@ -8,9 +8,11 @@ would lose their files; of the others, which have their own copy of it, because 
 
 from __future__ import annotations
 
+import os
+
 from cowshed.check.blobs import is_whole
 from cowshed.check.contents import archive_of
-from cowshed.errors import CowshedError, ImageError, NotFound
+from cowshed.errors import Busy, CowshedError, ImageError, NotFound
 from cowshed.image.blobs import BlobStore
 from cowshed.image.manifest import Descriptor
 from cowshed.layers import unused
@@ -19,10 +21,13 @@ from cowshed.state import images
 from cowshed.state import layers as rows
 from cowshed.state.leases import Lease
 from cowshed.storage import api
-from cowshed.storage.errors import InUse, LayerId
+from cowshed.storage.errors import InUse, LayerId, NoSpace, StorageError
+from cowshed_linux import locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from cowshed.engine import Engine
     from cowshed.image.progress import Progress
     from cowshed.layers.layers import Layers
@@ -98,8 +103,10 @@ def _make(layers: Layers, row: LayerRow, digest: str, diff_id: str, durability: 
 
     blobs, store = BlobStore(layers.store.root), layers.store
     old = layers.load(row.number)
+    _require_room(layers, old, max(blobs.size(digest), 0))
+    _purge(layers, row)  # before anything is gone: nobody else is at it
     layers.erase(old)
-    layers.purge(_PURGE_SECONDS)  # what is left of it has the same number (rule E3)
+    _purge(layers, row)  # what is left of it has the same number (rule E3)
     step("rebuild.erased")
     active = api.Layer(LayerId(row.id), row.number, api.Kind.ACTIVE, old.parent)
     active = layers.prepare(active, api.LayerOptions(durable=False))
@@ -121,35 +128,90 @@ def _make(layers: Layers, row: LayerRow, digest: str, diff_id: str, durability: 
         rows.trust(tx, row.number)
 
 
+def _require_room(layers: Layers, old: api.Layer, least: int) -> None:
+    """Refuse to erase a layer where the new one cannot fit, which takes what the old one takes, and not less than its
+    archive. NoSpace."""
+    free = layers.driver.health().data_free
+    try:
+        needed = max(least, layers.usage(old).own)
+    except (StorageError, OSError):
+        needed = least  # it is so damaged that it cannot be measured
+    if free is not None and needed > free:
+        raise NoSpace(
+            f"layer {old.id[:12]} is not made again: it takes {needed} bytes, and driver {layers.name} has {free} free",
+            layer=old.id, remedy="free space there: cowshed storage df shows what takes it",
+        )  # fmt: skip
+
+
+def _purge(layers: Layers, row: LayerRow) -> None:
+    if layers.purge(_PURGE_SECONDS) is None:
+        raise Busy(
+            f"layer {row.id[:12]}: another command deletes what is left over in driver {layers.name}",
+            remedy="try again when it has ended",
+        )
+
+
+class _Aside:
+    """`with _Aside(blobs, digest):` an archive that is damaged is out of the way of the one that is fetched; it comes
+    back if none is: what it still has may be all that there is. Meanwhile it is locked, so that nobody takes it for
+    what a dead command left."""
+
+    def __init__(self, blobs: BlobStore, digest: str) -> None:
+        self._blobs, self._digest, self._fd = blobs, digest, -1
+        self._path = f"{os.path.dirname(blobs.staging_path())}/new.{os.getpid()}.{digest.rpartition(':')[2][:16]}"
+
+    def __enter__(self) -> None:
+        if is_whole(self._blobs, self._digest) is False:
+            path = self._blobs.path(self._digest)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            locks.lock_file(self._fd, wait=False)
+            os.rename(path, self._path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd < 0:
+            return
+        try:
+            if self._blobs.size(self._digest) < 0:
+                os.rename(self._path, self._blobs.path(self._digest))
+            else:
+                os.unlink(self._path)
+        finally:
+            os.close(self._fd)
+
+
 def fetch(engine: Engine, digest: str, progress: Progress) -> None:
-    """Bring a blob again from a registry that one of its images is named after. ImageError if none has it."""
+    """Bring a blob again from a registry that one of its images is named after. ImageError if none has it: then one
+    that is damaged stays as it is."""
+    blobs = BlobStore(engine.store.root)
+    with Lease(engine.store, [digest]), _Aside(blobs, digest):
+        _fetch(engine, blobs, digest, progress)
+
+
+def _fetch(engine: Engine, blobs: BlobStore, digest: str, progress: Progress) -> None:
     from cowshed.image import reference
     from cowshed.image.pull import Downloads
     from cowshed.registry.client import Client
 
-    store = engine.store
-    blobs = BlobStore(store.root)
     said = ""
-    for image, names in images.list_all(store):
+    for image, names in images.list_all(engine.store):
         found = next((blob for blob in image.blobs if blob[0] == digest), None)
         for name in names if found is not None else ():
             assert found is not None
             parsed = reference.parse(name)
             blob = Descriptor(digest, found[2], found[1])
             settings = engine.settings.registries.get(parsed.registry) or {}
-            with Lease(store, [digest]):
-                if is_whole(blobs, digest) is False:
-                    blobs.remove(digest)
-                try:
-                    with (
-                        Client(parsed.registry, parsed.repository, settings) as client,
-                        Downloads(blobs, client, [blob], progress, client.abort) as downloads,
-                    ):
-                        downloads.start()
-                        downloads.wait()
-                    return
-                except (CowshedError, OSError) as error:
-                    said = said or f": {error}"
+            try:
+                with (
+                    Client(parsed.registry, parsed.repository, settings) as client,
+                    Downloads(blobs, client, [blob], progress, client.abort) as downloads,
+                ):
+                    downloads.start()
+                    downloads.wait()
+                return
+            except (CowshedError, OSError) as error:
+                said = said or f": {error}"
     raise ImageError(
         f"blob {digest[:19]} cannot be fetched{said or ': no image that lists it has a name'}",
         remedy="pull or load its image again",

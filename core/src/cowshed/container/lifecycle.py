@@ -437,12 +437,12 @@ def remove(engine: Engine, row: ContainerRow, *, force: bool, with_volumes: bool
 
 def claim(engine: Engine, row: ContainerRow) -> ContainerRow | None:
     """Take the `containers` byte of a container, whose number a conversion may have switched since its row was read:
-    its row as it is now. None if it is gone. Busy."""
+    its row, read again if that is so. None if it is gone. Busy."""
     while True:
         engine.store.locks.take("containers", row.number, wait=_PATIENCE, what=f"container {row.name}")
         now = containers.exact(engine.store, row.id)
         if now is not None and now.number == row.number:
-            return now
+            return row
         engine.store.locks.release("containers", row.number)
         if now is None:
             return None
