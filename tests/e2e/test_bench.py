@@ -173,6 +173,14 @@ def _loops(tmp_path):
     return sum("backing_file" in line for line in left(tmp_path))
 
 
+def kill_all(running, tmp_path):
+    """End supervisor and worker by SIGKILL, and wait for both: the worker is nobody's child then."""
+    known = [each for one in entries(tmp_path) for each in one["processes"]]
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait(60)
+    until(lambda: not any(process.lives(pid, birth) for pid, birth in known), "the worker goes on")
+
+
 def test_ctrl_c_leaves_nothing(engine, bench, tmp_path):
     running, _ = started(engine, bench, tmp_path)
     os.killpg(running.pid, signal.SIGINT)
@@ -207,8 +215,7 @@ def test_a_worker_whose_supervisor_is_killed_ends(engine, bench, tmp_path):
 
 def test_what_kill_9_of_all_leaves_is_taken_by_clean(engine, bench, tmp_path):
     running, _ = started(engine, bench, tmp_path)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait(60)
+    kill_all(running, tmp_path)
     assert left(tmp_path) != []
     assert engine.ok("bench", "--clean") == "1 dead runs cleaned up after\n"
     assert left(tmp_path) == []
@@ -217,8 +224,7 @@ def test_what_kill_9_of_all_leaves_is_taken_by_clean(engine, bench, tmp_path):
 
 def test_what_kill_9_of_all_leaves_is_taken_by_the_next_run(engine, bench, tmp_path):
     running, _ = started(engine, bench, tmp_path)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait(60)
+    kill_all(running, tmp_path)
     done = engine(*bench(*TINY, "--subject", "copy@ext4", "--scenario", "child"))
     assert done.returncode == 0
     assert b"cleaned up after 1 runs that were killed" in done.stderr
@@ -232,8 +238,7 @@ def test_what_kill_9_leaves_in_a_directory_of_ones_own_is_taken(engine, tmp_path
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     until(lambda: list((tmp_path / "place").glob("cowshed-bench-*/*/store/*")), "the run has made no store")
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait(60)
+    kill_all(running, tmp_path)
     place, elsewhere = tmp_path / "place", tmp_path / "elsewhere"
     place.rename(elsewhere)  # as a disk that is not mounted now
     place.mkdir()
@@ -341,8 +346,7 @@ def test_a_device_is_nobody_elses_meanwhile_and_empty_though_the_worker_is_kille
 def test_a_device_of_a_dead_run_is_emptied_when_it_is_named(engine, tmp_path, disk):
     device, node = disk
     running, entry = endless_on(engine, tmp_path, device, node)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait(60)
+    kill_all(running, tmp_path)
     for _ in range(2):
         done = engine("bench", "--clean")
         assert done.returncode == 1
@@ -363,8 +367,7 @@ def test_a_device_of_a_dead_run_is_emptied_when_it_is_named(engine, tmp_path, di
 def test_another_disk_of_the_same_name_is_left_alone(engine, tmp_path, disk):
     device, node = disk
     running, _ = endless_on(engine, tmp_path, device, node)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait(60)
+    kill_all(running, tmp_path)
     (path,) = (tmp_path / "store/bench").glob("*.json")
     entry = json.loads(path.read_text())
     path.write_text(json.dumps(entry | {"identity": entry["identity"] + 1}))
