@@ -20,6 +20,7 @@ from cowshed_testing.images import Image, LayerTar, busybox_layer
 from cowshed_testing.places import NotHere, with_loops, zfs_pool
 
 from cowshed_conformance.backing import file_system
+from cowshed_runtime.cgroup import layout
 
 # Where a conversion can be killed, and the commands that end it
 CONVERT = (
@@ -397,6 +398,31 @@ def test_what_the_twin_of_is_not_there_is_not_let_go(store, archives):
     clean(store)
 
 
+def test_nothing_is_rolled_back_to_what_is_not_there(one):
+    one.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    before = tree(one, "other")
+    ((container,), (image,)) = (
+        sqlite(one, f"select id from layers join converted on layer = number where container {which} null limit 1")[0]
+        for which in ("is not", "is")
+    )
+    (lost,) = (path for path in (one.root / "drivers/overlay").rglob(f"*{container}*") if path.is_dir())
+    lost.rename(one.root / "lost")
+    for words in ((), ("--force",)):
+        done = one("storage", "rollback", *words)
+        assert done.returncode == 125
+        assert f"container other cannot go back: its layer {container} is not in driver overlay" in done.stderr.decode()
+        assert tree(one, "other") == before
+    (one.root / "lost").rename(lost)
+    (below,) = (path for path in (one.root / "drivers/overlay").rglob(f"*{image}*") if path.is_dir())
+    below.rename(one.root / "lost")  # with it no layer of the chain can be mounted
+    assert one("storage", "rollback", "--force").returncode == 125
+    assert tree(one, "other") == before
+    (one.root / "lost").rename(below)
+    one.ok("storage", "rollback")
+    assert tree(one, "other") == before
+    clean(one)
+
+
 def test_accepting_asks_first(one):
     one.ok("storage", "convert", "--to", "copy", "--all", "-q")
     layers = rows(one, "overlay")
@@ -460,6 +486,37 @@ def test_a_database_made_again_knows_the_conversion_that_waits(store, archives):
     assert [row[:5] for row in rows(store, "overlay")] == [row[:5] for row in layers]
     assert tree(store, "other") == before
     clean(store)
+
+
+def test_a_container_of_which_a_process_is_left_is_not_rolled_back(store, archives):
+    """Its monitor was killed, and what it started lives on: as `Held` sees it for all that works on containers."""
+    store.ok("--driver", "overlay", "load", "-q", "-i", archives[ONE])
+    store.ok("--driver", "overlay", "create", "--name", "other", ONE, "true")
+    store.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    (id_,) = os.listdir(store.root / "containers")
+    with subprocess.Popen(["sleep", "1000"]) as left, control_group(id_, left.pid):
+        try:
+            done = store("storage", "rollback")
+            assert done.returncode == 125
+            assert f"process {left.pid} of container other lives on without its monitor" in done.stderr.decode()
+            assert drivers_of(store) == ["copy"]
+        finally:
+            left.kill()
+            left.wait()
+    store.ok("storage", "rollback")
+    clean(store)
+
+
+@contextlib.contextmanager
+def control_group(id_, pid):
+    """A group as the runtime makes one for a container, with a process in it."""
+    folder = next(path for path in layout.directories(id_) if "cpuset" not in path)  # which takes none as it is made
+    os.makedirs(folder)
+    try:
+        Path(folder, "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        os.rmdir(folder)
 
 
 @pytest.fixture

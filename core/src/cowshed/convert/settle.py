@@ -25,7 +25,7 @@ from cowshed_linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from cowshed.engine import Engine
     from cowshed.layers.layers import Layers
@@ -48,7 +48,7 @@ class Outlook:
     gone: int  # of those that were removed since
     kept: tuple[str, ...]  # why something stays where it is
     refused: tuple[str, ...]
-    unproven: frozenset[int] = frozenset()  # first layers that stay, as what takes their place is not there
+    unproven: frozenset[int] = frozenset()  # first layers of pairs of which the one to be kept is not there
 
 
 def pending(engine: Engine) -> Conversion:
@@ -71,9 +71,14 @@ def outlook_of_acceptance(engine: Engine) -> Outlook:
         for row in containers.list_all(engine.reader)
         if row.driver in sources
     ]
-    unproven = _unproven(engine, conversion.target, done)
-    kept += unproven.values()
-    stay = frozenset(unproven)
+    twins = [(conversion.target, each.twin, each.container is None) for each in done if each.twin is not None]
+    unproven = _unproven(engine, twins)
+    stay = frozenset(each.layer for each in done if each.twin in unproven)
+    kept += [
+        f"layer {_name(engine, each.layer)} stays on driver {each.driver}: its twin {unproven[each.twin]}"
+        for each in done
+        if each.twin is not None and each.twin in unproven
+    ]
     return Outlook(
         conversion.target, sources, len(_replaced(engine, done, stay)),
         tuple(row.name for row in names if row.number not in {each.twin for each in done if each.layer in stay}),
@@ -81,37 +86,40 @@ def outlook_of_acceptance(engine: Engine) -> Outlook:
     )  # fmt: skip
 
 
-def _unproven(engine: Engine, target: str, done: list[Converted]) -> dict[int, str]:
-    """By first layer, why it stays: what is to take its place is not there, not durable, or cannot be mounted.
-    StorageError, OSError if the target cannot say what it has."""
-    twins = [each for each in done if each.twin is not None]
-    if not twins:
-        return {}
-    layers = engine.look(target)
-    there = {found.layer: found.layer_kind for found in layers.driver.scan() if found.kind is api.ObjectKind.LAYER}
-    kept = {}
-    for each in twins:
-        why = _wrong_with(layers, each, there)
-        if why:
-            row = rows.get(engine.reader, each.layer)
-            name = row.id if row is not None else each.layer
-            kept[each.layer] = f"layer {name} stays on driver {each.driver}: its twin {why}"
-    return kept
+def _unproven(engine: Engine, needed: Iterable[tuple[str, int, bool]]) -> dict[int, str]:
+    """Of layers (driver, number, whether it is an image's) that are to be the only ones: by number, what is wrong with
+    those that are not there, not durable, or cannot be mounted. What opening and scanning the drivers raises."""
+    found: dict[int, str] = {}
+    by_driver: dict[str, list[tuple[int, bool]]] = {}
+    for driver, number, of_image in needed:
+        by_driver.setdefault(driver, []).append((number, of_image))
+    for driver, numbers in by_driver.items():
+        layers = engine.look(driver)
+        there = {each.layer: each.layer_kind for each in layers.driver.scan() if each.kind is api.ObjectKind.LAYER}
+        for number, of_image in numbers:
+            why = _wrong_with(layers, number, api.Kind.COMMITTED if of_image else api.Kind.ACTIVE, there)
+            if why:
+                found[number] = why
+    return found
 
 
-def _wrong_with(layers: Layers, each: Converted, there: Mapping[LayerId | None, api.Kind | None]) -> str:
-    twin = rows.get(layers.store, each.twin) if each.twin is not None else None
-    wanted = api.Kind.COMMITTED if each.container is None else api.Kind.ACTIVE
-    if twin is None or api.Kind(twin.kind) is not wanted or LayerId(twin.id) not in there:
+def _wrong_with(layers: Layers, number: int, wanted: api.Kind, there: Mapping[LayerId | None, api.Kind | None]) -> str:
+    chain = [rows.get(layers.store, n) for n, *_ in rows.chain(layers.store, number)]
+    if not chain or chain[0] is None or api.Kind(chain[0].kind) is not wanted:
         return f"is not in driver {layers.name}"
-    if there[LayerId(twin.id)] not in (wanted, None):
-        return f"is not {wanted.value} in driver {layers.name}"
-    if wanted is api.Kind.COMMITTED and not (twin.durable or twin.boot_id == process.boot_id()):
-        return "may have been cut by a power cut"
-    if layers.store.locks.held("mounts", twin.number):
+    for n, row in enumerate(chain):  # a driver may plan a mount without a look at what is far below
+        kind = api.Kind.COMMITTED if n else wanted
+        which = f"stands on layer {row.id}, which " if n and row is not None else ""
+        if row is None or LayerId(row.id) not in there:
+            return f"{which}is not in driver {layers.name}"
+        if there[LayerId(row.id)] not in (kind, None):
+            return f"{which}is not {kind.value} in driver {layers.name}"
+        if kind is api.Kind.COMMITTED and not (row.durable or row.boot_id == process.boot_id()):
+            return f"{which}may have been cut by a power cut"
+    if layers.store.locks.held("mounts", number):
         return ""  # somebody has it mounted at this moment
     try:
-        layer = layers.load(twin.number)
+        layer = layers.load(number)
         if not api.has_activation(layers.driver):
             layers.plan(layer, read_only=True)
         else:
@@ -124,6 +132,11 @@ def _wrong_with(layers: Layers, each: Converted, there: Mapping[LayerId | None, 
     return ""
 
 
+def _name(engine: Engine, number: int) -> str:
+    row = rows.get(engine.reader, number)
+    return row.id if row is not None else str(number)
+
+
 def _replaced(engine: Engine, done: list[Converted], stay: frozenset[int]) -> list[int]:
     """The layers of images that are not needed any more where they were. What stays keeps those that it stands on."""
     below = {number for layer in stay for number, *_ in rows.chain(engine.reader, layer)}
@@ -131,11 +144,14 @@ def _replaced(engine: Engine, done: list[Converted], stay: frozenset[int]) -> li
     return _alone(engine, found - below)
 
 
-def _made(engine: Engine, done: list[Converted]) -> list[int]:
-    """The layers of images that were made for the conversion, and that no image that came since stands on."""
-    return _alone(
-        engine, {each.twin for each in done if each.container is None and each.made and each.twin is not None}
-    )
+def _made(engine: Engine, done: list[Converted], unproven: Collection[int] = ()) -> list[int]:
+    """The layers of images that were made for the conversion, and that no image that came since stands on. unproven:
+    first layers that are not there any more, whose twins stay with those that they stand on."""
+    made = {each.twin: each.layer for each in done if each.container is None and each.made and each.twin is not None}
+    below = {
+        number for twin, layer in made.items() if layer in unproven for number, *_ in rows.chain(engine.reader, twin)
+    }
+    return _alone(engine, made.keys() - below)
 
 
 def _alone(engine: Engine, numbers: set[int]) -> list[int]:
@@ -192,9 +208,13 @@ def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
     conversion, done = pending(engine), conversions.list_all(engine.reader)
     rows_, gone = _boxes(engine, done)
     by_id = {each.container: each for each in done if each.container is not None}
+    first = [(each.driver, each.layer, each.container is None) for each in done if each.twin is not None]
+    unproven = _unproven(engine, first)
     refused = []
     for row in rows_:
-        why = _work_since(engine, conversion, by_id[row.id], row, force=force)
+        layer = by_id[row.id].layer
+        why = f"cannot go back: its layer {_name(engine, layer)} {unproven[layer]}" if layer in unproven else ""
+        why = why or _work_since(engine, conversion, by_id[row.id], row, force=force)
         if why:
             refused.append(f"container {row.name} {why}")
     twins = {each.twin for each in done}
@@ -203,16 +223,21 @@ def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
         for row in containers.list_all(engine.reader)
         if row.driver == conversion.target and row.id not in by_id and _stands_on(engine, row, twins)
     ]
+    kept += [
+        f"layer {_name(engine, each.layer)} {unproven[each.layer]}: its twin stays on driver {conversion.target}"
+        for each in done
+        if each.container is None and each.made and each.layer in unproven
+    ]
     return Outlook(
         conversion.target, _sources(conversion, done),
-        len(_made(engine, done)),
-        tuple(row.name for row in rows_), gone, tuple(kept), tuple(refused),
+        len(_made(engine, done, unproven)),
+        tuple(row.name for row in rows_), gone, tuple(kept), tuple(refused), frozenset(unproven),
     )  # fmt: skip
 
 
 def roll_back(engine: Engine, *, force: bool = False) -> Outlook:
-    """Give every container the layer back that it had, and let the layers go that were made. Conflict if one runs or,
-    unless force, has changed since."""
+    """Give every container the layer back that it had, and let the layers go that were made. Conflict if that layer is
+    not there, if one runs or, unless force, has changed since; and what `Held` raises."""
     conversion, done = pending(engine), conversions.list_all(engine.store)
     boxes = [each for each in done if each.container is not None]
     with ExitStack() as held:
@@ -227,7 +252,7 @@ def roll_back(engine: Engine, *, force: bool = False) -> Outlook:
             )
         back = [(each.twin, each.layer, each.driver) for each in boxes if each.twin is not None]
         gone = [each.layer for each in boxes if each.twin is None]  # of containers that were removed since
-        made = _made(engine, done)
+        made = _made(engine, done, outlook.unproven)
 
         def write(tx: Transaction) -> None:
             for twin, layer, driver in back:
