@@ -114,7 +114,9 @@ def test_a_container_stays_whose_driver_is_away(checked, record):
     assert {"container.folder", "driver.unknown"} <= {*codes}
     shutil.move(f"{checked.root}.away", store)
     if record:
-        assert checked.ok("storage", "repair", "--rebuild-database", "-f").splitlines()[-1] == "clean"
+        assert (
+            checked.ok("storage", "repair", "--rebuild-database", "--replace-whole", "-f").splitlines()[-1] == "clean"
+        )
         assert checked.names() == ["one"]
     else:
         checked("storage", "repair", "-f")

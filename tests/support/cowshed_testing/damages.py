@@ -355,6 +355,25 @@ def _(shop):
     )
 
 
+@damage("container-lost-from-everything", "a container's row is lost, and its directory too",
+        "database.reference", "layer.ownerless", "run.left", how="cannot",
+        does="cannot: what was written in it is there, and nothing removes it")  # fmt: skip
+def _(shop):
+    folder = shop.root / "containers" / shop.container[1]
+    (row,) = shop.query("select * from containers")
+    used = shop.query("select * from volume_users")
+    shop.put_away(folder)
+    shop.execute("delete from containers")
+
+    def put_back():
+        with contextlib.closing(sqlite3.connect(shop.root / "db.sqlite", isolation_level=None)) as db:
+            db.execute(f"insert into containers values ({', '.join('?' * len(row))})", row)
+            db.executemany("insert or ignore into volume_users values (?, ?)", used)
+        (shop.run / "c" / shop.container[1][:32]).mkdir(exist_ok=True)
+
+    shop.undo.append(put_back)
+
+
 @damage("container-row-of-nothing", "the database knows a container that has no layer", "container.no-layer",
         does="forgets the container")  # fmt: skip
 def _(shop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from cowshed.check import database, objects, rebuild
 from cowshed.check.findings import NOTE, WARNING, Finding
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cowshed.state.rows import ContainerRow
     from cowshed.state.store import Store
 
+_LOOKS, _BETWEEN = 5, 0.02  # seconds
 _ANONYMOUS = 64  # hexadecimal digits of the name of a volume that nobody named
 
 
@@ -113,7 +115,10 @@ def _ownerless(engine: Engine) -> Iterator[Finding]:
             continue
         if not of_container(store.root, id_):
             text = f"driver {driver}: layer {id_} is writable and of no container"
-            yield Finding("layer.ownerless", id_, text, WARNING, "remove it", driver=driver)
+            if _is_in_driver(engine, driver, id_) is False:
+                yield Finding("layer.ownerless", id_, text, WARNING, "forget it: it is not there", driver=driver)
+            else:
+                yield Finding("layer.ownerless", id_, text, remedy=objects.RESCUE, driver=driver)
 
 
 def _volumes(engine: Engine) -> Iterator[Finding]:
@@ -140,11 +145,10 @@ def _is_filled(engine: Engine, name: str) -> bool:
 def _records(engine: Engine) -> Iterator[Finding]:
     store = engine.store
     expected = records.all_wanted(store)
-    for kind, name in expected:
-        path = records.path(store.root, kind, name)
-        if records.read(path) != records.wanted(store, kind, name) and not _is_wrong_itself(store, kind, name):
+    for kind, name in _wrong_records(store, expected):
+        if not _is_wrong_itself(store, kind, name):
             what = f"the record of {kind[:-1]} {name.removeprefix('sha256:')[:32]}"
-            if os.path.exists(path):
+            if os.path.exists(records.path(store.root, kind, name)):
                 yield Finding(
                     "record.wrong", f"{kind}/{name}", f"{what} does not say what the database says", WARNING,
                     "write it again", data={"record": (kind, name)},
@@ -162,6 +166,21 @@ def _records(engine: Engine) -> Iterator[Finding]:
             yield from _left_record(engine, kind, name)
     for row in containers.list_all(store):
         yield from _container_record(engine, row)
+
+
+def _wrong_records(store: Store, expected: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of these records that do not say what the database says, at none of some looks: they follow what is
+    committed, and an image's names may change all the time."""
+    wrong = expected
+    for n in range(_LOOKS):
+        if n and wrong:
+            time.sleep(_BETWEEN)
+        wrong = [
+            (kind, name)
+            for kind, name in wrong
+            if records.read(records.path(store.root, kind, name)) != records.wanted(store, kind, name)
+        ]
+    return wrong
 
 
 def _is_wrong_itself(store: Store, kind: str, name: str) -> bool:

@@ -254,7 +254,7 @@ def _remove_layer(engine: Engine, number: int) -> None:
 def _ownerless(engine: Engine, finding: Finding) -> None:
     row = layers.by_id(engine.store, finding.object)
     if row is not None:
-        _remove_layer(engine, row.number)
+        _forget_container(engine, row.number, row.driver, row.id)
 
 
 def _orphan(engine: Engine, finding: Finding) -> None:
