@@ -269,6 +269,10 @@ def test_killed_while_a_database_is_made_again_the_old_one_is_there(used):
         if not n:
             assert database(used) == before
             assert used.ok("storage", "check") == "clean\n"
+    # Nor is the new one deleted when that fails instead.
+    assert (used.root / "rebuild.new/whole.sqlite").exists()
+    assert used(*REBUILD, env={"COWSHED_FAULT": "error@rebuild.aside"}).returncode == 125
+    assert (used.root / "rebuild.new/whole.sqlite").exists()
     done = used.ok(*REBUILD)
     assert "found: 1 drivers, 1 images, 3 layers, 1 containers, 1 volumes" in done
     assert done.splitlines()[-1] == "clean"

@@ -476,8 +476,12 @@ def test_a_database_made_again_knows_the_conversion_that_waits(store, archives):
         True,
         True,
     )
-    store.ok("storage", "repair", "--rebuild-database", "--replace-whole", "-f")
+    words = ("storage", "repair", "--rebuild-database", "-f")
+    done = store(*words, "--replace-whole", env={"COWSHED_FAULT": "kill@rebuild.aside"})
+    assert done.returncode == -signal.SIGKILL
     assert (store.root / "lost-0.sqlite").exists()
+    assert not (store.root / "db.sqlite").exists()
+    store.ok(*words)
     assert (
         sqlite(store, "select * from converted"), sqlite(store, "select target, sources, fresh from conversion")
     ) == known  # fmt: skip

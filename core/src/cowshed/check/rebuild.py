@@ -74,23 +74,32 @@ def rebuild(settings: Settings, *, replace_whole: bool = False, without_missing:
             raise Busy(f"other commands use the store at {root}", remedy="try again when they have ended")
         making.make_places(root)
         _refuse_running(root)
+        scratch = f"{root}/{_SCRATCH}"
+        made, place = f"{scratch}/whole.sqlite", f"{root}/db.sqlite"
+        if os.path.exists(made) and not os.path.exists(place):
+            # A command was killed between the two renames: this is the only one that knows what it has carried over.
+            os.rename(made, place)
+            files.sync_directory(root)
+            replace_whole = True
         if not replace_whole and _is_whole(settings):
             raise Conflict(
                 f"the database of {root} can be read and is whole: what only it knows would be lost",
                 remedy="cowshed storage repair puts single rows right; or add --replace-whole",
             )
-        scratch = f"{root}/{_SCRATCH}"
         remove_tree(scratch)
         os.mkdir(scratch, 0o700)
         try:
             done = _made_beside(settings, scratch, strict=not without_missing)
             step("rebuild.filled")
+            os.rename(f"{scratch}/db.sqlite", made)
+            files.sync_directory(scratch)
             _put_aside(root)
             step("rebuild.aside")
-            os.rename(f"{scratch}/db.sqlite", f"{root}/db.sqlite")
+            os.rename(made, place)
             files.sync_directory(root)
         finally:
-            remove_tree(scratch)
+            if os.path.exists(place):  # else the new one may be all that there is
+                remove_tree(scratch)
         _write_records(settings)
         return done
     finally:
