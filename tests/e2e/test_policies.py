@@ -115,8 +115,8 @@ def test_gc_shows_and_removes_what_nobody_needs_and_no_more(stocked):
     (stocked.root / "blobs/sha256" / digest).write_bytes(blob)
     dry = stocked.ok("storage", "gc", "--dry-run").splitlines()
     assert dry == [
-        "Would delete Archives:", f"sha256:{digest}", "", "Would delete Objects:",
-        "overlay: 2 that wait for their deletion", "", "Would reclaim about 17kB",
+        "Would delete Archives:", f"sha256:{digest}", "", "Would delete Orphans:", f"overlay {'f' * 32}", "",
+        "Would delete Objects:", "overlay: 1 that wait for their deletion", "", "Would reclaim about 17kB",
     ]  # fmt: skip
     assert (stocked.root / "blobs/sha256" / digest).exists()
     done = stocked("storage", "gc", feed=b"y\n").stdout.decode()

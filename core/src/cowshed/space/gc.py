@@ -7,6 +7,7 @@ from cowshed.errors import CowshedError
 from cowshed.layers.check import is_rubbish
 from cowshed.space import policy as policies
 from cowshed.space.account import total
+from cowshed.state import lost
 from cowshed.storage.api import ObjectKind
 from cowshed.storage.errors import StorageError
 from cowshed.storage.record import record
@@ -39,7 +40,12 @@ class Plan:
 def plan(engine: Engine, inventory: Inventory, policy: Policy, fits: Callable[[ImageRow], bool] | None) -> Plan:
     """What `collect` would do. Images go only if there is a policy or a filter (fits): of those that no container uses,
     named or not. policy.most is about all layers and archives."""
-    leftovers = [unit for unit in inventory.units.values() if not inventory.holders_of(unit)]
+    sure, of_lost = lost.is_whole(engine.reader), lost.blobs(engine.reader)
+    leftovers = [
+        unit
+        for unit in inventory.units.values()
+        if not inventory.holders_of(unit) and (unit.kind != "archive" or (sure and unit.id not in of_lost))
+    ]
     chosen: list[Holder] = []
     if policy or fits is not None:
         found = policies.images(inventory, policy, unused=True, fits=fits or (lambda image: True))
