@@ -42,7 +42,8 @@ def look(store: Store, *, deep: bool) -> Iterator[Finding]:
 
 def _has_record(store: Store, number: int) -> bool:
     """Whether the layer that this one stands on has only lost its row, which the look at the drivers tells."""
-    (parent,) = store.query("select parent from layers where number = ?", number)[0]
+    found = store.query("select parent from layers where number = ?", number)
+    parent = found[0][0] if found else None
     said = (records.read(records.path(store.root, "layers", id_)) for id_ in records.there(store.root, "layers"))
     return any(value is not None and value.get("number") == parent for value in said)
 
@@ -76,11 +77,13 @@ def _image(store: Store, image: ImageRow) -> Iterator[Finding]:
         return
     listed = {row[0] for row in store.query("select chain_id from chains where image = ?", image.id)}
     named = {row[0] for row in store.query("select digest from image_blobs where image = ?", image.id)}
-    top = store.query("select top_chain from images where id = ?", image.id)[0][0]
+    top = store.query("select top_chain from images where id = ?", image.id)
+    if not top:
+        return  # it was removed meanwhile
     if (
         listed != {*image.chain_ids}
         or named != {blob[0] for blob in image.blobs}
-        or top != (image.chain_ids[-1] if image.chain_ids else "")
+        or top[0][0] != (image.chain_ids[-1] if image.chain_ids else "")
     ):
         text = f"image {short}: the tables of what it stands on do not follow from it"
         yield Finding("image.tables", image.id, text, WARNING, "write them again")

@@ -25,6 +25,9 @@ def _row(values: tuple[Any, ...]) -> ContainerRow:
     return ContainerRow(*cells)
 
 
+_KEPT = {"name", "image_id", "image_ref", "driver", "config", "labels"}  # that a record says and an update can change
+
+
 def insert(tx: Transaction, row: ContainerRow) -> None:
     """Conflict if the name is taken."""
     taken = tx.execute("select id from containers where name = ?", row.name)
@@ -42,6 +45,8 @@ def update(tx: Transaction, number: int, **fields: Any) -> None:
     names = ", ".join([f"{name} = ?" for name in fields])
     values = [dumps(value) if name in _JSON else value for name, value in fields.items()]
     tx.execute(f"update containers set {names} where number = ?", *values, number)
+    if _KEPT & fields.keys():
+        tx.record("containers", tx.execute("select id from containers where number = ?", number)[0][0])
 
 
 def delete(tx: Transaction, number: int) -> None:

@@ -7,9 +7,11 @@
     containers/ID/record     what a container was made of and asked for, and its layer (`cowshed.state.containers`)
 
 They follow the database: written again, by whoever has changed a row, when its transaction is durable, and never read
-by a command that has a database. They are not synced, but for those of what `storage convert` has switched and
-`storage accept` relies on. One that a power cut took, or that a killed command did not come
-to, is missing or old: `storage check` holds them against the database, and `storage repair` writes them again.
+by a command that has a database. What a killed command did not come to is done by the next one that writes: a note in
+the run directory says it (`unrecorded-PID-…`). A record whose row goes is deleted before that is durable: one without
+a row means a row that was lost. They are not synced, but for those of what `storage convert` has switched and `storage
+accept` relies on. One that a power cut took is missing or old: `storage check` holds them against the database, and
+`storage repair` writes them again.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
 
 KINDS = ("drivers", "images", "layers")
+_NOTE = "unrecorded-"  # and the number of the process, in the run directory
 _WAIT = 5.0  # seconds for another command that writes records
 
 
@@ -38,8 +41,39 @@ def folder(root: str) -> str:
     return f"{root}/records"
 
 
-def refresh(store: Store, changed: Iterable[tuple[str, str]]) -> None:
-    """Write the records of these (kind, name) as the database has them now, delete those of what it has no more.
+def announce(store: Store, changed: set[tuple[str, str]]) -> str:
+    """Note, in a file that is named, that the records of these (kind, name) are about to be old, and delete those that
+    the transaction which is about to be committed leaves no row of. What cannot be done now is left to `refresh`."""
+    listed = sorted(changed)
+    note = f"{store.run_directory()}/{_NOTE}{os.getpid()}-{id(changed):x}"
+    try:
+        files.write_atomically(note, dumps(listed).encode(), durable=False)
+        for kind, name in listed:
+            if kind != "containers" and wanted(store, kind, name) is None:
+                _unlink(path(store.root, kind, name))
+    except OSError as error:
+        log.info(f"records that are about to be old cannot be noted: {error}")
+    return note
+
+
+def recover(store: Store) -> None:
+    """Write the records that commands which died did not come to."""
+    for name in os.listdir(store.run) if os.path.isdir(store.run) else ():
+        if not name.startswith(_NOTE) or os.path.exists(f"/proc/{name.split('-')[1]}"):
+            continue  # else it lives, or another one that has its number by now does
+        try:
+            with open(f"{store.run}/{name}", "rb") as file:
+                noted = loads(file.read())
+        except FileNotFoundError:
+            continue  # another command was faster
+        except ValueError:
+            noted = []  # killed while it wrote that: its transaction was not made durable
+        refresh(store, [(kind, each) for kind, each in noted], f"{store.run}/{name}")
+
+
+def refresh(store: Store, changed: Iterable[tuple[str, str]], note: str = "") -> None:
+    """Write the records of these (kind, name) as the database has them now, delete those of what it has no more, and
+    the note of `announce`.
 
     One that cannot be written, or not now, is told and left to `storage repair`."""
     if not store.locks.exclude("records", wait=_WAIT):
@@ -55,6 +89,8 @@ def refresh(store: Store, changed: Iterable[tuple[str, str]]) -> None:
                 _write(path(store.root, kind, name), value)
             elif kind != "containers":  # of which one goes with its directory
                 _unlink(path(store.root, kind, name))
+        if note:
+            _unlink(note)
     except OSError as error:
         log.warn(f"records cannot be written: {error}: cowshed storage repair writes them")
     finally:

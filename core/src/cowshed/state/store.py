@@ -181,19 +181,32 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
+            note = ""
             try:
+                note = self._announce()
                 self.execute("commit")
                 if self._noted is not None:
                     self.store._note_numbers(*self._noted)
-                if self._recorded and self.store.recording:
-                    from cowshed.state import records
-
-                    records.refresh(self.store, self._recorded)
-                return
             except BaseException:
                 self._back()
+                self._refresh(note)
                 raise
+            self._refresh(note)
+            return
         self._back()
+
+    def _announce(self) -> str:
+        if not (self._recorded and self.store.recording):
+            return ""
+        from cowshed.state import records
+
+        return records.announce(self.store, self._recorded)
+
+    def _refresh(self, note: str) -> None:
+        if note:
+            from cowshed.state import records
+
+            records.refresh(self.store, self._recorded, note)
 
     def _back(self) -> None:
         self._free()

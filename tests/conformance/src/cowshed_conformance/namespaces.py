@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
+import pkgutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 from cowshed.layers.mounting import detached
@@ -22,9 +25,20 @@ Map = tuple[tuple[int, int, int], ...]  # (inside, outside, how many) …
 def as_plain_user(place: str, work: Callable[[str], object], ids: Map = MAP) -> None:
     """Do something in another process, as root of user and mount namespaces that are nobody outside, in a directory
     that is theirs. The way to it is the working directory: those above it belong to others."""
+    _import_all()
     os.chown(place, ids[0][1], ids[0][1])
     with _child(ids, lambda: work("/proc/self/cwd"), place) as pid:
         crash.finish(pid)
+
+
+def _import_all() -> None:
+    """What a plain user may find nothing of: the source can lie in a directory that only root may enter."""
+    drivers = {name.partition(".")[0] for name in sys.modules if name.startswith("cowshed_driver_")}
+    for name in ("cowshed.storage", "cowshed.layers", *sorted(drivers)):
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            with contextlib.suppress(ImportError, OSError):  # of a driver whose library this host has not
+                importlib.import_module(module.name)
 
 
 @contextlib.contextmanager
