@@ -43,17 +43,13 @@ def said(store):
     return records.read(records.path(store.root, *KEY))
 
 
-def notes(store):
-    return [name for name in os.listdir(store.run) if name.startswith("unrecorded-")]
-
-
 @pytest.mark.parametrize("at", ["before", "after"])
 def test_the_next_command_writes_what_a_killed_one_did_not_come_to(store, at):
     killed(store, lambda tx: images.tag(tx, "test/one:latest", ID), at)
-    assert len(notes(store)) == 1
+    assert len(store.unrecorded()) == 1
     records.recover(store)
     assert said(store)["names"] == ([] if at == "before" else ["test/one:latest"])
-    assert notes(store) == []
+    assert store.unrecorded() == []
 
 
 @pytest.mark.parametrize("at", ["before", "after"])
@@ -62,7 +58,7 @@ def test_a_record_never_tells_of_an_image_that_was_removed(store, at):
     assert said(store) is None
     records.recover(store)
     assert (said(store) is None) == (images.exact(store, ID) is None) == (at == "after")
-    assert notes(store) == []
+    assert store.unrecorded() == []
 
 
 def test_the_note_of_a_living_command_is_left(store):
@@ -70,4 +66,4 @@ def test_the_note_of_a_living_command_is_left(store):
     records.recover(store)
     assert os.path.exists(note)
     records.refresh(store, {KEY}, note)
-    assert notes(store) == []
+    assert store.unrecorded() == []

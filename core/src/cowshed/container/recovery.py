@@ -7,7 +7,7 @@ import os
 
 from cowshed import log
 from cowshed.errors import CowshedError
-from cowshed.state import journal, records
+from cowshed.state import journal
 from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
@@ -29,7 +29,10 @@ def recover(engine: Engine) -> None:
     )
     if any(left[0]):
         _finish_removals(engine, leaving=bool(left[0][3]))
-    records.recover(store)
+    if store.unrecorded():
+        from cowshed.state import records
+
+        records.recover(store)
     if os.path.isdir(f"{store.run}/active"):
         from cowshed.layers import activation
 

@@ -21,6 +21,7 @@ from binascii import a2b_base64, b2a_base64
 
 from cowshed import log
 from cowshed.errors import StoreError
+from cowshed.state.store import UNRECORDED
 from cowshed_linux import files
 from cowshed_runtime.fastjson import dumps, loads
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
 
 KINDS = ("drivers", "images", "layers")
-_NOTE = "unrecorded-"  # and the number of the process, in the run directory
 _WAIT = 5.0  # seconds for another command that writes records
 
 
@@ -45,7 +45,7 @@ def announce(store: Store, changed: set[tuple[str, str]]) -> str:
     """Note, in a file that is named, that the records of these (kind, name) are about to be old, and delete those that
     the transaction which is about to be committed leaves no row of. What cannot be done now is left to `refresh`."""
     listed = sorted(changed)
-    note = f"{store.run_directory()}/{_NOTE}{os.getpid()}-{id(changed):x}"
+    note = f"{store.run_directory()}/{UNRECORDED}{os.getpid()}-{id(changed):x}"
     try:
         files.write_atomically(note, dumps(listed).encode(), durable=False)
         for kind, name in listed:
@@ -58,9 +58,9 @@ def announce(store: Store, changed: set[tuple[str, str]]) -> str:
 
 def recover(store: Store) -> None:
     """Write the records that commands which died did not come to."""
-    for name in os.listdir(store.run) if os.path.isdir(store.run) else ():
-        if not name.startswith(_NOTE) or os.path.exists(f"/proc/{name.split('-')[1]}"):
-            continue  # else it lives, or another one that has its number by now does
+    for name in store.unrecorded():
+        if os.path.exists(f"/proc/{name.split('-')[1]}"):
+            continue  # it lives, or another one that has its number by now does
         try:
             with open(f"{store.run}/{name}", "rb") as file:
                 noted = loads(file.read())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+UNRECORDED = "unrecorded-"  # and the number of the process
 BALLAST = 4 << 20  # bytes
 _WRITE_WAIT, _READ_WAIT = 10.0, 2.0  # seconds
 _LOG = 200  # pages of SQLite's log before it is written back: whoever opens a store alone reads it all, 3 µs a page
@@ -81,6 +82,13 @@ class Store:
         """RUNROOT/ID, made if it is missing; gone after a reboot."""
         os.makedirs(self.run, mode=0o700, exist_ok=True)
         return self.run
+
+    def unrecorded(self) -> list[str]:
+        """Names of the notes in the run directory of records that may be old (`cowshed.state.records`)."""
+        try:
+            return [name for name in os.listdir(self.run) if name.startswith(UNRECORDED)]
+        except FileNotFoundError:
+            return []
 
     def noted_numbers(self) -> tuple[int, int]:
         """How many layer numbers were ever given away, and the one to give next, as they are noted beside the database:
