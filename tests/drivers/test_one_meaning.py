@@ -92,8 +92,10 @@ def test_usage_means_what_the_layer_itself_has_written(sides):
         more = settled(lambda s=store, x=layer, e=empty: usage(s, x) - e, lambda n: n >= 3 * MIB)
         assert 3 * MIB <= more <= 3 * MIB + (512 << 10), (side.name, more)
         store.change(layer, *[steps.remove(f"f{n}") for n in range(3)], steps.remove("too"))
-        left = settled(lambda s=store, x=layer, e=empty: usage(s, x) - e, lambda n: n < 512 << 10)
-        assert left < 512 << 10, (side.name, left)
+        # where a layer is a file system of its own, the blocks of its log and its tables stay
+        rest = 2 * MIB if store.capabilities.granularity is api.Granularity.BLOCK else 512 << 10
+        left = settled(lambda s=store, x=layer, e=empty: usage(s, x) - e, lambda n, r=rest: n < r)
+        assert left < rest, (side.name, left)
         assert store.driver.usage(layer).exact == store.capabilities.usage_exact, side.name
         store.driver.remove(layer)
         store.driver.remove(base)
