@@ -22,6 +22,8 @@ from cowshed.storage import api, options
 from cowshed_conformance import steps, tree
 from cowshed_conformance.target import Target
 
+_PATIENCE = 15.0  # seconds for another command that looks whether the layer was left by a dead one
+
 
 class Engine:
     def __init__(self, target: Target, root: str, run: str = "", *, write: bool = True, freeing: bool = False) -> None:
@@ -91,7 +93,7 @@ class Engine:
         return active
 
     def remove(self, layer: api.Layer) -> None:
-        self.store.locks.take("layers", layer.number)
+        self.store.locks.take("layers", layer.number, wait=_PATIENCE)
         try:
             with self.store.transaction() as tx:
                 self.layers.intend_removal(tx, layer.number)
@@ -107,7 +109,7 @@ class Engine:
             self.release(layer)
 
     def commit(self, layer: api.Layer) -> api.Layer:
-        self.store.locks.take("layers", layer.number)
+        self.store.locks.take("layers", layer.number, wait=_PATIENCE)
         try:
             return self.layers.commit(layer)
         finally:
