@@ -11,6 +11,8 @@ import statistics
 import subprocess
 import time
 
+from cowshed_linux import mounts
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -118,22 +120,14 @@ def _tools() -> dict[str, str]:
 
 def _disk(path: str) -> dict[str, Any]:
     """The file system of a path, and the disk below it (Documentation/ABI/stable/sysfs-block)."""
-    found: dict[str, Any] = {}
-    best = number = ""
-    place = os.path.realpath(path)
-    status = os.stat(place)
+    status = os.stat(path)
     if stat.S_ISBLK(status.st_mode):
-        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        return {"source": path, **_hardware(number)}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            words = line.split()
-            point = words[4].rstrip("/")
-            if (place == point or place.startswith(f"{point}/")) and len(point) >= len(best):
-                tail = words[words.index("-") + 1 :]
-                best, number = point, words[2]
-                found = {"file_system": tail[0], "source": tail[1], "options": tail[2]}
-    return {**found, **_hardware(number)}
+        return {"source": path, **_hardware(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")}
+    found = mounts.holding(path)
+    if found is None:
+        return _hardware("")
+    told = {"file_system": found.fstype, "source": found.source, "options": found.options}
+    return {**told, **_hardware(found.device)}
 
 
 def _hardware(number: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from cowshed.layers.check import of_container
 from cowshed.monitor import client
 from cowshed.state import containers, conversions, drivers, images, journal, records, volumes
 from cowshed.state import layers as rows
+from cowshed_linux.mounts import Mount
 from cowshed_runtime.fastjson import loads
 
 TYPE_CHECKING = False
@@ -265,23 +266,16 @@ def mounts(engine: Engine) -> Iterator[Finding]:
     """What shows a layer in this mount namespace: the engine's own mounts are in no namespace, or in a container's."""
     locks = engine.store.locks
     ids = dict(engine.store.query("select id, number from layers"))
-    with open("/proc/self/mountinfo", "rb") as file:
-        lines = file.read().splitlines()
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        lines = file.readlines()
     if not ids or len(lines) > 100_000:
         return
     for line in lines:
-        words = line.split(b" ")
-        found = next((id_ for id_ in ids if id_.encode() in line), "")
+        found = next((id_ for id_ in ids if id_ in line), "")
         if found and not any(locks.held(name, ids[found]) for name in ("containers", "layers", "mounts", "monitors")):
-            point = os.fsdecode(_unescaped(words[4]))
+            point = Mount(line).point
             text = f"layer {found} is mounted at {point}, and by no command"
             yield Finding("mount.stale", found, text, WARNING, "unmount it", data={"point": point})
-
-
-def _unescaped(word: bytes) -> bytes:
-    """proc_pid_mountinfo(5): space, tab, newline and backslash are octal."""
-    parts = word.split(b"\\")
-    return parts[0] + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts[1:])
 
 
 def _run(engine: Engine) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ import os
 import shlex
 
 from cowshed.doctor.patient import Finding, Severity
+from cowshed_linux import mounts as tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from cowshed.doctor.patient import Patient
     from cowshed.state.rows import ContainerRow
-
-_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
 
 def mounts(patient: Patient) -> Iterator[Finding]:
@@ -44,21 +43,13 @@ def removal(path: str) -> str:
     """The command that takes a tree away, but nothing that is mounted in it: that is unmounted first, or nothing is
     removed."""
     path = os.path.realpath(path)
-    points = [point for point in _mount_points() if point == path or point.startswith(f"{path}/")]
+    points = [point for point in _mount_points() if f"{point}/".startswith(f"{path}/")]
     steps = [f"umount {shlex.quote(point)}" for point in reversed(points)]
     return " && ".join([*steps, f"rm -r --one-file-system {shlex.quote(path)}"])
 
 
 def _mount_points() -> list[str]:
-    """Of this process's namespace (proc_pid_mountinfo(5))."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            path = line.split()[4]
-            for escape, character in _ESCAPES:
-                path = path.replace(escape, character)
-            found.append(path)
-    return found
+    return [mount.point for mount in tables.table()]
 
 
 def _elsewhere(patient: Patient, told: set[str]) -> Iterator[Finding]:

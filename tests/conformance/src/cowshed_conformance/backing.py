@@ -20,7 +20,7 @@ from cowshed.layers.host import EngineHost
 from cowshed.storage.api import Verdict
 from cowshed.storage.kit.trees import remove_tree
 from cowshed_conformance import marks, standins
-from cowshed_linux import mount, process
+from cowshed_linux import mount, mounts, process
 
 if TYPE_CHECKING:
     from cowshed_conformance.target import Target
@@ -350,14 +350,6 @@ def tmpfs_has_user_attributes() -> bool:
 
 
 def fs_type(path: str) -> str:
-    """What mountinfo calls the file system of path, with its options: for the report. Not found by device numbers, as
-    each subvolume of btrfs has one of its own."""
-    place, best, found = os.path.realpath(path), "", "unknown"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            words = line.split()
-            point = words[4].rstrip("/")
-            if (place == point or place.startswith(f"{point}/")) and len(point) >= len(best):
-                tail = words[words.index("-") + 1 :]
-                best, found = point, f"{tail[0]} ({tail[-1]})"
-    return found
+    """What the table of mounts calls the file system of path, with its options: for the report."""
+    found = mounts.holding(path)
+    return "unknown" if found is None else f"{found.fstype} ({found.options})"

@@ -88,17 +88,11 @@ _ELSEWHERE = "put the store (--root) on ext4 or xfs mounted with prjquota"
 
 
 def _mount(place: str) -> tuple[str, str]:
-    """(device, mount point) of a directory, as proc_pid_mountinfo(5) tells them."""
-    place = os.path.realpath(place)  # as the kernel names it
-    device = os.stat(place).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    found = "DEVICE", "PLACE"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            words = line.split()
-            if words[2] == wanted and (place + "/").startswith(words[4].rstrip("/") + "/"):
-                found = words[words.index("-") + 2], words[4]
-    return found
+    """(device, mount point) of a directory."""
+    from cowshed_linux import mounts
+
+    found = mounts.holding(place)
+    return ("DEVICE", "PLACE") if found is None else (found.source, found.point)
 
 
 class Projects:
