@@ -13,7 +13,7 @@ import stat
 from cowshed.errors import Busy
 from cowshed.layers import xattrs
 from cowshed.layers.changes import ADDED, DELETED, MODIFIED, Changed, Difference, order
-from cowshed.storage.kit.descent import DIRECTORY, Descent
+from cowshed.storage.kit.descent import DIRECTORY, Descent, shared_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,11 +113,7 @@ class _Writer:
 
     def _go(self, parts: list[bytes]) -> None:
         """Move the cursor to a directory."""
-        shared = 0
-        for one, other in zip(self._parts, parts, strict=False):
-            if one != other:
-                break
-            shared += 1
+        shared = shared_way(self._parts, parts)
         while len(self._parts) > shared:
             self._cursor.up()
             self._parts.pop()

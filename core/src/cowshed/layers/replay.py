@@ -14,10 +14,9 @@ import stat
 from cowshed.layers import xattrs
 from cowshed.layers.archive import entries
 from cowshed.layers.changes import DELETED, order
-from cowshed.storage.kit.copying import copy_data
-from cowshed.storage.kit.descent import DIRECTORY, Descent
+from cowshed.storage.kit.copying import Contents
+from cowshed.storage.kit.descent import DIRECTORY, Descent, shared_way
 from cowshed.storage.kit.trees import remove_entry
-from cowshed_linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEVER_SHARES = (errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOSYS)
 
 
 class Done:
@@ -79,7 +77,7 @@ class _Replay:
         # Directories get their attributes when nothing is made in them any more: as a mode may forbid it, and as that
         # changes their times.
         self._late: list[tuple[list[bytes], os.stat_result, dict[str, bytes]]] = []
-        self._may_share = True
+        self._contents = Contents()
 
     def close(self) -> None:
         self._here.close()
@@ -115,11 +113,7 @@ class _Replay:
 
     def _go(self, parts: list[bytes]) -> None:
         """Move both to a directory, which is there: it came before what is in it."""
-        shared = 0
-        for one, other in zip(self._parts, parts, strict=False):
-            if one != other:
-                break
-            shared += 1
+        shared = shared_way(self._parts, parts)
         while len(self._parts) > shared:
             self._here.up()
             self._there.up()
@@ -174,27 +168,15 @@ class _Replay:
             status = os.fstat(source)
             target = os.open(name, _CREATE, 0o600, dir_fd=self._there.fd)
             try:
-                if status.st_size:
-                    self._data(source, target, status.st_size)
+                if self._contents.copy(source, target, status.st_size):
+                    self.done.shared += status.st_size
+                else:
+                    self.done.copied += status.st_size
                 self._finish(target, status, self._attributes(source))
             finally:
                 os.close(target)
         finally:
             os.close(source)
-
-    def _data(self, source: int, target: int, size: int) -> None:
-        if self._may_share:
-            try:
-                files.reflink(source, target)
-                self.done.shared += size
-                return
-            except OSError as error:
-                if error.errno in _NEVER_SHARES:
-                    self._may_share = False
-                elif error.errno != errno.EINVAL:  # this file cannot; others may
-                    raise
-        copy_data(source, target, size)
-        self.done.copied += size
 
     def _special(self, name: bytes, status: os.stat_result) -> None:
         here, there = self._here.fd, self._there.fd

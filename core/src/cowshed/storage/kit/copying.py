@@ -45,7 +45,7 @@ class _Copy:
         self._source, self._target, self._step = source, target, step
         self._first: dict[tuple[int, int], list[str]] = {}  # of files with several names: the way to the copy
         self._lock_last: list[tuple[list[str], int]] = []  # a file that is immutable can get no further name
-        self._may_share = True
+        self._contents = Contents()
         self._no_atime = os.O_NOATIME
 
     def run(self) -> None:
@@ -125,7 +125,7 @@ class _Copy:
             try:
                 flags = files.inode_flags(source)
                 _set_flags(target, flags & _NO_COW)
-                self._data(source, target, status.st_size)
+                self._contents.copy(source, target, status.st_size)
                 copy_attributes(source, target, status)
                 if way and flags & _LOCKING:
                     self._lock_last.append((way, flags & _KEPT_FLAGS))
@@ -145,18 +145,6 @@ class _Copy:
                 self._no_atime = 0
         return os.open(name, flags, dir_fd=at)
 
-    def _data(self, source: int, target: int, size: int) -> None:
-        if self._may_share and size:
-            try:
-                files.reflink(source, target)
-                return
-            except OSError as error:
-                if error.errno in _NEVER_SHARES:
-                    self._may_share = False
-                elif error.errno != errno.EINVAL:  # this file cannot; others may
-                    raise
-        copy_data(source, target, size)
-
     def _folder(self, way: list[str]) -> Descent:
         """The directory of an entry of the copy, however long its path is."""
         place = Descent(os.open(self._target, DIRECTORY))
@@ -169,7 +157,28 @@ class _Copy:
         return place
 
 
-def copy_data(source: int, target: int, size: int) -> None:
+class Contents:
+    """Bytes of files, from one file system to one other: shared where they can (FICLONE), else copied, holes kept."""
+
+    def __init__(self) -> None:
+        self._may_share = True
+
+    def copy(self, source: int, target: int, size: int) -> bool:
+        """Give an empty file the bytes of another; whether the two share them."""
+        if self._may_share and size:
+            try:
+                files.reflink(source, target)
+                return True
+            except OSError as error:
+                if error.errno in _NEVER_SHARES:
+                    self._may_share = False
+                elif error.errno != errno.EINVAL:  # this file cannot; others may
+                    raise
+        _copy_data(source, target, size)
+        return False
+
+
+def _copy_data(source: int, target: int, size: int) -> None:
     """Copy a file's bytes and keep its holes."""
     at = 0
     while at < size:

@@ -12,6 +12,10 @@ import os
 
 from cowshed_linux import paths
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STAY = paths.RESOLVE_NO_XDEV | paths.RESOLVE_NO_SYMLINKS | paths.RESOLVE_BENEATH
 
@@ -84,3 +88,13 @@ def enter(at: int, name: str | bytes, *, cross: bool = False) -> int:
         if error.errno != errno.EXDEV:
             raise
         raise OSError(errno.EBUSY, f"{os.fsdecode(name)}: something is mounted there") from None
+
+
+def shared_way(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """How many directories two ways have in common, from the top."""
+    count = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count
