@@ -25,10 +25,17 @@ if TYPE_CHECKING:
 
 
 def agreed(what: str) -> bool:
-    """Whether the user, asked, says yes."""
-    sys.stderr.write(f"WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ")
+    """Whether the user, asked, says yes to a removal; nobody's answer is no."""
+    return bool(asked(f"This will remove {what}."))
+
+
+def asked(warning: str) -> bool | None:
+    """Whether the user, asked, says yes; None if nobody answers."""
+    sys.stdout.flush()
+    sys.stderr.write(f"WARNING! {warning}\nAre you sure you want to continue? [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    answer = sys.stdin.readline()
+    return answer.strip().lower() in ("y", "yes") if answer else None
 
 
 def policy(said: Values) -> Policy:

@@ -6,6 +6,7 @@ is taken from its own.
 
 from __future__ import annotations
 
+from cowshed import words
 from cowshed.layers.digest import Mask
 from cowshed.storage import api
 from cowshed.storage.kit.places import SHARING
@@ -182,7 +183,7 @@ def plan(facts: Facts, wanted: Wanted) -> Plan:
     size = sum(step.size for step in steps)
     free = facts.target.free
     if free is not None and size > free:
-        refused.append(f"{_bytes(size)} are wanted, and driver {facts.target.driver} has {_bytes(free)} free")
+        refused.append(f"{words.size(size)} are wanted, and driver {facts.target.driver} has {words.size(free)} free")
     work = [step for step in steps if step.how != "there"]
     seconds = facts.pace * sum(step.inodes * _PER_INODE + step.data * _PER_BYTE for step in work)
     masks = {name: mask(place.can, facts.target.can, lossy=wanted.lossy) for name, place in facts.places.items()}
@@ -357,7 +358,7 @@ def _lost_limits(facts: Facts, box: Box) -> list[Loss]:
     can, quota = facts.target.can, box.quota
     found = []
     if quota.bytes is not None and can.quota is api.QuotaScope.NONE:
-        found.append(Loss("quota", f"container {box.name}: its limit of {_bytes(quota.bytes)}", certain=True))
+        found.append(Loss("quota", f"container {box.name}: its limit of {words.size(quota.bytes)}", certain=True))
     elif quota.bytes is not None and can.quota is api.QuotaScope.TOTAL:
         found.append(
             Loss("quota", f"container {box.name}: its limit, which counts the layers below as well", certain=True)
@@ -388,12 +389,3 @@ def _depth(facts: Facts, chain: str) -> int:
 
 def _short(link: Link) -> str:
     return link.diff.rpartition(":")[2][:12]
-
-
-def _bytes(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:.3g} TB"

@@ -93,8 +93,10 @@ def realise(
                     n, top = 0, None
                     _release(layers, taken)
                     continue
+            from cowshed import words  # not by commands that find every layer there
+
             _, media_type, size = image.blobs[n]
-            progress.step(f"layer {n + 1} of {len(image.diff_ids)}: {diff[7:19]}, {_size(size)}")
+            progress.step(f"layer {n + 1} of {len(image.diff_ids)}: {diff[7:19]}, {words.size(size)}")
             active = reserved.pop(0)
             made.append((active, chain, diff))
             active = layers.prepare(Layer(active.id, active.number, active.kind, top), LayerOptions(durable=False))
@@ -198,11 +200,3 @@ def _typed(chunks: Iterable[bytes], media_type: str, progress: Progress, where: 
     if first:
         yield first
     yield from source
-
-
-def _size(count: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:.3g} GB"

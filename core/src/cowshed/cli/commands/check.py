@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from cowshed.cli import pruning
 from cowshed.errors import BadUsage
 
 TYPE_CHECKING = False
@@ -120,13 +121,10 @@ def repair(engine: Engine, said: Values) -> int:
 
 
 def _agreed(text: str) -> bool:
-    sys.stdout.flush()
-    sys.stderr.write(f"WARNING! {text}\nAre you sure you want to continue? [y/N] ")
-    sys.stderr.flush()
-    answer = sys.stdin.readline()
-    if not answer:
+    said = pruning.asked(text)
+    if said is None:
         raise BadUsage("nobody answers: nothing is done", remedy="add --force")
-    return answer.strip().lower() in ("y", "yes")
+    return said
 
 
 def _rebuild(engine: Engine, said: Values) -> int:

@@ -255,12 +255,12 @@ def _remove(engine: Engine, text: str, *, force: bool) -> None:
 
 
 def prune(engine: Engine, said: Values) -> int:
+    from cowshed.cli import pruning
     from cowshed.image.listing import prunable
     from cowshed.image.remove import prune as prune_
 
     fits = allowed = prunable(said.filter or (), moment=output.moment)
     if said.dry_run or said.keep_last is not None or said.max_size is not None:
-        from cowshed.cli import pruning
         from cowshed.space import policy as policies
 
         chosen = pruning.by_policy(
@@ -270,19 +270,14 @@ def prune(engine: Engine, said: Values) -> int:
         if chosen is None:
             return 0
         allowed = lambda image: image.id in chosen and fits(image)  # noqa: E731
-    elif not said.force and not _agreed(unused=bool(said.all)):
-        return 0
+    elif not said.force:
+        which = "images that no container uses" if said.all else "images without a name"
+        if not pruning.agreed(f"all {which}"):
+            return 0
     engine.freeing = True
     removed = prune_(engine.store, unused=bool(said.all), layers=engine.layers, fits=allowed)
     _tell_pruned(removed)
     return 0
-
-
-def _agreed(*, unused: bool) -> bool:
-    which = "images that no container uses" if unused else "images without a name"
-    sys.stderr.write(f"WARNING! This will remove all {which}.\nAre you sure you want to continue? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _tell_pruned(removed: tuple[Removed, ...]) -> None:

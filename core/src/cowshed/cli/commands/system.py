@@ -32,20 +32,14 @@ def df(engine: Engine, said: Values) -> int:
 
 def prune(engine: Engine, said: Values) -> int:
     import os
-    import sys
 
-    from cowshed.cli import output
+    from cowshed.cli import output, pruning
     from cowshed.container.prune import prune as prune_
 
     if not said.force:
         which = "images that no container uses" if said.all else "images without a name"
         more = ", anonymous volumes that no container uses" if said.volumes else ""
-        sys.stderr.write(
-            f"WARNING! This will remove all containers that do not run, {which}{more}.\n"
-            "Are you sure you want to continue? [y/N] "
-        )
-        sys.stderr.flush()
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        if not pruning.agreed(f"all containers that do not run, {which}{more}"):
             return 0
     engine.freeing = True
     root = engine.store.root
