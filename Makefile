@@ -66,12 +66,13 @@ coverage: setup  ## the packages' own tests under coverage, and which lines they
 	tools/coverage
 
 .PHONY: check
-check: setup  ## all static checks: format, lint, types, architecture, dependencies
+check: setup  ## all static checks: format, lint, types, architecture, dependencies, that every test can be imported
 	$(BIN)/ruff format --check -q .
 	$(BIN)/ruff check -q .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	tools/deptry $(MEMBERS)
+	$(BIN)/pytest --collect-only -qq -m "" > $(VENV)/collected || { cat $(VENV)/collected; exit 1; }
 
 .PHONY: bench
 bench: setup  ## time the commands against the engines installed beside: make bench [OPTIONS="--quick --only short"]

@@ -689,13 +689,13 @@ def test_where_both_know_a_format_layers_are_sent(ways, archives, tmp_path):
 
 
 FULL = """
-import cowshed.layers.replay
 from cowshed.cli.main import main
+from cowshed.storage.kit.copying import Contents
 
 def full(*words):
     raise OSError(28, "No space left on device")
 
-cowshed.layers.replay.copy_data = full
+Contents.copy = full
 main()
 """
 

@@ -16,9 +16,8 @@ import struct
 from cowshed.storage import api
 from cowshed.storage.errors import InUse, ToolFailed, Unsupported
 from cowshed.storage.kit import directories
-from cowshed.storage.kit.copying import copy_data
+from cowshed.storage.kit.copying import Contents
 from cowshed.storage.kit.trees import remove_tree
-from cowshed_linux import files
 
 NAME = "loops"
 SIZE = 192 << 20
@@ -172,10 +171,7 @@ def copy(source, target):
     one = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     other = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            files.reflink(one, other)
-        except OSError:
-            copy_data(one, other, os.fstat(one).st_size)
+        Contents().copy(one, other, os.fstat(one).st_size)
     finally:
         os.close(one)
         os.close(other)
