@@ -1,0 +1,61 @@
+"""Validation of an OCI configuration (runtime-spec 1.3, config.md and config-linux.md) before any side effect.
+
+Each area has a module with RULES, a table: where a value stands, what it must be, which section of the specification
+says so. What takes two values to judge is the area's function `together`. Unknown properties are ignored, as the
+specification wants; known ones that this runtime does not honour are refused, so that nobody runs with less than was
+asked for.
+"""
+
+from __future__ import annotations
+
+from cowshed_runtime.errors import SpecError
+from cowshed_runtime.spec import hooks, mounts, namespaces, process, resources, seccomp, walk
+from cowshed_runtime.spec.walk import Problem, mapping, section, string, strings, unsupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def _version(value: Any) -> str:
+    return string(value) or ("" if value.split(".")[0] == "1" else f"version {value} is not 1.x")
+
+
+RULES = (
+    *section("config.md#specification-version", ("ociVersion!", _version)),
+    *section("config.md#process", ("process!", mapping)),
+    *((f"process.{place}", check, name) for place, check, name in process.RULES),
+    *section("config.md#annotations", ("annotations", strings)),
+    *section("config-vm.md", ("vm", unsupported)),
+    *mounts.RULES,
+    *namespaces.RULES,
+    *resources.RULES,
+    *seccomp.RULES,
+    *hooks.RULES,
+)
+_TREE, _PROCESS_TREE = walk.tree(RULES), walk.tree(process.RULES)
+
+
+def validate(config: Any) -> list[Problem]:
+    """Every breach of the specification, and everything asked for that this runtime does not do."""
+    found: list[Problem] = []
+    walk.problems(config, _TREE, "", found)
+    return found or [
+        *process.together(config["process"]),
+        *namespaces.together(config),
+        *mounts.together(config),
+    ]
+
+
+def validate_process(work: Any) -> list[Problem]:
+    """The same for a process object alone, as for exec."""
+    found: list[Problem] = []
+    walk.problems(work, _PROCESS_TREE, "", found)
+    return found or list(process.together(work, ""))
+
+
+def check(config: Any) -> None:
+    """SpecError with every problem in its text."""
+    problems = validate(config)
+    if problems:
+        raise SpecError("config.json: " + "; ".join(map(str, problems)))
