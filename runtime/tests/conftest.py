@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from cowshed_linux import mount, process
-from cowshed_runtime import cgroup, defaults, launcher
+from cowshed_runtime import defaults, launcher
+from cowshed_runtime.cgroup import layout
+from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps, loads
 
@@ -75,7 +77,7 @@ class Box:
     def __init__(self, folder: Path) -> None:
         self.folder, self.rootfs, self.cache = folder, folder / "rootfs", folder / "cache"
         self.cache.mkdir()
-        self.name = f"test-{uuid.uuid4().hex}"
+        self.group = Group(f"test-{uuid.uuid4().hex}")
         self.config = defaults.config()
         self.config["process"]["env"] = ["PATH=/bin"]
         self.config["hostname"] = "box"
@@ -90,8 +92,7 @@ class Box:
     @property
     def groups(self) -> str:
         """Where the container finds its group of the memory controller; version 2 has one for all controllers."""
-        layout = cgroup.Layout(cgroup._read("/proc/self/mountinfo"))
-        return "/sys/fs/cgroup/memory" if layout.v1 else "/sys/fs/cgroup"
+        return "/sys/fs/cgroup/memory" if layout.host.v1 else "/sys/fs/cgroup"
 
     @property
     def process(self) -> dict:
@@ -148,7 +149,7 @@ class Box:
         root = mount.clone(str(self.rootfs))
         try:
             return self._fork(
-                lambda stdio: launcher.launch(self.config, root, stdio, name=self.name, cache=str(self.cache))
+                lambda stdio: launcher.launch(self.config, root, stdio, group=self.group, cache=str(self.cache))
             )
         finally:
             os.close(root)
@@ -156,7 +157,7 @@ class Box:
     def run(self, *words: str) -> Done:
         started = self.start(*words)
         out, err = started.read()
-        cgroup.remove(self.name)
+        self.group.remove()
         return Done(started.wait(), out, err)
 
     def sh(self, script: str) -> Done:
@@ -165,7 +166,7 @@ class Box:
     def exec_start(self, first: Started, *words: str, **changes) -> Started:
         work = {**self.process, "args": list(words), "terminal": False, **changes}
         return self._fork(
-            lambda stdio: launcher.join(work, self.linux, first.pid, stdio, name=self.name, cache=str(self.cache))
+            lambda stdio: launcher.join(work, self.linux, first.pid, stdio, group=self.group, cache=str(self.cache))
         )
 
     def exec(self, first: Started, *words: str, **changes) -> Done:
@@ -178,11 +179,11 @@ class Box:
         with pytest.raises(LaunchError) as caught:
             self.start(*(words or ("/bin/true",)))
         assert caught.value.stage != "bug", caught.value
-        assert not [path for path in cgroup.layout.directories(self.name) if os.path.exists(path)]
+        assert not [path for path in self.group.directories() if os.path.exists(path)]
         return caught.value
 
     def close(self) -> None:
-        cgroup.remove(self.name)
+        self.group.remove()
         for started in self.running:
             started.wait()
             for fd in (started.out, started.err, started.terminal):

@@ -8,31 +8,41 @@ from pathlib import Path
 import pytest
 
 from cowshed_linux import bpf, process
-from cowshed_runtime import cgroup, devices, limits
+from cowshed_runtime.cgroup import devices, layout, limits
+from cowshed_runtime.cgroup.files import read
+from cowshed_runtime.cgroup.group import Entrance, Group
 
-HYBRID = cgroup._read("/proc/self/mountinfo")
+HYBRID = read("/proc/self/mountinfo")
 
 
-def only_v2() -> cgroup.Layout:
+def only_v2() -> layout.Layout:
     lines = [line for line in HYBRID.splitlines() if " - cgroup2 " in line]
     if not lines:
         pytest.skip("no cgroup2 is mounted")
-    return cgroup.Layout("\n".join(lines))
+    return layout.Layout("\n".join(lines))
 
 
 @pytest.fixture
-def name():
-    made = f"test-{uuid.uuid4().hex}"
+def group():
+    made = Group(f"test-{uuid.uuid4().hex}")
     yield made
-    cgroup.remove(made)
+    made.remove()
+
+
+@pytest.fixture
+def second():
+    """One of version 2 alone."""
+    made = Group(f"test-{uuid.uuid4().hex}", within=only_v2())
+    yield made
+    made.remove()
 
 
 def test_layouts():
     v1 = "1 1 0:1 / /c/memory rw - cgroup cgroup rw,memory\n"
     v1 += "2 1 0:2 / /c/sp\\040ace rw - cgroup c rw,xattr,name=systemd\n"
-    layout = cgroup.Layout(v1 + v1)
-    assert layout.v1 == [("/c/memory", ("memory",)), ("/c/sp ace", ("name=systemd",))]
-    assert (layout.find("memory"), layout.find("pids"), layout.v2) == ("/c/memory", "", "")
+    found = layout.Layout(v1 + v1)
+    assert found.v1 == [("/c/memory", ("memory",)), ("/c/sp ace", ("name=systemd",))]
+    assert (found.find("memory"), found.find("pids"), found.v2) == ("/c/memory", "", "")
 
 
 def test_version_1_settings():
@@ -98,14 +108,14 @@ def test_limits_reach_the_kernel(box):
         {"memory": {"limit": 64 << 20}, "pids": {"limit": 17}, "cpu": {"quota": 50_000, "period": 100_000}}
     )
     started = box.start("/bin/sleep", "60")
-    settings = dict(cgroup.settings(box.name, {k: v for k, v in box.linux["resources"].items() if k != "devices"}))
+    settings = dict(box.group.settings({k: v for k, v in box.linux["resources"].items() if k != "devices"}))
     assert settings
     for path, value in settings.items():
         assert Path(path).read_text().strip() == value
-    cgroup.update(box.name, {"pids": {"limit": 20}, "memory": {"limit": 32 << 20}})
-    again = dict(cgroup.settings(box.name, {"pids": {"limit": 20}, "memory": {"limit": 32 << 20}}))
+    box.group.update({"pids": {"limit": 20}, "memory": {"limit": 32 << 20}})
+    again = dict(box.group.settings({"pids": {"limit": 20}, "memory": {"limit": 32 << 20}}))
     assert all(Path(path).read_text().strip() == value for path, value in again.items())
-    assert started.pid in cgroup.processes(box.name)
+    assert started.pid in box.group.processes()
 
 
 def test_pids_limit_holds(box):
@@ -115,17 +125,17 @@ def test_pids_limit_holds(box):
 
 
 def test_memory_limit_kills_and_is_told(box):
-    if not cgroup.layout.find("memory"):
+    if not layout.host.find("memory"):
         pytest.skip("this host has no memory controller")
     box.linux["resources"]["memory"] = {"limit": 16 << 20, "swap": 16 << 20}
     started = box.start("/bin/sh", "-c", "head -c 200000000 /dev/zero | tail")
     started.wait()
-    cgroup.remove(box.name)
+    box.group.remove()
     box.process["args"] = ["/bin/sh", "-c", "dd if=/dev/zero of=/dev/null bs=100M count=1"]
     started = box.start()
     started.read()
     assert started.status == 137
-    assert cgroup.oom_killed(box.name)
+    assert box.group.oom_killed()
 
 
 def test_memory_limit_too_low_to_start_says_so(box):
@@ -137,64 +147,59 @@ def test_memory_limit_too_low_to_start_says_so(box):
 def test_kill_and_remove(box):
     started = box.start("/bin/sh", "-c", "sleep 60 & sleep 60 & echo up; wait")
     assert started.line() == "up"
-    assert len(cgroup.processes(box.name)) == 3
-    cgroup.kill(box.name)
+    assert len(box.group.processes()) == 3
+    box.group.kill()
     assert started.wait() == 137
-    cgroup.remove(box.name)
-    cgroup.remove(box.name)
-    assert not any(os.path.exists(path) for path in cgroup.layout.directories(box.name))
+    box.group.remove()
+    box.group.remove()
+    assert not any(os.path.exists(path) for path in box.group.directories())
 
 
-def test_groups_made_inside_are_removed_too(name):
-    cgroup.create(name, {})
-    for path in cgroup.layout.directories(name):
+def test_groups_made_inside_are_removed_too(group):
+    group.create({})
+    for path in group.directories():
         os.makedirs(f"{path}/a/b")
-    cgroup.remove(name)
-    assert not any(os.path.exists(path) for path in cgroup.layout.directories(name))
+    group.remove()
+    assert not any(os.path.exists(path) for path in group.directories())
 
 
-def test_an_error_leaves_no_group(name):
+def test_an_error_leaves_no_group(group):
     with pytest.raises(OSError, match=r"cpuset|controller"):
-        cgroup.create(name, {"cpu": {"cpus": "9999"}})
-    assert not any(os.path.exists(path) for path in cgroup.layout.directories(name))
+        group.create({"cpu": {"cpus": "9999"}})
+    assert not any(os.path.exists(path) for path in group.directories())
     with pytest.raises(OSError, match="nonesuch"):
-        cgroup.create(name, {"hugepageLimits": [{"pageSize": "nonesuch", "limit": 1}]})
+        group.create({"hugepageLimits": [{"pageSize": "nonesuch", "limit": 1}]})
 
 
-def test_a_name_in_use_is_not_taken_over(name):
-    cgroup.create(name, {})
+def test_a_name_in_use_is_not_taken_over(group):
+    group.create({})
     with pytest.raises(FileExistsError):
-        cgroup.create(name, {})
-    assert all(os.path.exists(path) for path in cgroup.layout.directories(name))
+        group.create({})
+    assert all(os.path.exists(path) for path in group.directories())
 
 
 # ------------------------------------------------------------ version 2
 
 
-def test_version_2_only(monkeypatch, name):
-    layout = only_v2()
-    monkeypatch.setattr(cgroup, "layout", layout)
-    try:
-        cgroup.create(name, {"devices": [{"allow": False, "access": "rwm"}]})
-        (path,) = layout.directories(name)
-        entrance = cgroup.Entrance(name)
-        assert entrance.tasks == []
-        pid, _ = process.clone3(0, exit_signal=17, cgroup=entrance.born)
-        if pid == 0:
-            while True:
-                signal.pause()
-        entrance.close()
-        assert cgroup.processes(name) == [pid]
-        cgroup.kill(name)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
-        cgroup.remove(name)
-        assert not os.path.exists(path)
-    finally:
-        cgroup.remove(name)
+def test_version_2_only(second):
+    second.create({"devices": [{"allow": False, "access": "rwm"}]})
+    (path,) = second.directories()
+    entrance = Entrance(second)
+    assert entrance.tasks == []
+    pid, _ = process.clone3(0, exit_signal=17, cgroup=entrance.born)
+    if pid == 0:
+        while True:
+            signal.pause()
+    entrance.close()
+    assert second.processes() == [pid]
+    second.kill()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+    second.remove()
+    assert not os.path.exists(path)
 
 
-def test_container_on_version_2_only(monkeypatch, box):
-    monkeypatch.setattr(cgroup, "layout", only_v2())
+def test_container_on_version_2_only(second, box):
+    box.group = second
     done = box.sh(
         "cat /proc/self/cgroup | grep ^0; ls /sys/fs/cgroup/cgroup.procs; mknod /tmp/k c 1 11; head -c1 /tmp/k"
     )
@@ -273,11 +278,9 @@ def test_kernel_refuses_a_bad_program_with_a_reason():
         bpf.load_device_program(b"\x95" + b"\0" * 7)  # returns what was never set
 
 
-def test_device_program_in_a_group(tmp_path, monkeypatch, name):
-    layout = only_v2()
-    monkeypatch.setattr(cgroup, "layout", layout)
-    cgroup.create(name, {"devices": RULES})
-    entrance = cgroup.Entrance(name)
+def test_device_program_in_a_group(tmp_path, second):
+    second.create({"devices": RULES})
+    entrance = Entrance(second)
     for number, path in ((3, tmp_path / "null"), (5, tmp_path / "zero"), (8, tmp_path / "random")):
         os.mknod(path, 0o20666, os.makedev(1, number))
     answer = os.pipe()
@@ -297,4 +300,3 @@ def test_device_program_in_a_group(tmp_path, monkeypatch, name):
     entrance.close()
     for fd in answer:
         os.close(fd)
-    cgroup.remove(name)

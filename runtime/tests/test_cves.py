@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cowshed_linux import capabilities, paths
-from cowshed_runtime import cgroup, launcher, targets
+from cowshed_runtime import launcher, targets
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps
 
@@ -77,7 +77,7 @@ def test_cve_2016_9962_no_descriptor_of_ours_in_a_process_that_enters(box):
             box.exec(first, "/bin/true")
     finally:
         os.close(leaked)
-    cgroup.kill(box.name)
+    box.group.kill()
     assert first.read()[0] == ""
 
 
@@ -278,11 +278,12 @@ if not os.fstatvfs(os.open("/proc/self/exe", os.O_PATH)).f_flag & os.ST_RDONLY:
     mount.set_attributes(tree, mount.ATTR_RDONLY)
     os.execve(tree, [sys.executable, *sys.orig_argv[1:]], dict(os.environ))
 from cowshed_runtime import launcher
+from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.fastjson import loads
 config = loads(sys.argv[2])
 root = mount.clone(config["root"]["path"])
 if os.fork() == 0:
-    launcher.launch(config, root, (0, 1, 2), name=sys.argv[3], cache=sys.argv[4])
+    launcher.launch(config, root, (0, 1, 2), group=Group(sys.argv[3]), cache=sys.argv[4])
     os._exit(0)
 os.wait()
 os.waitpid(-1, process.WALL)
@@ -299,7 +300,7 @@ def test_cve_2019_5736_interpreter_cannot_be_overwritten(box):
     box.process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), every)
     places = ":".join(place for place in sys.path if place)
     done = subprocess.run(
-        [sys.executable, "-I", "-c", PROTECTED, places, dumps(box.config), box.name, str(box.cache)],
+        [sys.executable, "-I", "-c", PROTECTED, places, dumps(box.config), box.group.name, str(box.cache)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert "python" in done.stdout or done.stdout == "/\n", done

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cowshed_linux import process
-from cowshed_runtime import cgroup
+from cowshed_runtime.cgroup.group import Group
 
 
 def test_output_status_and_arguments(box):
@@ -75,14 +75,14 @@ def test_pid_namespace_by_path(box):
         {"type": kind} if kind != "pid" else {"type": kind, "path": f"/proc/{first.pid}/ns/pid"}
         for kind in ("pid", "ipc", "uts", "mount", "network", "cgroup")
     ]
-    first_name, box.name = box.name, box.name + "b"
+    first_group, box.group = box.group, Group(box.group.name + "b")
     try:
         done = box.sh("readlink /proc/self/ns/pid; readlink /proc/1/ns/pid; echo $$")
         inner, one, pid = done.out.split()
         assert inner == one
         assert pid != "1"
     finally:
-        cgroup.remove(first_name)
+        first_group.remove()
 
 
 def test_wrong_namespace_by_path_is_refused(box):
@@ -397,7 +397,7 @@ def test_exec_joins_everything(box):
     assert lines[2] == "Seccomp:\t2"
     assert lines[3] == lines[4] != os.readlink("/proc/self/ns/net")
     assert all(line.endswith(":/") for line in lines if line[0].isdigit() and "::" not in line)
-    cgroup.kill(box.name)
+    box.group.kill()
     assert first.wait() == 137
 
 
@@ -432,7 +432,7 @@ def test_root_by_path(box):
 
     box.process["args"] = ["/bin/ls", "/"]
     box.config["root"]["path"] = str(box.rootfs)
-    started = box._fork(lambda stdio: launcher.launch(box.config, -1, stdio, name=box.name, cache=str(box.cache)))
+    started = box._fork(lambda stdio: launcher.launch(box.config, -1, stdio, group=box.group, cache=str(box.cache)))
     assert "bin" in started.read()[0].split()
 
 
@@ -451,7 +451,7 @@ def test_a_dead_launcher_leaves_no_container(box):
     helper = os.fork()
     if helper == 0:
         try:
-            launcher.launch(box.config, root, (0, 1, 2), name=box.name, cache=str(box.cache))
+            launcher.launch(box.config, root, (0, 1, 2), group=box.group, cache=str(box.cache))
         finally:
             os._exit(0)
     os.close(root)
@@ -459,7 +459,7 @@ def test_a_dead_launcher_leaves_no_container(box):
     while not (box.folder / "up").exists():  # the first process waits for the hook now
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
-    (first,) = cgroup.processes(box.name)
+    (first,) = box.group.processes()
     os.kill(helper, 9)
     os.waitpid(helper, 0)
     with open(box.folder / "fifo", "w") as f:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cowshed_runtime import cgroup, freezer
+from cowshed_runtime.cgroup import freezer, layout
 
 
 def changes(engine, name):
@@ -89,7 +89,7 @@ def test_what_a_commit_says_of_itself(pulled):
 def test_a_running_container_is_frozen_while_it_is_read(pulled, tmp_path):
     ident = pulled.ok("run", "-d", "--name", "busy", pulled.image, "sh", "-c",
                       "i=0; while :; do i=$((i+1)); echo $i > /a; cp /a /b; done").strip()  # fmt: skip
-    if cgroup.layout.find("freezer") == "" and not cgroup.layout.v2:
+    if layout.host.find("freezer") == "" and not layout.host.v2:
         pytest.skip("this host has no freezer")
     killed = pulled("commit", "busy", "test/busy", env={"COWSHED_FAULT": "kill@difference.frozen"})
     assert killed.returncode == -signal.SIGKILL

@@ -20,7 +20,7 @@ from cowshed_testing.images import Image, LayerTar, busybox_layer
 from cowshed_testing.places import NotHere, with_loops, zfs_pool
 
 from cowshed_conformance.backing import file_system
-from cowshed_runtime.cgroup import layout
+from cowshed_runtime.cgroup.group import Group
 
 # Where a conversion can be killed, and the commands that end it
 CONVERT = (
@@ -514,7 +514,7 @@ def test_a_container_of_which_a_process_is_left_is_not_rolled_back(store, archiv
 @contextlib.contextmanager
 def control_group(id_, pid):
     """A group as the runtime makes one for a container, with a process in it."""
-    folder = next(path for path in layout.directories(id_) if "cpuset" not in path)  # which takes none as it is made
+    folder = next(path for path in Group(id_).directories() if "cpuset" not in path)  # which takes none as it is made
     os.makedirs(folder)
     try:
         Path(folder, "cgroup.procs").write_text(str(pid))

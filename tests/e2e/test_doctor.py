@@ -319,7 +319,9 @@ def test_leftovers_of_killed_commands(engine, ground, greeting):
 
 def parents():
     """Where containers' control groups are."""
-    script = "from cowshed_runtime.cgroup import layout; print(*[p[:-2] for p in layout.directories('x')], sep='\\n')"
+    script = (
+        "from cowshed_runtime.cgroup.group import Group; print(*[p[:-2] for p in Group('x').directories()], sep='\\n')"
+    )
     return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cowshed.doctor import host
 from cowshed.doctor.patient import Severity
-from cowshed_runtime import cgroup
+from cowshed_runtime.cgroup import layout as groups
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -94,20 +94,20 @@ def test_limits_of_processes(monkeypatch):
 
 
 def layout(tmp_path, *lines):
-    return cgroup.Layout("\n".join(line.replace("AT", str(tmp_path)) for line in lines))
+    return groups.Layout("\n".join(line.replace("AT", str(tmp_path)) for line in lines))
 
 
 def test_control_groups_that_are_not_there_or_lack_something(monkeypatch, tmp_path):
-    monkeypatch.setattr(cgroup, "layout", cgroup.Layout(""))
+    monkeypatch.setattr(groups, "host", groups.Layout(""))
     assert set(told(host.control_groups)) == {"cgroups.none"}
     (tmp_path / "cgroup.controllers").write_text("cpu io pids\n")
     two = layout(tmp_path, "30 23 0:26 / AT rw - cgroup2 cgroup2 rw")
-    monkeypatch.setattr(cgroup, "layout", two)
+    monkeypatch.setattr(groups, "host", two)
     (finding,) = told(host.control_groups).values()
     assert (finding.text, finding.consequence) == ("there is no memory controller", "--memory is refused")
     assert finding.remedy == "boot with cgroup_enable=memory"
     one = layout(tmp_path, "30 23 0:26 / AT rw - cgroup cgroup rw,cpu,memory,pids")
-    monkeypatch.setattr(cgroup, "layout", one)
+    monkeypatch.setattr(groups, "host", one)
     assert told(host.control_groups) == {}
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path) and real(path, mode))

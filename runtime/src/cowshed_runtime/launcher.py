@@ -14,8 +14,9 @@ import os
 import sys
 
 from cowshed_linux import loopback, mount, process
-from cowshed_runtime import apparmor, cgroup, hooks, identity, plan, rootfs, spec
+from cowshed_runtime import apparmor, hooks, identity, plan, rootfs, spec
 from cowshed_runtime import seccomp as profiles
+from cowshed_runtime.cgroup.group import Entrance
 from cowshed_runtime.errors import LaunchError, SpecError
 from cowshed_runtime.fastjson import dumps, loads
 
@@ -23,6 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
+
+    from cowshed_runtime.cgroup.group import Group
 
 INIT_ANNOTATION = "cowshed.init"  # `--init`
 
@@ -34,11 +37,11 @@ class Launched:
         self.pid, self.terminal = pid, terminal
 
 
-def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, name: str, cache: str) -> Launched:
+def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, group: Group, cache: str) -> Launched:
     """Start a container from an OCI configuration; returns when its program has been executed.
 
-    root: the descriptor of a detached mount, or -1 for a bind of config.root.path. name: of its control groups, which
-    are made. cache: the folder where compiled seccomp filters are kept. With process.terminal stdio is not used:
+    root: the descriptor of a detached mount, or -1 for a bind of config.root.path. group: its control groups, which are
+    made. cache: the folder where compiled seccomp filters are kept. With process.terminal stdio is not used:
     Launched.terminal is the master. LaunchError leaves nothing behind but the zombie, which is the parent's to reap.
     """
     try:
@@ -47,18 +50,18 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, na
         raise LaunchError("spec", 22, str(error)) from None
     work, linux, wanted = config["process"], config.get("linux") or {}, config.get("hooks") or {}
     program, profile = _program(linux.get("seccomp"), cache), apparmor.wanted(work)
-    told = hooks.state(config, name, str((config.get("root") or {}).get("path") or ""))
-    made = plan.build(config, name, told)
+    told = hooks.state(config, group.name, str((config.get("root") or {}).get("path") or ""))
+    made = plan.build(config, group, told)
     own_root = -1
     if root < 0:
         root = own_root = _bind_root(config)
     try:
-        cgroup.create(name, linux.get("resources") or {})
+        group.create(linux.get("resources") or {})
     except OSError as error:
         if own_root >= 0:
             os.close(own_root)
         raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
-    entrance = cgroup.Entrance(name)
+    entrance = Entrance(group)
     waits = bool(wanted.get("prestart") or wanted.get("createRuntime"))
 
     def child(report: _Report) -> NoReturn:
@@ -105,7 +108,7 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, na
             os.kill(pid, 9)
             raise
     except BaseException:
-        cgroup.remove(name)
+        group.remove()
         raise
     finally:
         entrance.close()
@@ -115,7 +118,7 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, na
 
 
 def join(
-    work: dict[str, Any], linux: dict[str, Any], target: int, stdio: tuple[int, int, int], *, name: str, cache: str
+    work: dict[str, Any], linux: dict[str, Any], target: int, stdio: tuple[int, int, int], *, group: Group, cache: str
 ) -> Launched:
     """Start another process in the container whose first process is pid target; linux is that of its configuration.
 
@@ -128,7 +131,7 @@ def join(
     proc = apparmor.host() if profile else -1
     try:
         pidfd = os.pidfd_open(target)
-        entrance = cgroup.Entrance(name)
+        entrance = Entrance(group)
     except (ProcessLookupError, FileNotFoundError):
         raise LaunchError("namespaces", 3, "the container is not running") from None
     kinds = 0
@@ -214,7 +217,7 @@ def _keep(*fds: int) -> None:
     process.close_range(last + 1)
 
 
-def _enter_groups(entrance: cgroup.Entrance, report: _Report) -> None:
+def _enter_groups(entrance: Entrance, report: _Report) -> None:
     report.stage = "cgroup"
     entrance.enter()
     for fd in entrance.tasks:

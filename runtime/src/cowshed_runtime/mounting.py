@@ -12,7 +12,6 @@ import stat
 from cowshed_linux import mount
 from cowshed_linux.files import PROC_MAGIC, file_system_magic
 from cowshed_linux.paths import open_in_root
-from cowshed_runtime import cgroup
 from cowshed_runtime.copyup import copy_tree
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.options import Options
@@ -20,6 +19,7 @@ from cowshed_runtime.targets import place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cowshed_runtime.cgroup.group import Group
     from cowshed_runtime.plan import Scene
 
 # What may be mounted over below /proc: figures that lxcfs and its like supply. Anything else there could make the
@@ -151,12 +151,12 @@ class Cgroup(_Mount):
     hierarchy, as on the host. They are bind mounts, so that nothing above them is there, with a cgroup namespace or
     without."""
 
-    def __init__(self, name: str, destination: str, options: Options) -> None:
+    def __init__(self, group: Group, destination: str, options: Options) -> None:
         super().__init__("the control groups", destination, options)
-        self.name = name
+        self.group = group
 
     def perform(self, scene: Scene) -> None:
-        layout, options = cgroup.layout, self.options
+        layout, options = self.group.layout, self.options
         if not layout.v1:
             if layout.v2:
                 self._bind(scene, layout.v2, self.destination)
@@ -179,7 +179,7 @@ class Cgroup(_Mount):
             os.close(base)
 
     def _bind(self, scene: Scene, hierarchy: str, destination: str) -> None:
-        tree = mount.clone(f"{hierarchy}/{cgroup.PARENT}/{self.name}")
+        tree = mount.clone(hierarchy + self.group.path)
         try:
             mount.set_attributes(tree, self.options.add, propagation=mount.PRIVATE)
             self.attach(scene, tree, destination)
@@ -206,8 +206,8 @@ class OpenSources:
                 raise LaunchError("mount", error.errno or 0, f"{bind.describe()}: {_text(error)}") from None
 
 
-def mounts(entries: list[dict[str, object]], name: str) -> list[Bind | FileSystem | Cgroup]:
-    """The steps for OCI `mounts`; name is that of the container's cgroups. Pure."""
+def mounts(entries: list[dict[str, object]], group: Group) -> list[Bind | FileSystem | Cgroup]:
+    """The steps for OCI `mounts`; group: the container's. Pure."""
     steps: list[Bind | FileSystem | Cgroup] = []
     for entry in entries:
         given = entry.get("options") or []
@@ -220,7 +220,7 @@ def mounts(entries: list[dict[str, object]], name: str) -> list[Bind | FileSyste
         if options.bind or kind in ("bind", ""):
             steps.append(Bind(source, destination, options))
         elif kind in ("cgroup", "cgroup2"):
-            steps.append(Cgroup(name, destination, options))
+            steps.append(Cgroup(group, destination, options))
         else:
             steps.append(FileSystem(kind, source, destination, options))
     return steps

@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cowshed_runtime.cgroup.group import Group
+
 NAMESPACES = {
     "mount": process.CLONE_NEWNS, "uts": process.CLONE_NEWUTS, "ipc": process.CLONE_NEWIPC,
     "pid": process.CLONE_NEWPID, "network": process.CLONE_NEWNET, "cgroup": process.CLONE_NEWCGROUP,
@@ -55,8 +57,8 @@ class Plan:
         return "\n".join([*lines, *(step.describe() for step in self.steps)])
 
 
-def build(config: dict[str, Any], name: str, state: dict[str, Any] | None = None) -> Plan:
-    """The plan for a validated configuration; name is that of the control groups; state is what hooks are told."""
+def build(config: dict[str, Any], group: Group, state: dict[str, Any] | None = None) -> Plan:
+    """The plan for a validated configuration; group: its control groups; state is what hooks are told."""
     linux, work = config.get("linux") or {}, config["process"]
     create, cgroup_namespace, join = 0, False, {}
     for entry in linux.get("namespaces") or ():
@@ -67,7 +69,7 @@ def build(config: dict[str, Any], name: str, state: dict[str, Any] | None = None
             cgroup_namespace = True
         else:
             create |= NAMESPACES[kind]
-    mounts = mounting.mounts(config.get("mounts") or [], name)
+    mounts = mounting.mounts(config.get("mounts") or [], group)
     steps: list[Any] = []
     binds = [step for step in mounts if isinstance(step, mounting.Bind)]
     if binds:

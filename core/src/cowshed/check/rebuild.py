@@ -29,7 +29,7 @@ from cowshed.storage.errors import StorageError
 from cowshed.storage.kit.trees import remove_tree
 from cowshed.storage.record import record
 from cowshed_linux import files, locks
-from cowshed_runtime import cgroup
+from cowshed_runtime.cgroup.group import Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _refuse_running(root: str) -> None:
         name = str(value.get("name") or id_[:12])
         if isinstance(value.get("number"), int):
             names[value["number"]] = name
-        left = cgroup.processes(id_)
+        left = Group(id_).processes()
         if left:
             raise Busy(f"container {name} runs: process {left[0]} is one of it", remedy=f"stop it, or kill {left[0]}")
     for file, what in (("monitors", "runs"), ("mounts", "is mounted")):

@@ -18,7 +18,8 @@ from cowshed.state import containers
 from cowshed.storage.api import Consistency
 from cowshed.storage.errors import NoSpace, TooDeep, Unsupported
 from cowshed_linux import files, mount, process
-from cowshed_runtime import cgroup, freezer
+from cowshed_runtime.cgroup import freezer
+from cowshed_runtime.cgroup.group import Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Held:
             if found.state in ("creating", "removing"):
                 raise Conflict(f"container {row.name} is being made or removed", remedy="try again")
             self.running = found.state == "running"
-            left = [] if self.running else cgroup.processes(row.id)
+            left = [] if self.running else Group(row.id).processes()
             if left:
                 raise Conflict(
                     f"process {left[0]} of container {row.name} lives on without its monitor", remedy=f"kill {left[0]}"
@@ -185,16 +186,16 @@ class Frozen:
     Conflict if it cannot be paused."""
 
     def __init__(self, id_: str, name: str) -> None:
-        self._name, self._called = id_, name
+        self._group, self._called = Group(id_), name
 
     def __enter__(self) -> Frozen:
         guarded, self._alive = os.pipe()
         self._guard = os.fork()
         if self._guard == 0:
-            _guard(guarded, self._name)
+            _guard(guarded, self._group)
         os.close(guarded)
         try:
-            freezer.freeze(self._name)
+            freezer.freeze(self._group)
         except OSError as error:
             self._end()
             if error.errno not in (errno.ENOENT, errno.ETIMEDOUT):
@@ -215,13 +216,13 @@ class Frozen:
 
     def _end(self) -> None:
         try:
-            freezer.thaw(self._name)
+            freezer.thaw(self._group)
         finally:
             os.close(self._alive)
             os.waitpid(self._guard, 0)
 
 
-def _guard(watched: int, name: str) -> None:
+def _guard(watched: int, group: Group) -> None:
     """Wait in a forked child until the other end of a pipe is closed, by its owner or by its death."""
     try:
         os.setsid()  # a signal to the command's process group is not for this one
@@ -229,6 +230,6 @@ def _guard(watched: int, name: str) -> None:
         process.close_range(0, watched - 1)
         process.close_range(watched + 1)
         os.read(watched, 1)
-        freezer.thaw(name)
+        freezer.thaw(group)
     finally:
         os._exit(0)

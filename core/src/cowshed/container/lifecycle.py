@@ -312,9 +312,9 @@ def bury(engine: Engine, row: ContainerRow) -> None:
             return
         if client.exit_record(engine.place(row)) is not None:
             return
-        from cowshed_runtime import cgroup
+        from cowshed_runtime.cgroup.group import Group
 
-        cgroup.remove(row.id)
+        Group(row.id).remove()
         with engine.store.transaction() as tx:
             containers.update(
                 tx, row.number, state="exited", finished=time.time_ns(), exit_code=137, pid=None,
@@ -467,9 +467,9 @@ def _end(engine: Engine, row: ContainerRow, *, force: bool) -> None:
 def _import_removal() -> None:
     """What a removal needs, imported while the command would only wait."""
     from cowshed.layers import purge, unused
-    from cowshed_runtime import cgroup
+    from cowshed_runtime.cgroup import group
 
-    _ = purge, unused, cgroup
+    _ = purge, unused, group
 
 
 def forget(engine: Engine, row: ContainerRow, *, with_volumes: bool = True) -> None:

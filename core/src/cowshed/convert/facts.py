@@ -13,7 +13,7 @@ from cowshed.storage import api
 from cowshed.storage.errors import StorageError
 from cowshed.storage.kit import places
 from cowshed_linux import process
-from cowshed_runtime import cgroup
+from cowshed_runtime.cgroup.group import Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _box(
     obstacle = broken.get(row.driver, "")
     if not obstacle and now.state in ("creating", "removing"):
         obstacle = f"it is {now.state}"
-    elif not obstacle and now.state != "running" and cgroup.processes(row.id):
+    elif not obstacle and now.state != "running" and Group(row.id).processes():
         obstacle = "a process of it lives on without its monitor: remove it, or kill that"
     layer = rows.get(engine.reader, row.number)
     below = chains.get(layer.parent, "") if layer is not None and layer.parent is not None else ""

@@ -100,7 +100,7 @@ def _number(path: str) -> int | None:
 
 def control_groups(patient: Patient) -> Iterator[Finding]:
     """Hierarchies, and the controllers that limits ask for."""
-    from cowshed_runtime.cgroup import layout
+    from cowshed_runtime.cgroup.layout import host as layout
 
     places = [path for path, _ in layout.v1] + ([layout.v2] if layout.v2 else [])
     if not places:

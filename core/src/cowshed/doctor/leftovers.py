@@ -106,12 +106,12 @@ def loops(patient: Patient) -> Iterator[Finding]:
 def control_groups(patient: Patient) -> Iterator[Finding]:
     """Of containers that do not run. Those of containers that this store does not know may be another store's: nothing
     is said of them."""
-    from cowshed_runtime.cgroup import layout
+    from cowshed_runtime.cgroup.group import Group
 
     if patient.store is None:
         return
     rows = _rows(patient)
-    parents = list(dict.fromkeys(os.path.dirname(path) for path in layout.directories("x")))
+    parents = list(dict.fromkeys(os.path.dirname(path) for path in Group("x").directories()))
     names: dict[str, str] = {}
     for parent in parents:
         try:

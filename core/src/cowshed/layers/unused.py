@@ -75,9 +75,9 @@ def prove(
 def _holder(store: Store, layer: api.Layer, driver: api.Driver, shown: Shown | None) -> str:
     rows = store.query("select id from containers where number = ?", layer.number)
     if rows:
-        from cowshed_runtime import cgroup
+        from cowshed_runtime.cgroup.group import Group
 
-        pids = cgroup.processes(rows[0][0])
+        pids = Group(rows[0][0]).processes()
         if pids:
             return f"process {pids[0]} of container {rows[0][0][:12]}"
     marks = [layer.id.encode()]

@@ -16,7 +16,7 @@ from time import time_ns
 
 from cowshed.monitor import frames, starting, wire
 from cowshed_linux import process
-from cowshed_runtime import cgroup
+from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.fastjson import dumps
 
 TYPE_CHECKING = False
@@ -85,7 +85,7 @@ def _failed(connection: int, state: int) -> None:
         pass
     known = starting.told(state)
     if "remove" in known:
-        cgroup.remove(known["remove"])
+        Group(known["remove"]).remove()
     if "error" in known:
         starting.refuse(_socket.socket(fileno=connection), known["error"])
     os._exit(1)
@@ -287,7 +287,8 @@ class _Monitor:
     def end(self, status: int) -> None:
         """Leave the record, clean up, tell the clients; become the worker if it is to be."""
         known = self.known
-        oom = cgroup.oom_killed(known["name"])
+        group = Group(known["name"])
+        oom = group.oom_killed()
         record: dict[str, Any] = {"status": status, "finished": time_ns(), "oom": oom}
         if "settle" in known and not self.settle():
             record["error"] = "names of one changed file may have become several files"
@@ -295,7 +296,7 @@ class _Monitor:
         text = dumps(record).ljust(starting.RECORD)
         starting.write(f"{self.place}/exit.new", text, truncate=False)
         os.rename(f"{self.place}/exit.new", f"{self.place}/exit")
-        cgroup.remove(known["name"])
+        group.remove()
         self.listener.close()
         for name in ("attach", "pid"):
             try:

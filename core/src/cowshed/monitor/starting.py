@@ -15,6 +15,7 @@ import select
 from cowshed.monitor import frames, wire
 from cowshed_linux import locks, process
 from cowshed_runtime import launcher
+from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps, loads
 
@@ -141,7 +142,7 @@ def _streams(known: dict[str, Any], root: int) -> None:
         config = loads(f.read())
     if known.get("size"):
         config["process"]["consoleSize"] = known["size"]
-    made = launcher.launch(config, root, stdio, name=known["name"], cache=known["cache"])
+    made = launcher.launch(config, root, stdio, group=Group(known["name"]), cache=known["cache"])
     for fd in ends:
         os.close(fd)
     known["pid"], known["terminal"] = made.pid, made.terminal
@@ -198,7 +199,7 @@ def _process(known: dict[str, Any], connection: Any, descriptors: list[int], pol
     """Another process in a running container: its streams are the client's own."""
     stdio = (descriptors[0], descriptors[1], descriptors[2])
     made = launcher.join(
-        known.pop("process"), known.pop("linux"), known["pid"], stdio, name=known["name"], cache=known["cache"]
+        known.pop("process"), known.pop("linux"), known["pid"], stdio, group=Group(known["name"]), cache=known["cache"]
     )
     for fd in descriptors:
         os.close(fd)

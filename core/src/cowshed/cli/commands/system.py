@@ -170,7 +170,7 @@ def _info(engine: Engine) -> dict[str, Any]:
 
 def _cgroup_version() -> str:
     """As docker tells it: that of the hierarchies which have the controllers."""
-    from cowshed_runtime.cgroup import Layout
+    from cowshed_runtime.cgroup.layout import Layout
 
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         layout = Layout(file.read())
