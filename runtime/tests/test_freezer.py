@@ -55,10 +55,12 @@ def spinning(request, monkeypatch):
 def test_nothing_runs_while_it_is_frozen(spinning):
     group, counted = spinning
     freezer.freeze(group)
+    assert freezer.frozen(group)
     there = counted()
     time.sleep(0.05)
     assert counted() == there
     freezer.thaw(group)
+    assert not freezer.frozen(group)
     until = time.monotonic() + 30
     while counted() == there:
         assert time.monotonic() < until

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import tarfile
 import time
-from pathlib import Path
 
 import pytest
 
 from cowshed_runtime.cgroup import freezer, layout
+from cowshed_runtime.cgroup.group import Group
 
 
 def changes(engine, name):
@@ -19,8 +19,7 @@ def changes(engine, name):
 
 
 def state_of_freezer(ident):
-    folder, _, _, state, wanted = freezer._files(ident)
-    return wanted in Path(folder, state).read_bytes()
+    return freezer.frozen(Group(ident))
 
 
 def layer_of(engine, name):

@@ -43,6 +43,15 @@ def thaw(group: Group) -> None:
         return
 
 
+def frozen(group: Group) -> bool:
+    """Whether all that is in the groups is stopped; False if there are no groups, or no freezer."""
+    try:
+        folder, _, _, state, wanted = _files(group)
+        return wanted in read(f"{folder}/{state}")
+    except FileNotFoundError:
+        return False
+
+
 def _files(group: Group) -> tuple[str, str, bytes, str, str]:
     """Directory, file to write, what freezes; file to read, what it says when all are frozen."""
     within = group.layout
