@@ -20,6 +20,7 @@ from cowshed_runtime.targets import place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 _LAST_CAPABILITY = capabilities.last()
@@ -46,12 +47,16 @@ def become(
     confinement: tuple[int, str] | None,
     *,
     init: bool,
+    preserve: int = 0,
+    keyring: bool = True,
+    last: Callable[[], None] | None = None,
 ) -> NoReturn:
     """Turn this process into the one that an OCI process object describes. LaunchError or OSError if it cannot be.
 
     stdio is not used with a terminal (master, slave); program is a BPF filter or empty; confinement is an AppArmor
-    profile, after where to write it; init keeps a reaper behind.
-    Root is the container's by now.
+    profile, after where to write it; init keeps a reaper behind; preserve: how many descriptors from 3 on the program
+    inherits; keyring: give it a session keyring of its own; last: what is still to do when all but the filter and the
+    execution is done, and the program is known to be there. Root is the container's by now.
     """
     user = work["user"]
     os.setsid()
@@ -64,25 +69,33 @@ def become(
     for number, fd in enumerate(moved):
         os.dup2(fd, number, inheritable=True)
     # Before the working directory: none of ours may be reached through /proc/self/fd (CVE-2024-21626).
-    process.close_range(3, on_exec=True)
+    process.close_range(3 + preserve, on_exec=True)
+    for fd in range(3, 3 + preserve):
+        os.set_inheritable(fd, True)
     _limits(work.get("rlimits") or ())
     for number in _SIGNALS:  # Python ignores some, and what is ignored stays so through execve(2)
         _signal.signal(number, _signal.SIG_DFL)
     process.default_reserved_signals()
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
-    process.new_session_keyring()
+    if keyring:
+        process.new_session_keyring()
     persona = (work.get("personality") or {}).get("domain")
     if persona:
         C.personality(_PERSONALITIES[persona])
     _change_directory(work["cwd"])
     if confinement:  # the filter below need not allow it, and a process that is forked later has it too
         apparmor.enter(*confinement)
-    _confine(work, program)
-    if init:
-        reaper.stay_behind(terminal is not None)
+    sets = _sets(work)
+    lent = _drop(work, sets, program)
     environment = dict(entry.split("=", 1) for entry in work.get("env") or ())
     arguments = work["args"]
     path = _find(arguments[0], environment)
+    if last:
+        _look(path)
+        last()
+    _filter(work, sets, program, lent)
+    if init:
+        reaper.stay_behind(terminal is not None)
     try:
         os.execve(path, arguments, environment)  # noqa: S606 - no shell is the point
     except OSError as error:
@@ -148,12 +161,19 @@ def _change_directory(path: str) -> None:
         raise LaunchError("cwd", 0, f"the working directory {path} is outside the container")
 
 
-def _confine(work: dict[str, Any], program: bytes) -> None:
-    user, wanted = work["user"], work.get("capabilities") or {}
+def _sets(work: dict[str, Any]) -> dict[str, int]:
+    """The five sets of capabilities as bits, each within what it can hold."""
+    wanted = work.get("capabilities") or {}
     sets = {kind: capabilities.bits(wanted.get(kind) or []) & _PERMITTED for kind in
             ("bounding", "effective", "permitted", "inheritable", "ambient")}  # fmt: skip
-    permitted, ambient = sets["permitted"], sets["ambient"] & sets["permitted"] & sets["inheritable"]
-    effective = sets["effective"] & permitted
+    sets["ambient"] &= sets["permitted"] & sets["inheritable"]
+    sets["effective"] &= sets["permitted"]
+    return sets
+
+
+def _drop(work: dict[str, Any], sets: dict[str, int], program: bytes) -> int:
+    """Become the user, with his capabilities. The result is lent for _filter: it needs CAP_SYS_ADMIN for one call."""
+    user = work["user"]
     os.umask(user.get("umask", 0o022))
     capabilities.drop_bounding(sets["bounding"], _LAST_CAPABILITY)
     os.setgroups(user.get("additionalGids") or [])
@@ -164,13 +184,17 @@ def _confine(work: dict[str, Any], program: bytes) -> None:
     # CAP_SYS_ADMIN for one call more: without no_new_privs the kernel wants it for a filter, and the filter comes as
     # late as can be, so that it need not allow what stands above.
     lend = _SYS_ADMIN & _PERMITTED if program and not work.get("noNewPrivileges") else 0
-    capabilities.set_all(effective | lend, permitted | lend, sets["inheritable"], ambient)
+    capabilities.set_all(sets["effective"] | lend, sets["permitted"] | lend, sets["inheritable"], sets["ambient"])
+    return lend
+
+
+def _filter(work: dict[str, Any], sets: dict[str, int], program: bytes, lent: int) -> None:
     if work.get("noNewPrivileges"):
         seccomp.no_new_privileges()
     if program:
         seccomp.load(program)
-    if lend:
-        capabilities.set_all(effective, permitted, sets["inheritable"], 0)
+    if lent:
+        capabilities.set_all(sets["effective"], sets["permitted"], sets["inheritable"], 0)
 
 
 def _find(name: str, environment: dict[str, str]) -> str:
@@ -187,3 +211,11 @@ def _find(name: str, environment: dict[str, str]) -> str:
     if refused:
         raise LaunchError("exec", 13, f"{name}: found in PATH, but not executable", 126)
     raise LaunchError("exec", 2, f"{name}: not found in PATH", 127)
+
+
+def _look(path: str) -> None:
+    """LaunchError if it cannot be executed, as far as can be told before: the words of execve(2), earlier."""
+    if not os.path.exists(path):
+        raise LaunchError("exec", 2, f"{path}: {os.strerror(2)}", 127)
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
+        raise LaunchError("exec", 13, f"{path}: {os.strerror(13)}", 126)

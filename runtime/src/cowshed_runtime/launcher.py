@@ -25,9 +25,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
+    from cowshed_runtime import waiting
     from cowshed_runtime.cgroup.group import Group
 
 INIT_ANNOTATION = "cowshed.init"  # `--init`
+
+
+class Manner:
+    """How a container or process is started; the default is the engine's way.
+
+    sibling: it becomes a child of this process's parent (CLONE_PARENT), else of this process, and dies with it until
+    `recorded`, which is called with its pid at once, has returned and all is set up. hold: it waits before it executes
+    its program, and the launch ends there. bundle: what hooks are told. preserve: how many descriptors from 3 on it
+    inherits. pivot, keyring: whether the root is changed by pivot_root(2), and whether it gets a session keyring.
+    """
+
+    def __init__(
+        self,
+        *,
+        sibling: bool = True,
+        recorded: Callable[[int], None] | None = None,
+        hold: waiting.Hold | None = None,
+        bundle: str = "",
+        preserve: int = 0,
+        pivot: bool = True,
+        keyring: bool = True,
+    ) -> None:
+        self.sibling, self.recorded, self.hold, self.bundle = sibling, recorded, hold, bundle
+        self.preserve, self.pivot, self.keyring = preserve, pivot, keyring
+
+
+ENGINE = Manner()
 
 
 class Launched:
@@ -37,7 +65,15 @@ class Launched:
         self.pid, self.terminal = pid, terminal
 
 
-def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, group: Group, cache: str) -> Launched:
+def launch(
+    config: dict[str, Any],
+    root: int,
+    stdio: tuple[int, int, int],
+    *,
+    group: Group,
+    cache: str,
+    manner: Manner = ENGINE,
+) -> Launched:
     """Start a container from an OCI configuration; returns when its program has been executed.
 
     root: the descriptor of a detached mount, or -1 for a bind of config.root.path. group: its control groups, which are
@@ -50,8 +86,8 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, gr
         raise LaunchError("spec", 22, str(error)) from None
     work, linux, wanted = config["process"], config.get("linux") or {}, config.get("hooks") or {}
     program, profile = _program(linux.get("seccomp"), cache), apparmor.wanted(work)
-    told = hooks.state(config, group.name, str((config.get("root") or {}).get("path") or ""))
-    made = plan.build(config, group, told)
+    told = hooks.state(config, group.name, manner.bundle or str((config.get("root") or {}).get("path") or ""))
+    made = plan.build(config, group, told, pivot=manner.pivot)
     own_root = -1
     if root < 0:
         root = own_root = _bind_root(config)
@@ -65,7 +101,9 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, gr
     waits = bool(wanted.get("prestart") or wanted.get("createRuntime"))
 
     def child(report: _Report) -> NoReturn:
-        _keep(root, report.fd, report.socket.fileno(), *stdio, *entrance.tasks)
+        hold = manner.hold
+        _keep(root, *report.descriptors(), *stdio, *entrance.tasks, *(hold.descriptors() if hold else ()),
+              preserve=manner.preserve)  # fmt: skip
         _enter_groups(entrance, report)
         report.stage = "namespaces"
         if made.cgroup_namespace:
@@ -91,7 +129,19 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, gr
             step.execute(scene)
         report.ready(scene.terminal)
         reaps = bool((config.get("annotations") or {}).get(INIT_ANNOTATION))
-        identity.become(work, stdio, scene.terminal, program, confinement, init=reaps)
+
+        def last() -> None:
+            if hold:
+                report.stage = "start"
+                report.fd = hold.wait(report.fd)
+            for step in made.last:
+                report.stage = step.stage
+                step.execute(scene)
+
+        identity.become(
+            work, stdio, scene.terminal, program, confinement, init=reaps, preserve=manner.preserve,
+            keyring=manner.keyring, last=last if hold or made.last else None,
+        )  # fmt: skip
 
     def for_hooks(pid: int) -> None:
         for kind in ("prestart", "createRuntime"):
@@ -101,12 +151,13 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, gr
         for kind, path in made.join:
             if kind == "pid":
                 _set_namespace(kind, path)  # takes effect for what is cloned from here
-        pid, terminal = _clone(made.create, entrance.born, child, for_hooks)
-        try:
-            hooks.run("poststart", wanted.get("poststart") or [], {**told, "status": "running", "pid": pid})
-        except LaunchError:
-            os.kill(pid, 9)
-            raise
+        pid, terminal = _clone(made.create, entrance.born, child, for_hooks, manner)
+        if not manner.hold:
+            try:
+                hooks.run("poststart", wanted.get("poststart") or [], {**told, "status": "running", "pid": pid})
+            except LaunchError:
+                os.kill(pid, 9)
+                raise
     except BaseException:
         group.remove()
         raise
@@ -118,7 +169,14 @@ def launch(config: dict[str, Any], root: int, stdio: tuple[int, int, int], *, gr
 
 
 def join(
-    work: dict[str, Any], linux: dict[str, Any], target: int, stdio: tuple[int, int, int], *, group: Group, cache: str
+    work: dict[str, Any],
+    linux: dict[str, Any],
+    target: int,
+    stdio: tuple[int, int, int],
+    *,
+    group: Group,
+    cache: str,
+    manner: Manner = ENGINE,
 ) -> Launched:
     """Start another process in the container whose first process is pid target; linux is that of its configuration.
 
@@ -139,7 +197,7 @@ def join(
         kinds |= plan.NAMESPACES[entry["type"]]
 
     def child(report: _Report) -> NoReturn:
-        _keep(report.fd, report.socket.fileno(), *stdio, *entrance.tasks, proc)
+        _keep(*report.descriptors(), *stdio, *entrance.tasks, proc, preserve=manner.preserve)
         _enter_groups(entrance, report)
         confinement = _confinement(profile, report, proc)
         report.stage = "terminal"
@@ -147,7 +205,8 @@ def join(
         if work.get("terminal"):
             terminal = rootfs.open_terminal(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         report.ready(terminal)
-        identity.become(work, stdio, terminal, program, confinement, init=False)
+        identity.become(work, stdio, terminal, program, confinement, init=False, preserve=manner.preserve,
+                        keyring=manner.keyring)  # fmt: skip
 
     # From here on names mean what the container says: nothing may be imported in this process either.
     _forget_imports()
@@ -158,7 +217,7 @@ def join(
         _adjust_oom(work, None)
         process.setns(pidfd, kinds)
         os.close(pidfd)
-        pid, terminal = _clone(0, entrance.born, child, None)
+        pid, terminal = _clone(0, entrance.born, child, None, manner)
     except OSError as error:
         text = f"the container cannot be entered: {error.strerror}"
         raise LaunchError("namespaces", error.errno or 0, text) from None
@@ -206,11 +265,11 @@ def _forget_imports() -> None:
     sys.path_importer_cache.clear()
 
 
-def _keep(*fds: int) -> None:
-    """Close every descriptor but these and 0-2: locks, sockets and roots of ours are not for the container, not even
-    until it executes its program."""
-    last = 2
-    for fd in sorted({fd for fd in fds if fd > 2}):
+def _keep(*fds: int, preserve: int = 0) -> None:
+    """Close every descriptor but these, 0-2 and the next `preserve`: locks, sockets and roots of ours are not for the
+    container, not even until it executes its program."""
+    last = 2 + preserve
+    for fd in sorted({fd for fd in fds if fd > last}):
         if fd > last + 1:
             process.close_range(last + 1, fd - 1)
         last = fd
@@ -273,8 +332,14 @@ def _adjust_oom(work: dict[str, Any], report: _Report | None) -> None:
 class _Report:
     """Where a child tells how far it is, and why it failed, before anything of the image runs."""
 
-    def __init__(self, fd: int, socket: Any) -> None:
-        self.fd, self.socket, self.stage = fd, socket, "start"
+    def __init__(self, fd: int, socket: Any, *, tied: bool) -> None:
+        """tied: this process dies with the launcher until that has recorded it."""
+        self.fd, self.socket, self.stage, self.tied = fd, socket, "start", tied
+        if tied:
+            process.prctl(process.PR_SET_PDEATHSIG, 9)
+
+    def descriptors(self) -> tuple[int, int]:
+        return self.fd, self.socket.fileno()
 
     def ready(self, terminal: tuple[int, int] | None) -> None:
         """All is set up; hand the terminal's master over. Fails if the launcher is gone: nobody would know of us."""
@@ -283,6 +348,10 @@ class _Report:
         if terminal:
             passed = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, terminal[0].to_bytes(4, sys.byteorder))]
         self.socket.sendmsg([b"r"], passed)
+        if self.tied:
+            if self.socket.recv(1) != b"k":
+                os._exit(125)
+            process.prctl(process.PR_SET_PDEATHSIG, 0)
         self.socket.close()
         if terminal:
             os.close(terminal[0])
@@ -303,15 +372,22 @@ class _Report:
 
 
 def _clone(
-    flags: int, group: int, child: Callable[[_Report], NoReturn], for_hooks: Callable[[int], None] | None
+    flags: int,
+    group: int,
+    child: Callable[[_Report], NoReturn],
+    for_hooks: Callable[[int], None] | None,
+    manner: Manner,
 ) -> tuple[int, int]:
-    """Clone a sibling that runs child(report), and wait until it has executed its program; its pid, and the master of
-    its terminal or -1. for_hooks is called when it has its namespaces and asks."""
+    """Clone a process that runs child(report), and wait until it has executed its program, or holds before it; its pid,
+    and the master of its terminal or -1. for_hooks is called when it has its namespaces and asks."""
     read_end, write_end = os.pipe()
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    pid, _ = process.clone3(flags | process.CLONE_PARENT, exit_signal=0, cgroup=group)
+    if manner.sibling:
+        pid, _ = process.clone3(flags | process.CLONE_PARENT, exit_signal=0, cgroup=group)
+    else:
+        pid, _ = process.clone3(flags, cgroup=group)
     if pid == 0:
-        report = _Report(write_end, theirs)
+        report = _Report(write_end, theirs, tied=not manner.sibling)
         try:
             _forget_imports()
             child(report)
@@ -319,8 +395,10 @@ def _clone(
             report.failed(error)
     os.close(write_end)
     theirs.close()
-    terminal = -1
+    terminal, said = -1, b""
     try:
+        if manner.recorded:
+            manner.recorded(pid)
         message, ancillary, _, _ = ours.recvmsg(1, _socket.CMSG_SPACE(4))
         if message == b"h" and for_hooks:
             for_hooks(pid)
@@ -328,15 +406,23 @@ def _clone(
             message, ancillary, _, _ = ours.recvmsg(1, _socket.CMSG_SPACE(4))
         for _, _, data in ancillary:
             terminal = int.from_bytes(data[:4], sys.byteorder)
-        said = b""
+        if message == b"r" and not manner.sibling:
+            ours.send(b"k")
         while block := os.read(read_end, 1 << 16):
             said += block
     except BaseException:
         os.kill(pid, 9)
+        if not manner.sibling:
+            os.waitpid(pid, 0)
         raise
     finally:
         os.close(read_end)
         ours.close()
+    if said or message != b"r":
+        if terminal >= 0:
+            os.close(terminal)
+        if not manner.sibling:
+            os.waitpid(pid, 0)
     if said:
         stage, number, text, status = loads(said)
         raise LaunchError(stage, number, text, status)

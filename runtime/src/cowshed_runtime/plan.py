@@ -7,7 +7,7 @@ The order follows from what each step can still see and still may do:
 3. hooks of the host in the container's namespaces (createContainer);
 4. the change of root;
 5. sysctls, before /proc/sys is read-only; read-only and masked paths; the root's own attributes;
-6. hooks in the container (startContainer).
+6. as the container's user, before its filter is loaded: hooks in the container (startContainer).
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ class Scene:
 
 class Plan:
     """create: clone3 flags of the new namespaces; cgroup_namespace: one is made once inside the groups; join:
-    (kind, path) of those of others; steps: what the child does to its root."""
+    (kind, path) of those of others; steps: what the child does to its root; last: what it does right before it
+    executes its program."""
 
-    def __init__(self, create: int, cgroup_namespace: bool, join: list[tuple[str, str]], steps: list[Any]) -> None:
-        self.create, self.cgroup_namespace, self.join, self.steps = create, cgroup_namespace, join, steps
+    def __init__(
+        self, create: int, cgroup_namespace: bool, join: list[tuple[str, str]], steps: list[Any], last: list[Any]
+    ) -> None:
+        self.create, self.cgroup_namespace, self.join = create, cgroup_namespace, join
+        self.steps, self.last = steps, last
 
     def describe(self) -> str:
         """One line per step, for people."""
@@ -54,11 +58,12 @@ class Plan:
             new.append("cgroup")
         lines = [f"new namespaces: {' '.join(new)}"]
         lines += [f"join the {kind} namespace {path}" for kind, path in self.join]
-        return "\n".join([*lines, *(step.describe() for step in self.steps)])
+        return "\n".join([*lines, *(step.describe() for step in (*self.steps, *self.last))])
 
 
-def build(config: dict[str, Any], group: Group, state: dict[str, Any] | None = None) -> Plan:
-    """The plan for a validated configuration; group: its control groups; state is what hooks are told."""
+def build(config: dict[str, Any], group: Group, state: dict[str, Any] | None = None, *, pivot: bool = True) -> Plan:
+    """The plan for a validated configuration; group: its control groups; state is what hooks are told; pivot:
+    whether the root is changed by pivot_root(2)."""
     linux, work = config.get("linux") or {}, config["process"]
     create, cgroup_namespace, join = 0, False, {}
     for entry in linux.get("namespaces") or ():
@@ -80,7 +85,7 @@ def build(config: dict[str, Any], group: Group, state: dict[str, Any] | None = N
     for_hooks = config.get("hooks") or {}
     if for_hooks.get("createContainer"):
         steps.append(hooks.Run("createContainer", for_hooks["createContainer"], state or {}))
-    steps.append(rootfs.Pivot())
+    steps.append(rootfs.Pivot() if pivot else rootfs.ChangeRoot())
     if linux.get("sysctl"):
         steps.append(rootfs.Sysctl(linux["sysctl"]))
     steps.append(rootfs.MakeDirectory(work["cwd"]))
@@ -94,7 +99,8 @@ def build(config: dict[str, Any], group: Group, state: dict[str, Any] | None = N
     if read_only or propagation:
         recursive = word not in PROPAGATION
         steps.append(rootfs.SealRoot(read_only=read_only, propagation=propagation, recursive=recursive))
+    last = []
     if for_hooks.get("startContainer"):
-        steps.append(hooks.Run("startContainer", for_hooks["startContainer"], state or {}))
+        last.append(hooks.Run("startContainer", for_hooks["startContainer"], state or {}))
     ordered = [(kind, join[kind]) for kind in _JOIN_ORDER if kind in join]
-    return Plan(create, cgroup_namespace, ordered, steps)
+    return Plan(create, cgroup_namespace, ordered, steps, last)

@@ -136,6 +136,21 @@ class Pivot:
         os.chdir("/")
 
 
+class ChangeRoot:
+    """In place of Pivot where the host's root is an initramfs, which pivot_root(2) refuses: the container's root is
+    mounted on top of it. What is below stays mounted, and out of reach of names."""
+
+    stage = "mount"
+
+    def describe(self) -> str:
+        return "change the root, over the host's"
+
+    def execute(self, scene: Scene) -> None:
+        os.fchdir(scene.root)
+        os.chroot(".")
+        os.chdir("/")
+
+
 class Sysctl:
     """Through the container's own, verified procfs, before /proc/sys is made read-only (CVE-2025-52881)."""
 
