@@ -137,6 +137,20 @@ def test_cve_2023_28642_volume_that_a_link_leads_into_proc(box, tmp_path):
     assert "over the kernel's /proc" in str(box.refused())
 
 
+@pytest.mark.parametrize("entry", [{"type": "tmpfs", "source": "tmpfs"}, {"type": "cgroup"}, {"type": "mqueue"}])
+def test_cve_2019_16884_file_system_that_a_link_leads_into_proc(box, entry):
+    (box.rootfs / "innocent").symlink_to("/proc/self/attr" if entry["type"] == "tmpfs" else "/proc/sys")
+    box.config["mounts"].append({"destination": "/innocent", **entry})
+    assert "over the kernel's /proc" in str(box.refused())
+
+
+@pytest.mark.parametrize("destination", ["//proc", "/./proc", "/proc/.", "proc"])
+def test_cve_2019_16884_proc_by_another_spelling(box, destination):
+    box.config["mounts"] = [entry for entry in box.config["mounts"] if entry["destination"] != "/proc"]
+    box.config["mounts"].append({"destination": destination, "type": "tmpfs", "source": "tmpfs"})
+    assert "/proc is the kernel's" in str(box.refused())
+
+
 def test_cve_2025_52881_tmpfs_over_proc_does_not_swallow_settings(box):
     box.config["mounts"].append({"destination": "/proc", "type": "tmpfs", "source": "tmpfs"})
     box.linux["sysctl"] = {"kernel.msgmax": "4444"}
@@ -305,6 +319,12 @@ def test_cve_2019_5736_interpreter_cannot_be_overwritten(box):
     )  # fmt: skip
     assert "python" in done.stdout or done.stdout == "/\n", done
     assert "Read-only file system" in done.stderr, done
+
+
+def test_an_error_longer_than_a_pipe_holds_is_told(box):
+    """Whoever sets a container up writes it while nobody reads: it must not wait for ever."""
+    box.process["cwd"] = "/" + "a" * 200_000
+    assert "cannot be entered" in str(box.refused())
 
 
 def test_strings_with_nul_are_refused(box):

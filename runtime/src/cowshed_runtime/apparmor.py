@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
+from cowshed_linux import procfs
 from cowshed_runtime.errors import LaunchError
 
 TYPE_CHECKING = False
@@ -39,12 +40,12 @@ def wanted(work: dict[str, Any]) -> str:
 
 def host() -> int:
     """The host's /proc, as a descriptor that is good beyond a change of root."""
-    return os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return procfs.handle()
 
 
 def attribute(proc: int) -> int:
     """Where this process says what its next program is to be under; only it can write there."""
-    return os.open("self/attr/apparmor/exec", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+    return procfs.open_beneath(proc, "self/attr/apparmor/exec", os.O_WRONLY)
 
 
 def enter(fd: int, profile: str) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cowshed_runtime.cgroup.group import Group
 
 INIT_ANNOTATION = "cowshed.init"  # `--init`
+_LONGEST = 8000  # characters of an error; as JSON each is six bytes at most, and a pipe holds 65536
 
 
 class Manner:
@@ -365,10 +366,9 @@ class _Report:
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             name = getattr(error, "filename", None)
             text = f"{stage}: {name}: {text}" if name else f"{stage}: {text}"
-        try:
-            os.write(self.fd, dumps([stage, number, text, status]).encode("ascii", "replace"))
-        finally:
-            os._exit(status)
+        # Shorter than a pipe holds: nobody reads while this is written.
+        os.write(self.fd, dumps([stage, number, text[:_LONGEST], status]).encode("ascii", "replace"))
+        os._exit(status)
 
 
 def _clone(
@@ -387,12 +387,15 @@ def _clone(
     else:
         pid, _ = process.clone3(flags, cgroup=group)
     if pid == 0:
-        report = _Report(write_end, theirs, tied=not manner.sibling)
         try:
             _forget_imports()
-            child(report)
-        except BaseException as error:
-            report.failed(error)
+            report = _Report(write_end, theirs, tied=not manner.sibling)
+            try:
+                child(report)
+            except BaseException as error:
+                report.failed(error)
+        finally:
+            os._exit(125)  # whatever happens: a second launcher must not go on, in a container at that
     os.close(write_end)
     theirs.close()
     terminal, said = -1, b""

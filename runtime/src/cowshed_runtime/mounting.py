@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from cowshed_linux import mount
-from cowshed_linux.files import PROC_MAGIC, file_system_magic
+from cowshed_linux import mount, procfs
 from cowshed_linux.paths import open_in_root
 from cowshed_runtime.copyup import copy_tree
 from cowshed_runtime.errors import LaunchError
@@ -66,9 +65,18 @@ class _Mount:
                 raise LaunchError("mount", 40, text) from None
             raise
         try:
+            self._refuse_in_proc(tree, target)
             mount.attach(tree, at=target)
         finally:
             os.close(target)
+
+    def _refuse_in_proc(self, tree: int, target: int) -> None:
+        """Wherever the links of the image have led: by what is there, not by its name."""
+        if not procfs.in_it(target) or self.destination in PROC_ALLOWED:
+            return
+        if procfs.in_it(tree):
+            return  # the host's own /proc, for those who share its processes
+        raise LaunchError("mount", 1, f"{self.describe()}: nothing may be mounted over the kernel's /proc")
 
 
 class Bind(_Mount):
@@ -87,21 +95,9 @@ class Bind(_Mount):
                 mount.set_attributes(tree, propagation=options.propagation, recursive=options.propagation_below)
             else:
                 mount.set_attributes(tree, propagation=mount.PRIVATE, recursive=True)
-            target = place(scene.root, self.destination, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
-            try:
-                self._refuse_in_proc(scene, tree, target)
-                mount.attach(tree, at=target)
-            finally:
-                os.close(target)
+            self.attach(scene, tree, self.destination, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
         finally:
             os.close(tree)
-
-    def _refuse_in_proc(self, scene: Scene, tree: int, target: int) -> None:
-        if os.fstat(target).st_dev != scene.proc or self.destination in PROC_ALLOWED:
-            return
-        if file_system_magic(tree) == PROC_MAGIC:
-            return  # the host's own /proc, for those who share its processes
-        raise LaunchError("mount", 1, f"{self.describe()}: nothing may be mounted over the kernel's /proc")
 
 
 class FileSystem(_Mount):
@@ -123,11 +119,9 @@ class FileSystem(_Mount):
                 self._copy_up(scene, tree)
             # Masks and settings are found by these names later: they must be where they seem (CVE-2019-19921).
             kernel = self.kind in ("proc", "sysfs")
-            if os.path.normpath(self.destination) == "/proc" and self.kind != "proc":
+            if self.destination == "/proc" and self.kind != "proc":
                 raise LaunchError("mount", 1, f"{self.describe()}: /proc is the kernel's")
             self.attach(scene, tree, self.destination, plain=kernel)
-            if self.kind == "proc" and os.path.normpath(self.destination) == "/proc":
-                scene.proc = os.fstat(tree).st_dev
             if options.propagation:
                 mount.set_attributes(tree, propagation=options.propagation, recursive=options.propagation_below)
         finally:
@@ -213,9 +207,9 @@ def mounts(entries: list[dict[str, object]], group: Group) -> list[Bind | FileSy
         given = entry.get("options") or []
         assert isinstance(given, list)
         options = Options(given)
-        kind, destination = str(entry.get("type") or ""), str(entry["destination"])
-        if not destination.startswith("/"):
-            destination = f"/{destination}"
+        kind = str(entry.get("type") or "")
+        # One spelling of each name: `//proc/.` is judged as /proc. Parts `..` have been refused.
+        destination = "/" + "/".join([part for part in str(entry["destination"]).split("/") if part not in ("", ".")])
         source = str(entry.get("source") or kind or "none")
         if options.bind or kind in ("bind", ""):
             steps.append(Bind(source, destination, options))

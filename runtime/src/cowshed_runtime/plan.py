@@ -36,7 +36,6 @@ class Scene:
     def __init__(self, root: int) -> None:
         self.root = root
         self.trees: dict[mounting.Bind, int] = {}  # opened sources
-        self.proc = -1  # st_dev of the container's /proc
         self.terminal: tuple[int, int] | None = None  # master, slave
 
 

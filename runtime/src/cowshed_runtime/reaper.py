@@ -19,8 +19,13 @@ def stay_behind(terminal: bool) -> None:
     """Return in a child; this process stays as process 1 and ends as the child does."""
     # Blocked until the handlers are there: a signal for a program that is about to start must not be lost.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, [*_FORWARDED, 22])
+    closed, open_ = os.pipe()
     pid = os.fork()
     if pid == 0:
+        # Until process 1 has closed its descriptors: the program could find them in /proc/1/fd.
+        os.close(open_)
+        os.read(closed, 1)
+        os.close(closed)
         os.setpgid(0, 0)
         if terminal:
             os.tcsetpgrp(0, os.getpid())  # SIGTTOU, which would stop a background group that asks, is blocked

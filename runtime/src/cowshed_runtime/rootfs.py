@@ -7,8 +7,8 @@ import os
 import stat
 from _struct import pack
 
-from cowshed_linux import mount
-from cowshed_linux.paths import RESOLVE_NO_SYMLINKS, open_in_root
+from cowshed_linux import mount, procfs
+from cowshed_linux.paths import open_in_root
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.targets import open_if_there, place
 
@@ -107,6 +107,8 @@ class Console:
         scene.terminal = open_terminal(scene.root)
         tree = mount.clone("", at=scene.terminal[1])
         target = place(scene.root, "/dev/console", directory=False)
+        if procfs.in_it(target):
+            raise LaunchError("terminal", 1, "/dev/console of the image leads into the kernel's /proc")
         mount.attach(tree, at=target)
         os.close(target)
         os.close(tree)
@@ -163,19 +165,23 @@ class Sysctl:
         return "set " + " ".join(f"{key}={value}" for key, value in self.values.items())
 
     def execute(self, scene: Scene) -> None:
+        try:
+            proc = procfs.handle(scene.root)
+        except OSError as error:
+            text = "sysctl: the container has no /proc of its own"
+            raise LaunchError("sysctl", error.errno or 0, text) from None
         for key, value in self.values.items():
             path = key if "/" in key else key.replace(".", "/")
             try:
-                fd = open_in_root(scene.root, f"proc/sys/{path}", os.O_WRONLY, resolve=RESOLVE_NO_SYMLINKS)
+                fd = procfs.open_beneath(proc, f"sys/{path}", os.O_WRONLY)
                 try:
-                    if os.fstat(fd).st_dev != scene.proc:
-                        raise LaunchError("sysctl", 0, f"sysctl {key}: the container has no /proc of its own")
                     os.write(fd, str(value).encode())
                 finally:
                     os.close(fd)
             except OSError as error:
                 text = f"sysctl {key}={value}: {error.strerror}"
                 raise LaunchError("sysctl", error.errno or 0, text) from None
+        os.close(proc)
 
 
 class MakeDirectory:
