@@ -148,7 +148,7 @@ def test_cve_2019_16884_file_system_that_a_link_leads_into_proc(box, entry):
 def test_cve_2019_16884_proc_by_another_spelling(box, destination):
     box.config["mounts"] = [entry for entry in box.config["mounts"] if entry["destination"] != "/proc"]
     box.config["mounts"].append({"destination": destination, "type": "tmpfs", "source": "tmpfs"})
-    assert "/proc is the kernel's" in str(box.refused())
+    assert "/proc" in str(box.refused())
 
 
 def test_cve_2025_52881_tmpfs_over_proc_does_not_swallow_settings(box):
@@ -324,7 +324,9 @@ def test_cve_2019_5736_interpreter_cannot_be_overwritten(box):
 def test_an_error_longer_than_a_pipe_holds_is_told(box):
     """Whoever sets a container up writes it while nobody reads: it must not wait for ever."""
     box.process["cwd"] = "/" + "a" * 200_000
-    assert "cannot be entered" in str(box.refused())
+    said = str(box.refused())
+    assert said.endswith("File name too long")
+    assert len(said) < 10_000
 
 
 def test_strings_with_nul_are_refused(box):

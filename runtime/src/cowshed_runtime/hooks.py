@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cowshed_runtime.plan import Scene
 
+_LONGEST = 1 << 31  # seconds: select(2) takes no more than 2^63 ns
 _DEFAULTED = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
 
 
@@ -89,7 +90,7 @@ def _wait(kind: str, hook: dict[str, Any], pid: int) -> None:
     timeout = hook.get("timeout")
     if timeout:
         pidfd = os.pidfd_open(pid)
-        ended = select.select([pidfd], [], [], timeout)[0]
+        ended = select.select([pidfd], [], [], min(timeout, _LONGEST))[0]
         os.close(pidfd)
         if not ended:
             os.kill(pid, 9)

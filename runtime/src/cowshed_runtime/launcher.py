@@ -367,7 +367,9 @@ class _Report:
             name = getattr(error, "filename", None)
             text = f"{stage}: {name}: {text}" if name else f"{stage}: {text}"
         # Shorter than a pipe holds: nobody reads while this is written.
-        os.write(self.fd, dumps([stage, number, text[:_LONGEST], status]).encode("ascii", "replace"))
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+        os.write(self.fd, dumps([stage, number, text, status]).encode("ascii", "replace"))
         os._exit(status)
 
 

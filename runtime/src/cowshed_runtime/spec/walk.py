@@ -97,7 +97,14 @@ def problems(value: Any, node: Node, where: str, found: list[Problem]) -> None:
 def string(value: Any) -> str:
     if not isinstance(value, str):
         return "must be a string"
-    return "must not contain a NUL byte" if "\0" in value else ""
+    if "\0" in value:
+        return "must not contain a NUL byte"
+    if not value.isascii():
+        try:
+            value.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            return "must be text that can be encoded: it has half of a surrogate pair"
+    return ""
 
 
 def filled(value: Any) -> str:
