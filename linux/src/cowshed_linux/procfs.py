@@ -1,6 +1,6 @@
 """The kernel's /proc and nothing that somebody has put over it or in its place.
 
-What is written below /proc decides about privileges (attr/exec, sys/). A file system or file of the container that stands
+What is written below /proc decides about privileges (attr/exec, sys/). What the container has put
 there instead takes what was meant for the kernel, or leads it elsewhere (CVE-2019-16884, CVE-2023-27561,
 CVE-2025-52881): so a handle is verified once, and from it the kernel itself crosses no other mount.
 """
@@ -24,7 +24,7 @@ _HANDLE = os.O_PATH | os.O_DIRECTORY
 
 
 def handle(root: int = -1) -> int:
-    """A descriptor (O_PATH) of /proc, of this process or inside a root. OSError ENODEV if that is no root of a procfs."""
+    """A descriptor (O_PATH) of /proc, of this process or inside a root. OSError ENODEV: it is no root of a procfs."""
     if root < 0:
         fd = os.open("/proc", _HANDLE | os.O_CLOEXEC)
     else:
