@@ -142,7 +142,7 @@ class SimulatedReader:
                 said = {**dataset.properties, **dataset.snapshots.get("c", {})}
                 parent = said.get("cowshed:parent")
                 clones = {
-                    each: [clone[len(store) + 1 :] for clone in self.zfs.clones(f"{name}@{each}")]
+                    each: [programs.relative(clone, store) for clone in self.zfs.clones(f"{name}@{each}")]
                     for each in dataset.snapshots
                 }
                 number = said.get("cowshed:number")

@@ -6,12 +6,14 @@ from cowshed_driver_zfs import programs
 
 ID, PARENT, OTHER = (c * 32 for c in "abc")
 STORE = "tank/cowshed-0"
+WHOLE = ["tank/mine", f"{STORE}/active.{ID}/below"]  # clones that somebody else has made
+STRANGE = [f"/{name}" for name in WHOLE]
 ANSWER = "\n".join(
     [
         f"D\tcommitted.{PARENT}\t1\tnone",
-        f"S\tc\tactive.{ID}\ttrash.{OTHER}",
+        f"S\tc\t{STORE}/active.{ID}\t{STORE}/trash.{OTHER}\t" + "\t".join(WHOLE),
         "D\tempty\t-\t-",
-        f"S\tc\tcommitted.{PARENT}",
+        f"S\tc\t{STORE}/committed.{PARENT}",
         f"D\tactive.{ID}\t16777215\t{PARENT}",
         f"D\ttrash.{OTHER}\t3\t{PARENT}",
         f"D\ttemp.{OTHER}\t-\t-",
@@ -22,7 +24,7 @@ LISTED = "\n".join(
     [
         f"{STORE}\t-\t-\t-",
         f"{STORE}/committed.{PARENT}\t-\t-\t-",
-        f"{STORE}/committed.{PARENT}@c\t1\tnone\t{STORE}/active.{ID},{STORE}/trash.{OTHER}",
+        f"{STORE}/committed.{PARENT}@c\t1\tnone\t{STORE}/active.{ID},{STORE}/trash.{OTHER},{','.join(WHOLE)}",
         f"{STORE}/empty\t-\t-\t-",
         f"{STORE}/empty@c\t-\t-\t{STORE}/committed.{PARENT}",
         f"{STORE}/active.{ID}\t16777215\t{PARENT}\t-",
@@ -33,7 +35,7 @@ LISTED = "\n".join(
 )
 WANTED = [
     programs.Object(f"active.{ID}", 16777215, PARENT, {}),
-    programs.Object(f"committed.{PARENT}", 1, None, {"c": [f"active.{ID}", f"trash.{OTHER}"]}),
+    programs.Object(f"committed.{PARENT}", 1, None, {"c": [f"active.{ID}", f"trash.{OTHER}", *STRANGE]}),
     programs.Object("empty", None, None, {"c": [f"committed.{PARENT}"]}),
     programs.Object(f"temp.{OTHER}", None, None, {f"live.{OTHER}": []}),
     programs.Object(f"trash.{OTHER}", 3, PARENT, {}),
@@ -41,8 +43,8 @@ WANTED = [
 
 
 def test_objects_of_the_program():
-    assert programs.objects(ANSWER) == WANTED
-    assert programs.objects("") == []
+    assert programs.objects(ANSWER, STORE) == WANTED
+    assert programs.objects("", STORE) == []
 
 
 def test_objects_of_the_tool_are_the_same():

@@ -49,7 +49,7 @@ for name in zfs.list.children(store) do
   for snapshot in zfs.list.snapshots(name) do
     local short, clones = string.sub(snapshot, #name + 2), {}
     if short == "c" then layer = snapshot end
-    for clone in zfs.list.clones(snapshot) do clones[#clones + 1] = "\\t" .. string.sub(clone, #store + 2) end
+    for clone in zfs.list.clones(snapshot) do clones[#clones + 1] = "\\t" .. clone end
     snapshots[#snapshots + 1] = "\\nS\\t" .. short .. table.concat(clones)
   end
   local number, parent = get(layer, "cowshed:number"), get(layer, "cowshed:parent")
@@ -68,7 +68,7 @@ class Object:
     name: str  # below the store's own
     number: int | None  # None: its maker did not come to the end
     parent: str | None
-    snapshots: dict[str, list[str]]  # by name after the @: the clones of it
+    snapshots: dict[str, list[str]]  # by name after the @: its clones, by their names below the store's; see relative()
 
 
 def properties(answer: str, names: Sequence[str]) -> dict[str, str] | None:
@@ -78,13 +78,13 @@ def properties(answer: str, names: Sequence[str]) -> dict[str, str] | None:
     return dict(zip(names, answer.split("\n"), strict=True))
 
 
-def objects(answer: str) -> list[Object]:
+def objects(answer: str, store: str) -> list[Object]:
     """The answer of OBJECTS, sorted by name."""
     found: list[Object] = []
     for line in answer.splitlines():
         kind, name, *words = line.split("\t")
         if kind == "S":
-            found[-1].snapshots[name] = words
+            found[-1].snapshots[name] = [relative(each, store) for each in words]
             continue
         number, parent = words
         found.append(_object(name, number, parent))
@@ -104,9 +104,16 @@ def listed(output: str, store: str) -> list[Object]:
             continue
         if snapshot == "c":
             found[name] = _object(name, number, parent, found[name].snapshots)
-        below = [each[len(store) + 1 :] for each in clones.split(",") if each not in ("", NOTHING)]
+        below = [relative(each, store) for each in clones.split(",") if each not in ("", NOTHING)]
         found[name].snapshots[snapshot] = below
     return sorted(found.values(), key=lambda it: it.name)
+
+
+def relative(full: str, store: str) -> str:
+    """The name of a clone as Object has it: a stranger may have made one elsewhere in the pool, or below one of ours,
+    and has a / before its whole name."""
+    name = full.removeprefix(f"{store}/")
+    return name if name != full and "/" not in name else f"/{full}"
 
 
 def _object(name: str, number: str, parent: str, snapshots: dict[str, list[str]] | None = None) -> Object:

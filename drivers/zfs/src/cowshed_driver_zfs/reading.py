@@ -41,7 +41,7 @@ class Reader:
         """The datasets of a store, sorted by name, with their snapshots."""
         answer = self._program(programs.OBJECTS, {"store": store})
         if answer is not None:
-            return programs.objects(answer)
+            return programs.objects(answer, store)
         columns = "name,cowshed:number,cowshed:parent,clones"
         argv = ("zfs", "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,snapshot", "-o", columns, store)
         said = self._host.run(argv, timeout=_TIMEOUT).stdout

@@ -2,7 +2,8 @@
 
 A snapshot with a clone cannot go. If the clone is a layer in use (the layer was snapshotted while it lived, see
 ZfsDriver.snapshot), the clone is promoted: the snapshot is its own then, and goes at once. What is mounted or held by
-somebody stays until the next time; a held snapshot is marked, so that ZFS destroys it with the last hold.
+somebody stays until the next time; a held snapshot is marked, so that ZFS destroys it with the last hold. So does what
+a stranger has cloned: that clone is not ours to promote.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Removal:
         for snapshot, clones in targets[name].snapshots.items():
             for clone in clones:
                 if clone not in targets:
-                    return self._handed_over(clone, snapshot)
+                    return names.parse(clone) is not None and self._handed_over(clone, snapshot)
             if not gone >= {*clones}:
                 return False  # one that is on its own way out could not go yet
         for _ in range(_BUSY_TRIES):
