@@ -2,12 +2,14 @@
 
 import contextlib
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 from cowshed.storage import api
 from cowshed.storage.errors import AlreadyExists, LayerId, NotFound, Unsupported
+from cowshed_driver_zfs import driver
 from cowshed_driver_zfs.driver import ZfsDriver, capabilities
 
 _spec = importlib.util.spec_from_file_location("zfs_simulated", Path(__file__).with_name("simulated.py"))
@@ -124,6 +126,20 @@ def test_what_is_mounted_or_held_stays_until_it_is_not(store, monkeypatch):
     assert store.rest() == []
 
 
+@pytest.mark.parametrize("clone", ["tank/mine", "t/m", f"{STORE}/empty/below"])
+def test_what_a_stranger_has_cloned_stays_and_the_clone_is_not_touched(store, clone):
+    base, other = store.committed(), store.committed()
+    store.zfs.clone(clone, f"{STORE}/committed.{base.id}@c", {})
+    for layer in (base, other):
+        store.driver.remove(layer)
+    assert store.purge().objects_left == 1
+    assert store.zfs.datasets[clone].origin == f"{STORE}/trash.{base.id}@c"
+    assert store.rest() == sorted([clone, f"{STORE}/trash.{base.id}"])
+    store.zfs.destroy(clone)
+    assert store.purge().objects_left == 0
+    assert store.rest() == []
+
+
 @pytest.mark.parametrize("first", ["layer", "snapshot"])
 def test_a_layer_and_its_snapshots_are_removed_in_any_order(store, first):
     base = store.committed()
@@ -183,6 +199,30 @@ def test_refusals(store):
     with pytest.raises(NotFound):
         store.driver.snapshot(store.plan(), store.plan(kind=COMMITTED), api.Durability.NONE)
     assert store.living() == key(base, active)
+
+
+def test_a_comparison_takes_another_snapshot_if_a_purge_beside_it_destroys_the_first(store, monkeypatch):
+    active = store.active()
+    name, held = f"{STORE}/active.{active.id}@live.{active.id}", []
+
+    def hold(snapshot, tag):
+        if not held:
+            store.purge()
+        if not store.zfs.exists(snapshot):
+            held.append("purged")
+            raise FileNotFoundError(snapshot)
+        store.zfs.held.add(snapshot)
+        held.append(tag)
+        return os.open("/dev/null", os.O_RDONLY)
+
+    monkeypatch.setattr(store.zfs, "hold", hold, raising=False)
+    store.zfs.snapshot(name, {})  # of a call that was killed
+    with driver._Moment(store.zfs, name) as taken:
+        assert taken == name
+        assert held == ["purged", "cowshed"]
+        assert store.purge().objects_left == 0
+        assert store.zfs.exists(name), "it is held"
+        assert name in store.zfs.deferred, "it would not go with the hold"
 
 
 # ---------------------------------------------------------------- killed at every point

@@ -446,13 +446,18 @@ class _Moment:
         self._zfs, self._name, self._hold = zfs, name, -1
 
     def __enter__(self) -> str:
-        self._zfs.destroy_snapshots([self._name])  # of a call that was killed before it was marked
-        self._zfs.snapshot(self._name, {})
-        try:
-            self._hold = self._zfs.hold(self._name, "cowshed")
-        finally:
-            self._zfs.destroy_snapshots([self._name])
-        return self._name
+        for _ in range(_TRIES):
+            if self._zfs.exists(self._name):  # of a call that was killed before it was marked
+                self._zfs.destroy_snapshots([self._name])
+            self._zfs.snapshot(self._name, {})
+            try:
+                self._hold = self._zfs.hold(self._name, "cowshed")
+            except FileNotFoundError:
+                continue  # purge() of another command took it for that of a dead call
+            finally:
+                self._zfs.destroy_snapshots([self._name])
+            return self._name
+        raise InUse(f"{self._name} is destroyed by others each time", remedy="try again")
 
     def __exit__(self, *_: object) -> None:
         os.close(self._hold)

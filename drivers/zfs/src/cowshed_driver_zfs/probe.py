@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 
 from cowshed.storage.api import FileSystem, MountPlan, ProbeReport, Reason, Verdict
 from cowshed.storage.errors import StorageError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     Facts = dict[str, str | int | bool]
 
 _TOOL_TIMEOUT = 60.0
+_TRIAL = "cowshed-probe-"
+_DEAD = 3600.0  # seconds after which a trial is that of a probe that was killed
 _INSTALL = "install ZFS (Debian: zfs-dkms and zfsutils-linux), then modprobe zfs; or use --driver overlay"
 _ACL = bytes.fromhex("0200000001000700ffffffff02000500e803000004000500ffffffff10000500ffffffff20000500ffffffff")
 
@@ -104,7 +107,8 @@ def _trial(dataset: str, options: Options, host: Host) -> Facts:
     try:
         if not zfs.exists(dataset):
             raise _Refused("no-dataset", f"there is no dataset {dataset}", f"zfs create {dataset}")
-        trial = f"{dataset}/cowshed-probe-{os.urandom(6).hex()}"
+        _forget(zfs, dataset, host)
+        trial = f"{dataset}/{_TRIAL}{os.urandom(6).hex()}"
         wanted = {**properties(options), "canmount": "noauto"}
         arguments = [f"-o{name}={value}" for name, value in wanted.items()]
         host.run(("zfs", "create", "-u", *arguments, trial), timeout=_TOOL_TIMEOUT)
@@ -122,6 +126,19 @@ def _trial(dataset: str, options: Options, host: Host) -> Facts:
             _undone(zfs, trial)
     finally:
         zfs.close()
+
+
+def _forget(zfs: Zfs, dataset: str, host: Host) -> None:
+    """Destroy what probes that were killed have left."""
+    argv = ("zfs", "list", "-Hp", "-r", "-d", "1", "-t", "filesystem", "-o", "name,creation", dataset)
+    said = host.run(argv, timeout=_TOOL_TIMEOUT).stdout.decode("utf-8", "surrogateescape")
+    for line in said.splitlines():
+        name, _, made = line.partition("\t")
+        if name.startswith(f"{dataset}/{_TRIAL}") and time.time() - int(made) > _DEAD:
+            try:
+                _undone(zfs, name)
+            except OSError:
+                continue  # somebody has it mounted: the next probe tries again
 
 
 def _undone(zfs: Zfs, trial: str) -> None:

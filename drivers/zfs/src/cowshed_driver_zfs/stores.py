@@ -120,8 +120,9 @@ def open_store(root: str, options: Options, host: api.Host, *, store: api.StoreI
         found = reader.properties(name, "sync", "dedup")
         if found is None or not zfs.exists(f"{name}/{names.EMPTY}@c"):
             raise WrongStore(f"there is no dataset {name} of the store at {root}", remedy="is its pool imported?")
+        module = host.call("zfs.module_version", module_version, changes=False)
         can = capabilities(
-            durable=found["sync"] != "disabled", exact=found["dedup"] == "off", idmapped=module_version() >= (2, 2)
+            durable=found["sync"] != "disabled", exact=found["dedup"] == "off", idmapped=module >= (2, 2)
         )
         return ZfsDriver(root, name, can, zfs, reader, host)
     except OSError as error:

@@ -19,6 +19,7 @@ from cowshed_conformance import backing, changes, crash, randoms, steps, tree
 from cowshed_conformance.harness import Store
 from cowshed_conformance.target import Target
 from cowshed_driver_zfs import binding, names, plugin
+from cowshed_driver_zfs import probe as probing
 from cowshed_driver_zfs.reading import Reader
 
 pytestmark = pytest.mark.guest
@@ -202,6 +203,28 @@ def test_the_probe_is_good_and_leaves_no_dataset(pool):
     assert zfs("list", "-Ht", "all", "-o", "name") == before
 
 
+def test_what_a_killed_probe_has_left_is_taken_away_by_a_later_one(pool, monkeypatch):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def trials():
+        return [name for name in zfs("list", "-Ho", "name").split() if "cowshed-probe-" in name]
+
+    def died():
+        monkeypatch.setattr(probing, "_undone", killed)
+        plugin.probe(f"{pool.path}/not/yet", options.check(plugin, {}), EngineHost())
+
+    with pytest.raises(AssertionError, match="-9"):
+        crash.in_child(died)
+    left = trials()
+    assert [name.rpartition("/")[2] for name in left][1:] == ["clone"]
+    for dead, wanted in ((3600.0, left), (-60.0, [])):
+        monkeypatch.setattr(probing, "_DEAD", dead)
+        report = plugin.probe(f"{pool.path}/not/yet", options.check(plugin, {}), EngineHost())
+        assert report.verdict is api.Verdict.GOOD, report.reasons
+        assert trials() == wanted
+
+
 def test_a_directory_elsewhere_needs_a_dataset_and_works_with_one(pool, tmp_path):
     with pytest.raises(BadOption):
         Store(target(), str(tmp_path / "store"))
@@ -299,6 +322,21 @@ def test_a_limit_counts_what_is_written_over_the_parents_data(store):
     usage = store.driver.usage(layer)
     assert usage.exact
     assert 3 * MIB < usage.own < 6 * MIB
+
+
+def test_a_layer_that_a_stranger_has_cloned_stays_until_the_clone_has_gone(pool, store):
+    base = store.layer(steps.file("a", b"1"))
+    clone, elsewhere = f"{pool.pool}/x{next(_count)}", prop(f"{dataset(store)}/committed.{base.id}@c", "guid")
+    zfs("clone", "-o", "mountpoint=legacy", f"{dataset(store)}/committed.{base.id}@c", clone)
+    store.driver.remove(base)
+    assert store.purge().objects_left == 1
+    store.driver.close()
+    with pytest.raises(InUse):
+        plugin.destroy(store.root, store.target.options, EngineHost(), store=store.id)
+    assert prop(prop(clone, "origin"), "guid") == elsewhere
+    zfs("destroy", clone)
+    plugin.destroy(store.root, store.target.options, EngineHost(), store=store.id)
+    assert f"cowshed-{store.id}" not in zfs("list", "-Ho", "name")
 
 
 def test_a_snapshot_held_by_a_stranger_delays_the_removal_only(store):
