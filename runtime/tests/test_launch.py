@@ -19,7 +19,7 @@ def test_output_status_and_arguments(box):
 
 def test_program_is_found_in_the_containers_path(box):
     box.process["env"] = ["PATH=/nowhere:/bin", "A=b=c"]
-    assert box.run("env").out.splitlines() == ["PATH=/nowhere:/bin", "A=b=c"]
+    assert box.run("env").out.splitlines() == ["PATH=/nowhere:/bin", "A=b=c", "HOME=/"]
 
 
 def test_programs_that_cannot_be_executed(box):

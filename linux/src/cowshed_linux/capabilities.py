@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cowshed_linux import process
-from cowshed_linux.libc import C, check, ffi
+from cowshed_linux.libc import C, check, fail, ffi
 
 NAMES = (
     "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
@@ -13,7 +13,7 @@ NAMES = (
 ).split()
 NUMBERS = {f"CAP_{name}": number for number, name in enumerate(NAMES)}
 _VERSION_3 = 0x20080522
-_AMBIENT_RAISE, _AMBIENT_CLEAR = 2, 4
+_AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 
 
 def bits(names: list[str]) -> int:
@@ -24,6 +24,16 @@ def bits(names: list[str]) -> int:
         if number is not None:
             mask |= 1 << number
     return mask
+
+
+def numbers(mask: int) -> list[int]:
+    """The capabilities of a mask."""
+    return [number for number in range(mask.bit_length()) if mask >> number & 1]
+
+
+def names(mask: int) -> list[str]:
+    """The capabilities of a mask by name."""
+    return [f"CAP_{NAMES[number]}" for number in numbers(mask) if number < len(NAMES)]
 
 
 def last() -> int:
@@ -40,14 +50,18 @@ def permitted() -> int:
     return int(data[0].permitted) | int(data[1].permitted) << 32
 
 
-def drop_bounding(keep: int, highest: int) -> None:
-    for number in range(highest + 1):
-        if not keep >> number & 1:
-            process.prctl(process.PR_CAPBSET_DROP, number)
+def drop_bounding(numbers: list[int]) -> None:
+    """Take capabilities out of the bounding set for good; OSError EPERM without CAP_SETPCAP."""
+    call, option = C.prctl, process.PR_CAPBSET_DROP
+    for number in numbers:
+        if call(option, number, 0, 0, 0) < 0:
+            fail(f"prctl PR_CAPBSET_DROP {number}")
 
 
 def set_all(effective: int, permitted_: int, inheritable: int, ambient: int) -> None:
     """Set this thread's four sets. OSError EPERM for what it does not have."""
+    if inheritable:  # without it the kernel clears the ambient set by itself
+        process.prctl(process.PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
     header = ffi.new("cap_header *", (_VERSION_3, 0))
     data = ffi.new("cap_data[2]")
     for half in (0, 1):

@@ -6,16 +6,18 @@ The order of the steps is what makes them safe; each says why it stands where it
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` brings enum
+import errno
 import fcntl
 import os
 import resource
 import stat
 import sys
 
-from cowshed_linux import capabilities, process, seccomp
-from cowshed_linux.libc import C
-from cowshed_runtime import apparmor, reaper
+from cowshed_linux import capabilities, process, scheduling, seccomp
+from cowshed_linux.paths import open_in_root
+from cowshed_runtime import reaper
 from cowshed_runtime.errors import LaunchError
+from cowshed_runtime.settings import lowest
 from cowshed_runtime.targets import place
 
 TYPE_CHECKING = False
@@ -23,47 +25,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-_LAST_CAPABILITY = capabilities.last()
-_PERMITTED = capabilities.permitted()
-_SYS_ADMIN = 1 << capabilities.NUMBERS["CAP_SYS_ADMIN"]
+    from cowshed_runtime.labels import Label
+    from cowshed_runtime.settings import Settings
+
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONTROLLING_TERMINAL, _SET_SIZE = 0x540E, 0x5414  # TIOCSCTTY, TIOCSWINSZ
 _SIGNALS = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
-# <asm-generic/resource.h>; the module `resource` lacks some
-LIMITS = {
-    f"RLIMIT_{name}": number
-    for number, name in enumerate(
-        "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME".split()
-    )
-}
-_PERSONALITIES = {"LINUX": 0, "LINUX32": 0x8}
 
 
 def become(
-    work: dict[str, Any],
+    settings: Settings,
     stdio: tuple[int, int, int],
     terminal: tuple[int, int] | None,
-    program: bytes,
-    confinement: tuple[int, str] | None,
+    labels: list[Label],
     *,
     init: bool,
     preserve: int = 0,
     keyring: bool = True,
+    listening: Callable[[int], None] | None = None,
     last: Callable[[], None] | None = None,
 ) -> NoReturn:
     """Turn this process into the one that an OCI process object describes. LaunchError or OSError if it cannot be.
 
-    stdio is not used with a terminal (master, slave); program is a BPF filter or empty; confinement is an AppArmor
-    profile, after where to write it; init keeps a reaper behind; preserve: how many descriptors from 3 on the program
-    inherits; keyring: give it a session keyring of its own; last: what is still to do when all but the filter and the
-    execution is done, and the program is known to be there. Root is the container's by now.
+    stdio is not used with a terminal (master, slave); labels are of AppArmor and SELinux, opened while /proc was the
+    host's; init keeps a reaper behind; preserve: how many descriptors from 3 on the program inherits; keyring: give it
+    a session keyring of its own; listening is told the descriptor at which the filter's notifications arrive; last:
+    what is still to do when all but the filter and the execution is done, and the program is known to be there. Root is
+    the container's by now.
     """
-    user = work["user"]
+    work = settings.work
     os.setsid()
     if terminal:
         stdio = _take_terminal(work, terminal)
     else:
-        _own_streams(stdio, user["uid"])
+        _own_streams(stdio, settings.uid)
     # Away from 0-2 first, so that none is overwritten before it is used.
     moved = [os.dup(fd) for fd in stdio]
     for number, fd in enumerate(moved):
@@ -72,28 +67,32 @@ def become(
     process.close_range(3 + preserve, on_exec=True)
     for fd in range(3, 3 + preserve):
         os.set_inheritable(fd, True)
-    _limits(work.get("rlimits") or ())
+    limit(settings.limits)
     for number in _SIGNALS:  # Python ignores some, and what is ignored stays so through execve(2)
         _signal.signal(number, _signal.SIG_DFL)
     process.default_reserved_signals()
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    for label in labels:  # that of the keyring is of use before there is one
+        label.write()
     if keyring:
         process.new_session_keyring()
-    persona = (work.get("personality") or {}).get("domain")
-    if persona:
-        C.personality(_PERSONALITIES[persona])
+    _schedule(settings)
     _change_directory(work["cwd"])
-    if confinement:  # the filter below need not allow it, and a process that is forked later has it too
-        apparmor.enter(*confinement)
-    sets = _sets(work)
-    lent = _drop(work, sets, program)
     environment = dict(entry.split("=", 1) for entry in work.get("env") or ())
+    if "HOME" not in environment:
+        environment["HOME"] = _home(settings.uid)
+    _drop(settings)
     arguments = work["args"]
     path = _find(arguments[0], environment)
+    # An agent is told when the container is created, and not when its program is executed.
+    notifies = bool(settings.filter and settings.filter.notifies)
+    if notifies and listening:
+        listening(confine(settings))
     if last:
         _look(path)
         last()
-    _filter(work, sets, program, lent)
+    if not notifies:
+        confine(settings)
     if init:
         reaper.stay_behind(terminal is not None)
     try:
@@ -130,19 +129,40 @@ def _own_streams(stdio: tuple[int, int, int], uid: int) -> None:
                 continue  # another's pipe: he can still read or write it, only not open it again
 
 
-def _limits(wanted: Any) -> None:
-    """Resource limits; what this host does not let its root raise is set as high as it goes."""
-    for limit in wanted:
-        kind = LIMITS[limit["type"]]
-        soft, hard = (n if n < 1 << 63 else resource.RLIM_INFINITY for n in (limit["soft"], limit["hard"]))
+def limit(limits: list[tuple[int, int, int]]) -> None:
+    """Set resource limits (kind, soft, hard); one that is refused (of open files, above fs.nr_open) as high as it
+    goes."""
+    for kind, soft, hard in limits:
         try:
             resource.setrlimit(kind, (soft, hard))
         except (PermissionError, ValueError):
             most = resource.getrlimit(kind)[1]
-            if most != resource.RLIM_INFINITY:
-                hard = most if hard == resource.RLIM_INFINITY else min(hard, most)
-                soft = hard if soft == resource.RLIM_INFINITY else min(soft, hard)
-            resource.setrlimit(kind, (soft, hard))
+            resource.setrlimit(kind, (lowest(soft, most), lowest(hard, most)))
+
+
+def _schedule(settings: Settings) -> None:
+    """While the privileges for it are still there."""
+    steps: list[tuple[str, Callable[[], None]]] = []
+    if settings.memory:
+        mode, nodes = settings.memory
+        steps.append(("memoryPolicy", lambda: scheduling.set_memory_policy(mode, nodes)))
+    if settings.io:
+        kind, level = settings.io
+        steps.append(("ioPriority", lambda: scheduling.set_io_priority(kind, level)))
+    if settings.persona is not None:
+        persona = settings.persona
+        steps.append(("personality", lambda: scheduling.set_personality(persona)))
+    if settings.scheduler:
+        scheduler = settings.scheduler
+        steps.append(("scheduler", lambda: scheduling.set_scheduler(**scheduler)))
+    for name, step in steps:
+        try:
+            step()
+        except OSError as error:
+            text = f"{name} cannot be set: {error.strerror}"
+            if name == "scheduler" and error.errno == errno.EPERM:
+                text += " (is CAP_SYS_NICE there, and a share of real time, linux.resources.cpu.realtimeRuntime?)"
+            raise LaunchError(name, error.errno or 0, text) from None
 
 
 def _change_directory(path: str) -> None:
@@ -161,40 +181,55 @@ def _change_directory(path: str) -> None:
         raise LaunchError("cwd", 0, f"the working directory {path} is outside the container")
 
 
-def _sets(work: dict[str, Any]) -> dict[str, int]:
-    """The five sets of capabilities as bits, each within what it can hold."""
-    wanted = work.get("capabilities") or {}
-    sets = {kind: capabilities.bits(wanted.get(kind) or []) & _PERMITTED for kind in
-            ("bounding", "effective", "permitted", "inheritable", "ambient")}  # fmt: skip
-    sets["ambient"] &= sets["permitted"] & sets["inheritable"]
-    sets["effective"] &= sets["permitted"]
-    return sets
+def _home(uid: int) -> str:
+    """A user's directory by the container's /etc/passwd, as execvp(3)'s caller would find it; no library looks it up,
+    which could be one of the image."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = open_in_root(root, "etc/passwd", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return "/"
+    finally:
+        os.close(root)
+    try:
+        text = os.read(fd, 1 << 20) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
+    for line in text.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) > 5 and fields[2] == b"%d" % uid and fields[5][:1] == b"/":
+            return os.fsdecode(fields[5])
+    return "/"
 
 
-def _drop(work: dict[str, Any], sets: dict[str, int], program: bytes) -> int:
-    """Become the user, with his capabilities. The result is lent for _filter: it needs CAP_SYS_ADMIN for one call."""
-    user = work["user"]
-    os.umask(user.get("umask", 0o022))
-    capabilities.drop_bounding(sets["bounding"], _LAST_CAPABILITY)
-    os.setgroups(user.get("additionalGids") or [])
-    os.setresgid(user["gid"], user["gid"], user["gid"])
+def _drop(settings: Settings) -> None:
+    """Become the user, with his capabilities."""
+    uid, gid = settings.uid, settings.gid
+    os.umask(settings.umask)
+    capabilities.drop_bounding(settings.dropped)
+    if settings.groups is not None:
+        os.setgroups(settings.groups)
+    os.setresgid(gid, gid, gid)
     process.prctl(process.PR_SET_KEEPCAPS, 1)  # what the next line would take from a user who is not root
-    os.setresuid(user["uid"], user["uid"], user["uid"])
+    os.setresuid(uid, uid, uid)
     process.prctl(process.PR_SET_KEEPCAPS, 0)
-    # CAP_SYS_ADMIN for one call more: without no_new_privs the kernel wants it for a filter, and the filter comes as
-    # late as can be, so that it need not allow what stands above.
-    lend = _SYS_ADMIN & _PERMITTED if program and not work.get("noNewPrivileges") else 0
-    capabilities.set_all(sets["effective"] | lend, sets["permitted"] | lend, sets["inheritable"], sets["ambient"])
-    return lend
-
-
-def _filter(work: dict[str, Any], sets: dict[str, int], program: bytes, lent: int) -> None:
-    if work.get("noNewPrivileges"):
+    lent = settings.lent if settings.filter else 0
+    capabilities.set_all(
+        settings.effective | lent, settings.permitted | lent, settings.inheritable, settings.ambient
+    )  # fmt: skip
+    if settings.no_new_privileges:
         seccomp.no_new_privileges()
-    if program:
-        seccomp.load(program)
-    if lent:
-        capabilities.set_all(sets["effective"], sets["permitted"], sets["inheritable"], 0)
+
+
+def confine(settings: Settings) -> int:
+    """What remains after `become` has done the rest: the filter, if there is one. The descriptor of its listener, or
+    0."""
+    if not settings.filter:
+        return 0
+    listener = seccomp.load(settings.filter.program, settings.filter.flags, listener=settings.filter.notifies)
+    if settings.lent:
+        capabilities.set_all(settings.effective, settings.permitted, settings.inheritable, settings.ambient)
+    return listener
 
 
 def _find(name: str, environment: dict[str, str]) -> str:

@@ -14,11 +14,13 @@ import os
 import sys
 
 from cowshed_linux import loopback, mount, process
-from cowshed_runtime import apparmor, hooks, identity, plan, rootfs, spec
+from cowshed_linux.procfs import handle
+from cowshed_runtime import hooks, identity, labels, plan, rootfs, spec
 from cowshed_runtime import seccomp as profiles
 from cowshed_runtime.cgroup.group import Entrance
 from cowshed_runtime.errors import LaunchError, SpecError
 from cowshed_runtime.fastjson import dumps, loads
+from cowshed_runtime.settings import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from cowshed_runtime import waiting
     from cowshed_runtime.cgroup.group import Group
+    from cowshed_runtime.labels import Label
+    from cowshed_runtime.notify import Agent
 
 INIT_ANNOTATION = "cowshed.init"  # `--init`
 _LONGEST = 8000  # characters of an error; as JSON each is six bytes at most, and a pipe holds 65536
@@ -60,10 +64,11 @@ ENGINE = Manner()
 
 
 class Launched:
-    """A container that runs: the pid of its first process, and the master of its terminal or -1."""
+    """A container that runs: the pid of its first process, the master of its terminal or -1, and a line for each thing
+    that it was not given although it was asked for (runtime.md, Warnings)."""
 
-    def __init__(self, pid: int, terminal: int) -> None:
-        self.pid, self.terminal = pid, terminal
+    def __init__(self, pid: int, terminal: int, warnings: list[str]) -> None:
+        self.pid, self.terminal, self.warnings = pid, terminal, warnings
 
 
 def launch(
@@ -86,7 +91,9 @@ def launch(
     except SpecError as error:
         raise LaunchError("spec", 22, str(error)) from None
     work, linux, wanted = config["process"], config.get("linux") or {}, config.get("hooks") or {}
-    program, profile = _program(linux.get("seccomp"), cache), apparmor.wanted(work)
+    annotations = config.get("annotations") or {}
+    settings = _settings(work, linux, annotations, cache)
+    confinement = labels.wanted(work, linux, keyring=manner.keyring)
     told = hooks.state(config, group.name, manner.bundle or str((config.get("root") or {}).get("path") or ""))
     made = plan.build(config, group, told, pivot=manner.pivot)
     own_root = -1
@@ -99,6 +106,7 @@ def launch(
             os.close(own_root)
         raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
     entrance = Entrance(group)
+    agent = None
     waits = bool(wanted.get("prestart") or wanted.get("createRuntime"))
 
     def child(report: _Report) -> NoReturn:
@@ -123,13 +131,13 @@ def launch(
             if report.socket.recv(1) != b"g":
                 os._exit(125)
         _adjust_oom(work, report)
-        confinement = _confinement(profile, report)
+        if confinement:
+            _open_labels(confinement, handle(), report)
         scene = plan.Scene(root)
         for step in made.steps:
             report.stage = step.stage
             step.execute(scene)
-        report.ready(scene.terminal)
-        reaps = bool((config.get("annotations") or {}).get(INIT_ANNOTATION))
+        report.ready(scene.terminal, goes_on=agent is not None)
 
         def last() -> None:
             if hold:
@@ -140,8 +148,9 @@ def launch(
                 step.execute(scene)
 
         identity.become(
-            work, stdio, scene.terminal, program, confinement, init=reaps, preserve=manner.preserve,
-            keyring=manner.keyring, last=last if hold or made.last else None,
+            settings, stdio, scene.terminal, confinement, init=bool(annotations.get(INIT_ANNOTATION)),
+            preserve=manner.preserve, keyring=manner.keyring, listening=report.listening,
+            last=last if hold or made.last else None,
         )  # fmt: skip
 
     def for_hooks(pid: int) -> None:
@@ -152,7 +161,9 @@ def launch(
         for kind, path in made.join:
             if kind == "pid":
                 _set_namespace(kind, path)  # takes effect for what is cloned from here
-        pid, terminal = _clone(made.create, entrance.born, child, for_hooks, manner)
+        agent = _agent(settings)
+        tell = _tell(agent, {**told, "status": "creating"}) if agent else None
+        pid, terminal, warnings = _clone(made.create, entrance.born, child, for_hooks, tell, manner)
         if not manner.hold:
             try:
                 hooks.run("poststart", wanted.get("poststart") or [], {**told, "status": "running", "pid": pid})
@@ -164,9 +175,11 @@ def launch(
         raise
     finally:
         entrance.close()
+        if agent:
+            agent.close()
         if own_root >= 0:
             os.close(own_root)
-    return Launched(pid, terminal)
+    return Launched(pid, terminal, settings.warnings + warnings)
 
 
 def join(
@@ -177,17 +190,20 @@ def join(
     *,
     group: Group,
     cache: str,
+    annotations: dict[str, str] | None = None,
     manner: Manner = ENGINE,
 ) -> Launched:
-    """Start another process in the container whose first process is pid target; linux is that of its configuration.
+    """Start another process in the container whose first process is pid target; linux and annotations are those of its
+    configuration.
 
     This process itself ends up in the container's namespaces and can do nothing else afterwards.
     """
     problems = spec.validate_process(work)
     if problems:
         raise LaunchError("spec", 22, "; ".join(map(str, problems)))
-    program, profile = _program(linux.get("seccomp"), cache), apparmor.wanted(work)
-    proc = apparmor.host() if profile else -1
+    settings = _settings(work, linux, annotations or {}, cache)
+    confinement = labels.wanted(work, linux, keyring=manner.keyring)
+    proc = handle() if confinement else -1
     try:
         pidfd = os.pidfd_open(target)
         entrance = Entrance(group)
@@ -200,31 +216,42 @@ def join(
     def child(report: _Report) -> NoReturn:
         _keep(*report.descriptors(), *stdio, *entrance.tasks, proc, preserve=manner.preserve)
         _enter_groups(entrance, report)
-        confinement = _confinement(profile, report, proc)
+        if settings.final:
+            _set_affinity("final", settings.final)
+        if confinement:
+            _open_labels(confinement, proc, report)
         report.stage = "terminal"
         terminal = None
         if work.get("terminal"):
             terminal = rootfs.open_terminal(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        report.ready(terminal)
-        identity.become(work, stdio, terminal, program, confinement, init=False, preserve=manner.preserve,
-                        keyring=manner.keyring)  # fmt: skip
+        report.ready(terminal, goes_on=agent is not None)
+        identity.become(settings, stdio, terminal, confinement, init=False, preserve=manner.preserve,
+                        keyring=manner.keyring, listening=report.listening)  # fmt: skip
 
-    # From here on names mean what the container says: nothing may be imported in this process either.
-    _forget_imports()
-    # The container's processes must not look into this one before its program runs (CVE-2016-9962).
-    process.prctl(process.PR_SET_DUMPABLE, 0)
+    agent = None
     try:
+        agent = _agent(settings)
+        if settings.initial:
+            _set_affinity("initial", settings.initial)  # and of what is cloned
+        # From here on names mean what the container says: nothing may be imported in this process either.
+        _forget_imports()
+        # The container's processes must not look into this one before its program runs (CVE-2016-9962).
+        process.prctl(process.PR_SET_DUMPABLE, 0)
         # Here and not in the child: there, /proc would be the container's.
-        _adjust_oom(work, None)
+        adjusted = _adjust_oom(work, None)
         process.setns(pidfd, kinds)
         os.close(pidfd)
-        pid, terminal = _clone(0, entrance.born, child, None, manner)
+        told = hooks.state({"annotations": annotations}, group.name, manner.bundle)
+        tell = _tell(agent, {**told, "status": "running", "pid": target}) if agent else None
+        pid, terminal, warnings = _clone(0, entrance.born, child, None, tell, manner)
     except OSError as error:
         text = f"the container cannot be entered: {error.strerror}"
         raise LaunchError("namespaces", error.errno or 0, text) from None
     finally:
         entrance.close()
-    return Launched(pid, terminal)
+        if agent:
+            agent.close()
+    return Launched(pid, terminal, settings.warnings + adjusted + warnings)
 
 
 def stopped(config: dict[str, Any], name: str) -> None:
@@ -241,13 +268,35 @@ def stopped(config: dict[str, Any], name: str) -> None:
         raise failed
 
 
-def _program(profile: dict[str, Any] | None, cache: str) -> bytes:
-    if not profile:
-        return b""
+def _settings(work: dict[str, Any], linux: dict[str, Any], annotations: dict[str, str], cache: str) -> Settings:
+    settings = Settings(work, linux, annotations)
     try:
-        return profiles.program(profile, cache)
+        settings.filter = profiles.wanted(linux, annotations, cache)
     except (OSError, KeyError, ValueError) as error:
         raise LaunchError("seccomp", 0, f"the seccomp profile cannot be compiled: {error}") from None
+    return settings
+
+
+def _agent(settings: Settings) -> Agent | None:
+    """Who is to hear of notifications, if there can be some."""
+    if not (settings.filter and settings.filter.notifies):
+        return None
+    from cowshed_runtime import notify
+
+    return notify.Agent(settings.filter)
+
+
+def _tell(agent: Agent, state: dict[str, Any]) -> Callable[[int, int], None]:
+    """The container's first process is that of the state, unless it names one."""
+    return lambda pid, number: agent.tell(pid, number, {"pid": pid, **state})
+
+
+def _set_affinity(name: str, processors: list[int]) -> None:
+    try:
+        os.sched_setaffinity(0, processors)
+    except OSError as error:
+        text = f"execCPUAffinity.{name} cannot be set: {error.strerror}"
+        raise LaunchError("affinity", error.errno or 0, text) from None
 
 
 def _bind_root(config: dict[str, Any]) -> int:
@@ -302,30 +351,32 @@ def _join(wanted: list[tuple[str, str]]) -> None:
             _set_namespace(kind, path)
 
 
-def _confinement(profile: str, report: _Report, proc: int = -1) -> tuple[int, str] | None:
-    """Where to write the name of an AppArmor profile, and the name. proc: the host's /proc; -1: still at its place."""
-    if not profile:
-        return None
-    report.stage = "apparmor"
-    place = proc if proc >= 0 else apparmor.host()
-    fd = apparmor.attribute(place)
-    os.close(place)
-    return fd, profile
+def _open_labels(confinement: list[Label], proc: int, report: _Report) -> None:
+    """proc: the host's /proc, which is closed."""
+    for label in confinement:
+        report.stage = label.system.lower()
+        label.open(proc)
+    os.close(proc)
 
 
-def _adjust_oom(work: dict[str, Any], report: _Report | None) -> None:
+def _adjust_oom(work: dict[str, Any], report: _Report | None) -> list[str]:
     """While /proc is still the host's. Lowering the value needs CAP_SYS_RESOURCE, which not every host grants its root:
-    then it stays as it is."""
+    then it stays as it is, and a warning says so."""
     value = work.get("oomScoreAdj")
     if value is None:
-        return
+        return []
     if report:
         report.stage = "oom"
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, str(value).encode())
+        return []
     except PermissionError:
-        return
+        text = f"oomScoreAdj is not lowered to {value}: this runtime lacks CAP_SYS_RESOURCE, which that takes"
+        if not report:
+            return [text]
+        report.warnings.append(text)
+        return []
     finally:
         os.close(fd)
 
@@ -336,26 +387,38 @@ class _Report:
     def __init__(self, fd: int, socket: Any, *, tied: bool) -> None:
         """tied: this process dies with the launcher until that has recorded it."""
         self.fd, self.socket, self.stage, self.tied = fd, socket, "start", tied
+        self.warnings: list[str] = []
         if tied:
             process.prctl(process.PR_SET_PDEATHSIG, 9)
 
     def descriptors(self) -> tuple[int, int]:
         return self.fd, self.socket.fileno()
 
-    def ready(self, terminal: tuple[int, int] | None) -> None:
-        """All is set up; hand the terminal's master over. Fails if the launcher is gone: nobody would know of us."""
+    def ready(self, terminal: tuple[int, int] | None, *, goes_on: bool) -> None:
+        """All is set up; hand the terminal's master over, and the warnings. Fails if the launcher is gone: nobody would
+        know of us. goes_on: there will be a listener to tell of."""
         self.stage = "ready"
         passed = []
         if terminal:
             passed = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, terminal[0].to_bytes(4, sys.byteorder))]
-        self.socket.sendmsg([b"r"], passed)
+        self.socket.sendmsg([b"r" + (dumps(self.warnings).encode() if self.warnings else b"")], passed)
         if self.tied:
             if self.socket.recv(1) != b"k":
                 os._exit(125)
             process.prctl(process.PR_SET_PDEATHSIG, 0)
-        self.socket.close()
+        if not goes_on:
+            self.socket.close()
         if terminal:
             os.close(terminal[0])
+
+    def listening(self, fd: int) -> None:
+        """Tell the launcher at which descriptor notifications arrive, and wait until the agent has it. By read(2) and
+        write(2) alone, for the filter is in force."""
+        socket = self.socket.fileno()
+        os.write(socket, b"%d" % fd)
+        if os.read(socket, 1) != b"k":
+            os._exit(125)
+        os.close(fd)
 
     def failed(self, error: BaseException) -> NoReturn:
         if isinstance(error, LaunchError):
@@ -378,10 +441,12 @@ def _clone(
     group: int,
     child: Callable[[_Report], NoReturn],
     for_hooks: Callable[[int], None] | None,
+    for_listener: Callable[[int, int], None] | None,
     manner: Manner,
-) -> tuple[int, int]:
+) -> tuple[int, int, list[str]]:
     """Clone a process that runs child(report), and wait until it has executed its program, or holds before it; its pid,
-    and the master of its terminal or -1. for_hooks is called when it has its namespaces and asks."""
+    the master of its terminal or -1, and its warnings. for_hooks is called when it has its namespaces and asks,
+    for_listener when its filter is in force."""
     read_end, write_end = os.pipe()
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     if manner.sibling:
@@ -404,14 +469,18 @@ def _clone(
     try:
         if manner.recorded:
             manner.recorded(pid)
-        message, ancillary, _, _ = ours.recvmsg(1, _socket.CMSG_SPACE(4))
+        message, ancillary, _, _ = ours.recvmsg(_LONGEST, _socket.CMSG_SPACE(4))
         if message == b"h" and for_hooks:
             for_hooks(pid)
             ours.send(b"g")
-            message, ancillary, _, _ = ours.recvmsg(1, _socket.CMSG_SPACE(4))
+            message, ancillary, _, _ = ours.recvmsg(_LONGEST, _socket.CMSG_SPACE(4))
         for _, _, data in ancillary:
             terminal = int.from_bytes(data[:4], sys.byteorder)
-        if message == b"r" and not manner.sibling:
+        ready = message[:1] == b"r"
+        if ready and not manner.sibling:
+            ours.send(b"k")
+        if ready and for_listener and (number := ours.recv(16)):
+            for_listener(pid, int(number))
             ours.send(b"k")
         while block := os.read(read_end, 1 << 16):
             said += block
@@ -423,7 +492,7 @@ def _clone(
     finally:
         os.close(read_end)
         ours.close()
-    if said or message != b"r":
+    if said or not ready:
         if terminal >= 0:
             os.close(terminal)
         if not manner.sibling:
@@ -431,7 +500,7 @@ def _clone(
     if said:
         stage, number, text, status = loads(said)
         raise LaunchError(stage, number, text, status)
-    if message != b"r":
+    if not ready:
         text = "the container was killed while it was being set up (is its memory limit too low?)"
         raise LaunchError("start", 0, text)
-    return pid, terminal
+    return pid, terminal, loads(message[1:]) if message[1:] else []

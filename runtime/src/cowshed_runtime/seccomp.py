@@ -1,4 +1,5 @@
-"""OCI seccomp profiles: the default one, and compiling one to a BPF program that is kept for the next time."""
+"""OCI seccomp profiles (config-linux.md, Seccomp): the default one, and compiling one to a BPF program that is kept for
+the next time."""
 
 from __future__ import annotations
 
@@ -15,9 +16,17 @@ if TYPE_CHECKING:
 ACTIONS = {
     "SCMP_ACT_ALLOW": seccomp.ALLOW, "SCMP_ACT_KILL": seccomp.KILL, "SCMP_ACT_KILL_THREAD": seccomp.KILL,
     "SCMP_ACT_KILL_PROCESS": seccomp.KILL_PROCESS, "SCMP_ACT_TRAP": seccomp.TRAP, "SCMP_ACT_LOG": seccomp.LOG,
-    "SCMP_ACT_ERRNO": seccomp.ERRNO, "SCMP_ACT_TRACE": seccomp.TRACE,
+    "SCMP_ACT_ERRNO": seccomp.ERRNO, "SCMP_ACT_TRACE": seccomp.TRACE, "SCMP_ACT_NOTIFY": seccomp.NOTIFY,
 }  # fmt: skip
-_ARCHITECTURES = {"x86_64": ["x86_64", "x86", "x32"], "aarch64": ["aarch64", "arm"]}
+WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
+# by the names of libseccomp
+ARCHITECTURES = {
+    f"SCMP_ARCH_{name.upper()}": name for name in
+    "x86 x86_64 x32 arm aarch64 mips mips64 mips64n32 mipsel mipsel64 mipsel64n32 ppc ppc64 ppc64le s390 s390x parisc "
+    "parisc64 riscv64 loongarch64 m68k sh sheb".split()
+}  # fmt: skip
+BPF_DATA = "run.oci.seccomp_bpf_data"
+_SUBARCHITECTURES = {"x86_64": ["x86_64", "x86", "x32"], "aarch64": ["aarch64", "arm"]}
 
 # What any program may call. Left out: what changes the kernel, the clock, other processes' memory or the mount table,
 # what has a record of holes and no users (io_uring, userfaultfd, bpf, perf, keyrings), what a capability adds.
@@ -125,10 +134,49 @@ def _none_of(values: tuple[int, ...], *, high: int = 0, bit: int = 31) -> list[d
     return [*_none_of(without, high=high, bit=bit - 1), *_none_of(having, high=high | one, bit=bit - 1)]
 
 
+class Filter:
+    """flags: of seccomp(2); notifies: an agent is to decide about some calls, it listens at the UNIX socket `listener`,
+    "" for none, and is told `metadata`."""
+
+    def __init__(self, program: bytes, *, flags: int, notifies: bool, listener: str, metadata: str) -> None:
+        self.program, self.flags, self.notifies = program, flags, notifies
+        self.listener, self.metadata = listener, metadata
+
+
+def wanted(linux: dict[str, Any], annotations: dict[str, str], cache: str) -> Filter | None:
+    """The filter of a validated configuration. OSError or ValueError for a profile that cannot be compiled."""
+    raw, profile = annotations.get(BPF_DATA), linux.get("seccomp")
+    if raw:
+        return Filter(_decoded(raw), flags=0, notifies=False, listener="", metadata="")
+    if not profile:
+        return None
+    flags = 0
+    for flag in profile.get("flags") or ():
+        flags |= seccomp.FLAGS[flag]
+    notifies = any(rule["action"] == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls") or ())
+    if not notifies:
+        flags &= ~seccomp.WAIT_KILLABLE_RECV  # of a notification, which there is none of
+    return Filter(
+        program(profile, cache), flags=flags, notifies=notifies,
+        listener=profile.get("listenerPath") or "", metadata=profile.get("listenerMetadata") or "",
+    )  # fmt: skip
+
+
+def _decoded(text: str) -> bytes:
+    from binascii import a2b_base64
+
+    code = a2b_base64(text, strict_mode=True)
+    if not code or len(code) % 8:
+        raise ValueError(f"{BPF_DATA} is no program of instructions of 8 bytes")
+    return code
+
+
 def program(profile: dict[str, Any], cache: str) -> bytes:
     """The BPF program of a profile. Compiling costs 13 ms, so it is kept in the folder cache, with a digest of its own:
-    what a power cut has spoilt is compiled again. OSError, KeyError for a profile that cannot be compiled."""
-    named = f"{seccomp.version()} {os.uname().machine} {dumps(profile)}".encode()
+    what a power cut has spoilt is compiled again, and so is what another file of the library made, which may know more
+    calls. The library is not loaded for what is kept. OSError, KeyError for a profile that cannot be compiled."""
+    parts = [profile.get(key) for key in ("defaultAction", "defaultErrnoRet", "architectures", "syscalls")]
+    named = f"{os.uname().machine} {dumps(parts)}".encode()
     path = f"{cache}/seccomp-{blake2b(named, digest_size=16).hexdigest()}.bpf"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -141,32 +189,45 @@ def program(profile: dict[str, Any], cache: str) -> bytes:
     made = kept[_DIGEST:]
     if kept[:_DIGEST] != blake2b(made, digest_size=_DIGEST).digest():
         return _keep(profile, path)
-    return made
+    library, _, code = made.partition(b"\n")
+    if library != _library(library.partition(b" ")[2].decode(errors="surrogateescape")):
+        return _keep(profile, path)
+    return code
+
+
+def _library(path: str) -> bytes:
+    """The file of the library, and its path: of two that differ, one is another version. Empty if there is none."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return b""
+    return f"{there.st_ino}-{there.st_size}-{there.st_mtime_ns} {path}".encode(errors="surrogateescape")
 
 
 def _keep(profile: dict[str, Any], path: str) -> bytes:
-    made = _compile(profile)
+    code = _compile(profile)
+    made = _library(seccomp.library_path()) + b"\n" + code
     try:
         files.write_atomically(path, blake2b(made, digest_size=_DIGEST).digest() + made, durable=False)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-    return made
+    return code
 
 
 def _action(name: str, errno: int | None) -> int:
     action = ACTIONS[name]
-    return action | (1 if errno is None else errno) if action in (seccomp.ERRNO, seccomp.TRACE) else action
+    return action | (1 if errno is None else errno) if name in WITH_ERRNO else action
 
 
 def _compile(profile: dict[str, Any]) -> bytes:
     default = _action(profile["defaultAction"], profile.get("defaultErrnoRet"))
-    wanted = [name.removeprefix("SCMP_ARCH_").lower() for name in profile.get("architectures") or ()]
-    architectures = wanted or _ARCHITECTURES.get(os.uname().machine, [])
+    wanted = [ARCHITECTURES[name] for name in profile.get("architectures") or ()]
+    architectures = wanted or _SUBARCHITECTURES.get(os.uname().machine, [])
     rules = []
     for rule in profile.get("syscalls") or ():
         tests = [
-            (a["index"], seccomp.COMPARE[a["op"]], a["value"], a.get("valueTwo", 0)) for a in rule.get("args") or ()
+            (a["index"], seccomp.COMPARE[a["op"]], a["value"], a.get("valueTwo") or 0) for a in rule.get("args") or ()
         ]
         rules.append((_action(rule["action"], rule.get("errnoRet")), rule["names"], tests))
     return seccomp.compile_filter(default, architectures, rules)

@@ -138,9 +138,9 @@ def _security(asked: dict[str, Any], config: dict[str, Any], held: list[str]) ->
             if key == "systempaths":
                 config["linux"]["maskedPaths"], config["linux"]["readonlyPaths"] = [], []
         elif key == "apparmor" and value:
-            from cowshed_runtime import apparmor
+            from cowshed_runtime import labels
 
-            if not apparmor.enabled():
+            if not labels.apparmor():
                 raise Unsupported(
                     f"--security-opt {word}: this kernel runs no AppArmor, and a container must not be thought to be "
                     "confined by it", remedy="leave it away, or boot a kernel with lsm=…,apparmor",

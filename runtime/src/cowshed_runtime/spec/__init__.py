@@ -30,6 +30,7 @@ RULES = (
     *mounts.RULES,
     *namespaces.RULES,
     *resources.RULES,
+    *process.LINUX,
     *seccomp.RULES,
     *hooks.RULES,
 )
@@ -44,6 +45,8 @@ def validate(config: Any) -> list[Problem]:
         *process.together(config["process"]),
         *namespaces.together(config),
         *mounts.together(config),
+        *process.linux_together(config["linux"]),
+        *seccomp.together(config["linux"]),
     ]
 
 

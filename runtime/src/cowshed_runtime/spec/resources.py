@@ -80,5 +80,4 @@ RULES = (
     *section("config-linux.md#rdma", ("linux.resources.rdma", unsupported)),
     *section("config-linux.md#network", ("linux.resources.network", unsupported)),
     *section("config-linux.md#intelrdt", ("linux.intelRdt", unsupported)),
-    *section("config-linux.md#memory-policy", ("linux.memoryPolicy", unsupported)),
 )  # fmt: skip
