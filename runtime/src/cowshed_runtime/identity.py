@@ -15,7 +15,7 @@ import sys
 
 from cowshed_linux import capabilities, process, scheduling, seccomp
 from cowshed_linux.paths import open_in_root
-from cowshed_runtime import reaper
+from cowshed_runtime import defaults, reaper
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.settings import lowest
 from cowshed_runtime.targets import place
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from cowshed_runtime.labels import Label
     from cowshed_runtime.settings import Settings
 
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONTROLLING_TERMINAL, _SET_SIZE = 0x540E, 0x5414  # TIOCSCTTY, TIOCSWINSZ
 _SIGNALS = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
 
@@ -237,7 +236,7 @@ def _find(name: str, environment: dict[str, str]) -> str:
     if "/" in name:
         return name
     refused = False
-    for folder in environment.get("PATH", _DEFAULT_PATH).split(":"):
+    for folder in environment.get("PATH", defaults.PATH).split(":"):
         path = f"{folder or '.'}/{name}"
         if os.path.isfile(path):
             if os.access(path, os.X_OK):

@@ -41,8 +41,9 @@ class Manner:
 
     sibling: it becomes a child of this process's parent (CLONE_PARENT), else of this process, and dies with it until
     `recorded`, which is called with its pid at once, has returned and all is set up. hold: it waits before it executes
-    its program, and the launch ends there. bundle: what hooks are told. preserve: how many descriptors from 3 on it
-    inherits. pivot, keyring: whether the root is changed by pivot_root(2), and whether it gets a session keyring.
+    its program, and the launch ends there. checked: the configuration is known to be valid. bundle: what hooks are
+    told. preserve: how many descriptors from 3 on it inherits. pivot, keyring: whether the root is changed by
+    pivot_root(2), and whether it gets a session keyring.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Manner:
         sibling: bool = True,
         recorded: Callable[[int], None] | None = None,
         hold: waiting.Hold | None = None,
+        checked: bool = False,
         bundle: str = "",
         preserve: int = 0,
         pivot: bool = True,
         keyring: bool = True,
     ) -> None:
-        self.sibling, self.recorded, self.hold, self.bundle = sibling, recorded, hold, bundle
+        self.sibling, self.recorded, self.hold = sibling, recorded, hold
+        self.checked, self.bundle = checked, bundle
         self.preserve, self.pivot, self.keyring = preserve, pivot, keyring
 
 
@@ -87,7 +90,8 @@ def launch(
     Launched.terminal is the master. LaunchError leaves nothing behind but the zombie, which is the parent's to reap.
     """
     try:
-        spec.check(config)
+        if not manner.checked:
+            spec.check(config)
     except SpecError as error:
         raise LaunchError("spec", 22, str(error)) from None
     work, linux, wanted = config["process"], config.get("linux") or {}, config.get("hooks") or {}
@@ -254,10 +258,11 @@ def join(
     return Launched(pid, terminal, settings.warnings + adjusted + warnings)
 
 
-def stopped(config: dict[str, Any], name: str) -> None:
+def stopped(config: dict[str, Any], name: str, bundle: str = "") -> None:
     """Run the poststop hooks of a container that has ended. LaunchError for the first that fails, when all have run."""
     wanted = (config.get("hooks") or {}).get("poststop") or []
-    told = {**hooks.state(config, name, str((config.get("root") or {}).get("path") or "")), "status": "stopped"}
+    place = bundle or str((config.get("root") or {}).get("path") or "")
+    told = {**hooks.state(config, name, place), "status": "stopped"}
     failed = None
     for hook in wanted:
         try:

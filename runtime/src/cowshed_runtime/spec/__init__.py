@@ -35,6 +35,7 @@ RULES = (
     *hooks.RULES,
 )
 _TREE, _PROCESS_TREE = walk.tree(RULES), walk.tree(process.RULES)
+_UNDER_RESOURCES = "linux.resources."
 
 
 def validate(config: Any) -> list[Problem]:
@@ -55,6 +56,15 @@ def validate_process(work: Any) -> list[Problem]:
     found: list[Problem] = []
     walk.problems(work, _PROCESS_TREE, "", found)
     return found or list(process.together(work, ""))
+
+
+def validate_resources(resources: Any) -> list[Problem]:
+    """The same for linux.resources alone, as for update."""
+    rules = [(place[len(_UNDER_RESOURCES) :], check, name) for place, check, name in RULES
+             if place.startswith(_UNDER_RESOURCES)]  # fmt: skip
+    found: list[Problem] = []
+    walk.problems(resources, walk.tree(tuple(rules)), "", found)
+    return found
 
 
 def check(config: Any) -> None:
