@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from cowshed_runtime import spec
+from cowshed_runtime.cgroup.group import PARENT, Group
 from cowshed_runtime.command.errors import CommandError
 from cowshed_runtime.errors import SpecError
 from cowshed_runtime.fastjson import loads
@@ -13,7 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cowshed_runtime.cgroup.group import Group
     from cowshed_runtime.command.parser import Values
 
 
@@ -50,11 +50,11 @@ def read(said: Values) -> Bundle:
     return Bundle(path, config)
 
 
-def group(config: dict[str, Any], name: str) -> Group:
+def group(flags: Values, config: dict[str, Any], name: str) -> Group:
     """The control groups that linux.cgroupsPath names: from the mount point of each hierarchy on, or below ours if it
     is relative."""
-    from cowshed_runtime.cgroup.group import PARENT, Group
-
+    if flags.systemd_cgroup or flags.cgroup_manager not in (None, "cgroupfs"):
+        raise CommandError("this version makes control groups itself only (--cgroup-manager cgroupfs)")
     wanted = (config.get("linux") or {}).get("cgroupsPath") or ""
     parts = [part for part in wanted.split("/") if part not in ("", ".")]
     if ".." in parts:

@@ -56,7 +56,7 @@ def _dispatch(flags: parser.Values) -> int:
         from cowshed_linux import seccomp
 
         try:
-            library = f"libseccomp: {'.'.join(map(str, seccomp.version()))}\n"
+            library = f"libseccomp: {seccomp.version()}\n"
         except OSError:
             library = ""  # it is not installed
         sys.stdout.write(f"cowshed-runtime version {VERSION}\nspec: {SPECIFICATION}\n{library}")

@@ -32,7 +32,7 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
     work = config["process"]
     detached = held or bool(said.detach)
     handing.check_terminal(bool(work.get("terminal")), detached, said.console_socket)
-    groups = bundle.group(config, name)
+    groups = bundle.group(flags, config, name)
     if said.dry_run:
         sys.stdout.write(plan.build(config, groups, pivot=not said.no_pivot).describe() + "\n")
         return 0
