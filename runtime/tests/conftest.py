@@ -174,12 +174,12 @@ class Box:
         out, err = started.read()
         return Done(started.wait(), out, err)
 
-    def refused(self, *words: str) -> LaunchError:
+    def refused(self, *words: str, gone: bool = True) -> LaunchError:
         """Start and insist that it fails, and leaves no cgroup."""
         with pytest.raises(LaunchError) as caught:
             self.start(*(words or ("/bin/true",)))
         assert caught.value.stage != "bug", caught.value
-        assert not [path for path in self.group.directories() if os.path.exists(path)]
+        assert not gone or not [path for path in self.group.directories() if os.path.exists(path)]
         return caught.value
 
     def close(self) -> None:

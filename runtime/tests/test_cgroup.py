@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from cowshed_linux import bpf, process
-from cowshed_runtime.cgroup import devices, layout, limits
+from cowshed_runtime.cgroup import devices, freezer, layout, version1, version2
 from cowshed_runtime.cgroup.files import read
 from cowshed_runtime.cgroup.group import Entrance, Group
 
@@ -45,60 +46,166 @@ def test_layouts():
     assert (found.find("memory"), found.find("pids"), found.v2) == ("/c/memory", "", "")
 
 
+def rows(plans, resources, files=None):
+    """All that is written, on a kernel that has every file, or these with what stands in them."""
+    now = (lambda file: "") if files is None else files.get
+    return [(name, *row) for name, plan in plans.items() for row in plan(resources, now)]
+
+
 def test_version_1_settings():
     resources = {
-        "memory": {"limit": 1 << 20, "swap": 2 << 20, "swappiness": 0},
-        "cpu": {"quota": 50_000, "period": 100_000, "shares": 512, "cpus": "0"},
-        "pids": {"limit": 10},
-        "blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1000}]},
+        "memory": {"limit": 1 << 20, "swap": 2 << 20, "swappiness": 0, "useHierarchy": True, "kernel": 5},
+        "cpu": {"quota": 50_000, "period": 100_000, "shares": 512, "cpus": "0", "realtimeRuntime": 7, "burst": 9},
+        "pids": {"limit": 0},
+        "blockIO": {
+            "weight": 10, "leafWeight": 11, "weightDevice": [{"major": 8, "minor": 1, "weight": 12, "leafWeight": 13}],
+            "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1000}],
+        },
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+        "network": {"classID": 1048577, "priorities": [{"name": "eth0", "priority": 500}]},
+        "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10000}, "mlx4_0": {"hcaObjects": 1}, "rxe3": {}},
         "devices": [
             {"allow": False, "access": "rwm"},
             {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"},
         ],
-    }
-    assert list(limits.version1(resources)) == [
+    }  # fmt: skip
+    assert rows(version1.CONTROLLERS, resources) == [
+        ("memory", "memory.use_hierarchy", "1"),
         ("memory", "memory.limit_in_bytes", "1048576"),
         ("memory", "memory.memsw.limit_in_bytes", "2097152"),
+        ("memory", "memory.kmem.limit_in_bytes", "5"),
         ("memory", "memory.swappiness", "0"),
         ("cpu", "cpu.shares", "512"),
+        ("cpu", "cpu.rt_runtime_us", "7"),
         ("cpu", "cpu.cfs_period_us", "100000"),
         ("cpu", "cpu.cfs_quota_us", "50000"),
+        ("cpu", "cpu.cfs_burst_us", "9"),
         ("cpuset", "cpuset.cpus", "0"),
-        ("pids", "pids.max", "10"),
+        ("pids", "pids.max", "0"),
+        ("blkio", "blkio.bfq.weight", "10"),
+        ("blkio", "blkio.leaf_weight", "11"),
+        ("blkio", "blkio.bfq.weight_device", "8:1 12"),
+        ("blkio", "blkio.leaf_weight_device", "8:1 13"),
         ("blkio", "blkio.throttle.read_bps_device", "8:0 1000"),
+        ("hugetlb", "hugetlb.2MB.rsvd.limit_in_bytes", "0"),
+        ("hugetlb", "hugetlb.2MB.limit_in_bytes", "0"),
+        ("net_cls", "net_cls.classid", "1048577"),
+        ("net_prio", "net_prio.ifpriomap", "eth0 500"),
+        ("rdma", "rdma.max", "mlx5_1 hca_handle=3 hca_object=10000"),
+        ("rdma", "rdma.max", "mlx4_0 hca_object=1"),
         ("devices", "devices.deny", "a"),
         ("devices", "devices.allow", "c 1:3 rw"),
     ]
 
 
+def test_version_1_on_kernels_that_name_less():
+    """Without reservations of huge pages, without swap, with the weights of the scheduler before BFQ."""
+    resources = {
+        "memory": {"limit": -1, "useHierarchy": True, "disableOOMKiller": True}, "blockIO": {"weight": 10},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 1}], "cpu": {"idle": 1, "shares": 3}, "pids": {"limit": -1},
+    }  # fmt: skip
+    assert rows(version1.CONTROLLERS, resources, {"blkio.weight": "500"}) == [
+        ("memory", "memory.limit_in_bytes", "-1"),
+        ("memory", "memory.oom_control", "1"),
+        ("cpu", "cpu.idle", "1"),
+        ("pids", "pids.max", "max"),
+        ("blkio", "blkio.weight", "10"),
+        ("hugetlb", "hugetlb.2MB.limit_in_bytes", "1"),
+    ]
+
+
 def test_version_2_settings():
     resources = {
-        "memory": {"limit": 1 << 20, "swap": 3 << 20, "reservation": 1000},
-        "cpu": {"quota": 50_000, "shares": 1024, "burst": 5, "idle": 1},
-        "pids": {"limit": -1},
-        "blockIO": {"weight": 10, "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 7}]},
+        "memory": {"limit": 1 << 20, "swap": 3 << 20, "reservation": 1000, "useHierarchy": True},
+        "cpu": {"quota": 50_000, "period": 20_000, "shares": 1024, "burst": 5, "idle": 0, "mems": "0"},
+        "pids": {"limit": 0},
+        "blockIO": {
+            "weight": 10, "weightDevice": [{"major": 8, "minor": 0, "weight": 1000}],
+            "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 7}, {"major": 8, "minor": 1, "rate": 0}],
+        },
         "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
-        "unified": {"memory.high": "12"},
-    }
-    assert list(limits.version2(resources)) == [
+        "rdma": {"mlx5_1": {"hcaHandles": 0}},
+    }  # fmt: skip
+    found = rows(version2.CONTROLLERS, resources, {"memory.swap.max": "max", "hugetlb.2MB.rsvd.max": "max"})
+    assert found == [
         ("memory", "memory.max", "1048576"),
         ("memory", "memory.swap.max", "2097152"),
         ("memory", "memory.low", "1000"),
+        ("cpu", "cpu.idle", "0"),
         ("cpu", "cpu.weight", "100"),
-        ("cpu", "cpu.max", "50000 100000"),
+        ("cpu", "cpu.max", "50000 20000"),
         ("cpu", "cpu.max.burst", "5"),
-        ("cpu", "cpu.idle", "1"),
-        ("pids", "pids.max", "max"),
+        ("cpuset", "cpuset.mems", "0"),
+        ("pids", "pids.max", "0"),
         ("io", "io.weight", "default 1"),
+        ("io", "io.weight", "8:0 10000"),
         ("io", "io.max", "8:0 wiops=7"),
+        ("io", "io.max", "8:1 wiops=max"),
+        ("hugetlb", "hugetlb.2MB.rsvd.max", "0"),
         ("hugetlb", "hugetlb.2MB.max", "0"),
-        ("memory", "memory.high", "12"),
+        ("rdma", "rdma.max", "mlx5_1 hca_handle=0"),
     ]
-    assert list(limits.version2({"memory": {"limit": -1, "swap": -1}}))[1][2] == "max"
+
+
+def second_rows(resources, **files):
+    return [
+        row[1:] for row in rows(version2.CONTROLLERS, resources, {k.replace("_", "."): v for k, v in files.items()})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("resources", "files", "wanted"),
+    [
+        ({"memory": {"limit": -1}}, {"memory_swap_max": "0"}, [("memory.max", "max"), ("memory.swap.max", "max")]),
+        ({"memory": {"limit": 9, "swap": 9}}, {"memory_swap_max": ""}, [("memory.max", "9"), ("memory.swap.max", "0")]),
+        ({"memory": {"swap": 9}}, {"memory_swap_max": "", "memory_max": "4\n"}, [("memory.swap.max", "5")]),
+        ({"memory": {"swap": -1}}, {"memory_swap_max": ""}, [("memory.swap.max", "max")]),
+        ({"memory": {"limit": 9, "swap": 10}}, {}, [("memory.max", "9")]),
+        ({"memory": {"limit": 9, "checkBeforeUpdate": True}}, {"memory_current": "9\n"}, [("memory.max", "9")]),
+        ({"cpu": {"quota": 1000}}, {"cpu_max": "max 50000"}, [("cpu.max", "1000")]),
+        ({"cpu": {"quota": -1}}, {"cpu_max": "5 50000"}, [("cpu.max", "max")]),
+        ({"cpu": {"period": 7000}}, {"cpu_max": "5 50000"}, [("cpu.max", "5 7000")]),
+        ({"cpu": {"period": 7000}}, {}, [("cpu.max", "max 7000")]),
+        ({"cpu": {"idle": 1, "shares": 5}}, {}, [("cpu.idle", "1")]),
+        ({"blockIO": {"weight": 77}}, {"io_bfq_weight": ""}, [("io.bfq.weight", "default 77")]),
+    ],
+)  # fmt: skip
+def test_version_2_takes_what_stands_into_account(resources, files, wanted):
+    assert second_rows(resources, **files) == wanted
+
+
+@pytest.mark.parametrize(
+    ("resources", "files", "said"),
+    [
+        ({"memory": {"swap": 9}}, {"memory_swap_max": "", "memory_max": "max"}, "needs memory.limit"),
+        ({"memory": {"limit": 10, "swap": 9}}, {"memory_swap_max": ""}, "less than the 10"),
+        ({"memory": {"limit": 9, "checkBeforeUpdate": True}}, {"memory_current": "10\n"}, "less than the 10 in use"),
+        ({"memory": {"swappiness": 5}}, {}, "memory.swappiness: cgroup version 2"),
+        ({"memory": {"useHierarchy": False}}, {}, "memory.useHierarchy"),
+        ({"cpu": {"realtimeRuntime": 5}}, {}, "cpu.realtimeRuntime"),
+        ({"blockIO": {"leafWeight": 50}}, {}, "blockIO.leafWeight"),
+        ({"blockIO": {"weightDevice": [{"major": 1, "minor": 1, "leafWeight": 50}]}}, {}, "leafWeight"),
+    ],
+)
+def test_what_version_2_does_not_have_is_refused(resources, files, said):
+    with pytest.raises(OSError, match=said):
+        second_rows(resources, **files)
+
+
+def test_files_of_version_2_are_named_as_they_are():
+    given = {"memory.high": "12", "io.max": "8:0 rbps=1\n8:1 rbps=2\n", "some.thing": ""}
+    assert list(version2.unified({"unified": given})) == [
+        ("memory.high", "12"),
+        ("io.max", "8:0 rbps=1"),
+        ("io.max", "8:1 rbps=2"),
+        ("some.thing", ""),
+    ]
+    with pytest.raises(OSError, match="no file"):
+        list(version2.unified({"unified": {"../cowshed/memory.max": "1"}}))
 
 
 def test_weights_keep_order_and_ends():
-    found = [limits.weight(shares) for shares in (2, 3, 512, 1024, 2048, 262144)]
+    found = [version2.weight(shares) for shares in (2, 3, 512, 1024, 2048, 262144)]
     assert found == sorted(found)
     assert (found[0], found[3], found[-1]) == (1, 100, 10000)
 
@@ -178,6 +285,135 @@ def test_a_name_in_use_is_not_taken_over(group):
     assert all(os.path.exists(path) for path in group.directories())
 
 
+@pytest.fixture
+def elsewhere():
+    """A group at a path that somebody gave."""
+    made = Group("x", f"/cowshed-test/{uuid.uuid4().hex}/below")
+    yield made
+    made.remove()
+    for path in made.directories():
+        for above in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
+            try:
+                os.rmdir(above)
+            except OSError:
+                continue
+
+
+def member(group):
+    """A process in the group that sleeps."""
+    entrance = Entrance(group)
+    pid, _ = process.clone3(0, exit_signal=17, cgroup=entrance.born)
+    if pid == 0:
+        entrance.enter()
+        while True:
+            signal.pause()
+    entrance.close()
+    deadline = time.monotonic() + 30
+    while pid not in group.processes():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return pid
+
+
+def test_a_given_path_is_used_when_it_is_there_and_empty(elsewhere):
+    elsewhere.create({})
+    elsewhere.create({})
+    pid = member(elsewhere)
+    with pytest.raises(OSError, match=f"in use by process {pid}"):
+        elsewhere.create({})
+    assert elsewhere.processes() == [pid]
+    elsewhere.remove()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+
+
+def test_a_group_with_processes_below_it_is_in_use(elsewhere):
+    deeper = Group("y", f"{elsewhere.path}/deeper")
+    deeper.create({})
+    pid = member(deeper)
+    assert elsewhere.processes() == [pid]
+    with pytest.raises(OSError, match="in use"):
+        elsewhere.create({})
+    elsewhere.kill()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+
+
+@pytest.mark.parametrize("place", ["itself", "above"])
+def test_a_frozen_group_is_refused_at_once(box, elsewhere, place):
+    elsewhere.create({})
+    stopped = elsewhere if place == "itself" else Group("above", os.path.dirname(elsewhere.path))
+    freezer.freeze(stopped)
+    try:
+        box.group = elsewhere
+        error = box.refused(gone=False)
+        assert "frozen" in str(error)
+    finally:
+        freezer.thaw(stopped)
+    assert box.run("/bin/true").status == 0
+
+
+def test_what_is_frozen_can_be_removed(group):
+    group.create({})
+    pid = member(group)
+    freezer.freeze(group)
+    group.remove()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+
+
+def test_ancestors_that_have_no_processors_are_given_some(elsewhere):
+    cpuset = layout.host.find("cpuset")
+    if not cpuset or cpuset == layout.host.v2:
+        pytest.skip("cpuset is of version 2 here, where a new group has those of its parent")
+    os.makedirs(cpuset + os.path.dirname(elsewhere.path))
+    elsewhere.create({})
+    assert read(f"{cpuset}{elsewhere.path}/cpuset.mems") == read(f"{cpuset}/cpuset.mems")
+
+
+def test_a_limit_of_no_processes_still_starts_one(box):
+    """The limit is on what is forked from then on (runtime-spec 1.3, pids.limit)."""
+    box.linux["resources"]["pids"] = {"limit": 0}
+    done = box.sh("echo alone; ls; echo never")
+    assert done.out == "alone\n"
+    assert "fork" in done.err
+
+
+def test_default_devices_work_with_rules_that_deny_all(box):
+    box.linux["resources"]["devices"] = [{"allow": False, "access": "rwm"}]
+    done = box.sh("head -c1 /dev/zero | wc -c; mknod /tmp/kmsg c 1 11 && head -c1 /tmp/kmsg")
+    assert done.out.strip() == "1"
+    assert "not permitted" in done.err
+
+
+def test_device_rules_can_be_changed_while_it_runs(box):
+    first = box.start("/bin/sleep", "60")
+    # There is no such device: whoever may open it is told so.
+    assert "not permitted" in box.exec(first, "/bin/sh", "-c", "mknod /tmp/x c 200 1; head -c1 /tmp/x").err
+    rules = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 200, "minor": 1, "access": "r"}]
+    box.group.update({"devices": rules})
+    assert "No such device" in box.exec(first, "/bin/head", "-c1", "/tmp/x").err
+    assert box.exec(first, "/bin/sh", "-c", "head -c1 /dev/zero | wc -c").out.strip() == "1"
+
+
+def test_more_and_less_of_limits_that_bound_each_other(group):
+    """In any order of writing, one of them is on the wrong side of the other for a moment."""
+    if not group.layout.find("memory") or not group.layout.find("cpu"):
+        pytest.skip("this host has no memory or no cpu controller")
+    group.create({"memory": {"limit": 64 << 20, "swap": 64 << 20}, "cpu": {"quota": 50_000, "burst": 40_000}})
+    for limit, quota, burst in ((256 << 20, 90_000, 80_000), (32 << 20, 20_000, 10_000)):
+        wanted = {"memory": {"limit": limit, "swap": limit}, "cpu": {"quota": quota, "burst": burst}}
+        group.update(wanted)
+        file = "memory.limit_in_bytes" if group.layout.v1 else "memory.max"
+        assert read(f"{group.find('memory')}/{file}").strip() == str(limit)
+        assert str(quota) in read(f"{group.find('cpu')}/{'cpu.cfs_quota_us' if group.layout.v1 else 'cpu.max'}")
+
+
+def test_files_of_a_version_that_is_not_there(group):
+    lacking = Group(group.name, within=layout.Layout("1 1 0:1 / /nowhere rw - cgroup cgroup rw,memory"))
+    with pytest.raises(OSError, match="no cgroup version 2"):
+        lacking.settings({"unified": {"memory.high": "1"}})
+    with pytest.raises(OSError, match="no rdma cgroup controller"):
+        lacking.settings({"rdma": {"mlx5_1": {"hcaHandles": 1}}})
+
+
 # ------------------------------------------------------------ version 2
 
 
@@ -196,6 +432,31 @@ def test_version_2_only(second):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
     second.remove()
     assert not os.path.exists(path)
+
+
+def test_controllers_are_handed_down_to_any_depth():
+    within = only_v2()
+    deep = Group("x", f"/cowshed-test-{uuid.uuid4().hex}/a/b", within=within)
+    try:
+        deep.create({})
+        top = read(f"{within.v2}/cgroup.subtree_control").split()
+        assert read(f"{within.v2}{deep.path}/cgroup.controllers").split() == top
+        with pytest.raises(OSError, match="no nonesuch controller"):
+            deep.update({"unified": {"nonesuch.max": "1"}})
+    finally:
+        Group("x", deep.path.removesuffix("/a/b"), within=within).remove()
+
+
+def test_device_program_is_replaced_and_not_stacked(second):
+    second.create({"devices": RULES[:1]})
+    folder = os.open(second.layout.v2 + second.path, os.O_RDONLY)
+    try:
+        (before,) = bpf._attached(folder)
+        second.update({"devices": RULES})
+        (after,) = bpf._attached(folder)
+        assert before != after
+    finally:
+        os.close(folder)
 
 
 def test_container_on_version_2_only(second, box):
@@ -279,20 +540,21 @@ def test_kernel_refuses_a_bad_program_with_a_reason():
 
 
 def test_device_program_in_a_group(tmp_path, second):
-    second.create({"devices": RULES})
+    rules = [{"allow": False, "access": "rwm"}]
+    rules += [{"allow": True, "type": "c", "major": 200, "minor": n, "access": a} for n, a in ((1, "rwm"), (2, "r"))]
+    second.create({"devices": rules})
     entrance = Entrance(second)
-    for number, path in ((3, tmp_path / "null"), (5, tmp_path / "zero"), (8, tmp_path / "random")):
-        os.mknod(path, 0o20666, os.makedev(1, number))
+    for number in (1, 2, 3):
+        os.mknod(tmp_path / str(number), 0o20666, os.makedev(200, number))
     answer = os.pipe()
     pid, _ = process.clone3(0, exit_signal=17, cgroup=entrance.born)
     if pid == 0:
         said = ""
-        for file, flags in (("null", os.O_RDWR), ("zero", os.O_RDONLY), ("zero", os.O_RDWR), ("random", os.O_RDONLY)):
+        for file, flags in (("1", os.O_RDWR), ("2", os.O_RDONLY), ("2", os.O_RDWR), ("3", os.O_RDONLY)):
             try:
-                os.close(os.open(tmp_path / file, flags))
-                said += "y"
-            except PermissionError:
-                said += "n"
+                os.open(tmp_path / file, flags)
+            except OSError as error:
+                said += "n" if error.errno == 1 else "y"  # ENXIO: allowed, but there is no such device
         os.write(answer[1], said.encode())
         os._exit(0)
     os.waitpid(pid, 0)

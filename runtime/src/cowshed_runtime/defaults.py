@@ -20,6 +20,15 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 _DEVICES = (("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 5, 0), ("c", 5, 2), ("c", 136, -1))
 
 
+def device_rules() -> list[dict[str, Any]]:
+    """What a container may do with devices in any case: make nodes of any, and use those of config-linux.md, Default
+    Devices."""
+    return [
+        *({"allow": True, "type": kind, "access": "m"} for kind in "bc"),
+        *({"allow": True, "type": k, "major": a, "minor": b, "access": "rwm"} for k, a, b in _DEVICES),
+    ]
+
+
 def config(*, shm_size: int = 64 << 20, privileged: bool = False) -> dict[str, Any]:
     """A fresh configuration: all namespaces but user, the usual mounts, devices, masks. The caller fills process, root
     and what else it wants. Without linux.seccomp there is no filter."""
@@ -39,8 +48,7 @@ def config(*, shm_size: int = 64 << 20, privileged: bool = False) -> dict[str, A
     ]  # fmt: skip
     rules: list[dict[str, Any]] = [{"allow": privileged, "access": "rwm"}]
     if not privileged:
-        rules += [{"allow": True, "type": kind, "access": "m"} for kind in "bc"]
-        rules += [{"allow": True, "type": k, "major": a, "minor": b, "access": "rwm"} for k, a, b in _DEVICES]
+        rules += device_rules()
     kinds = ("pid", "ipc", "uts", "mount", "network", "cgroup")
     return {
         "ociVersion": "1.2.0",

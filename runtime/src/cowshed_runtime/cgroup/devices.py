@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from _struct import Struct
 
+from cowshed_runtime.defaults import device_rules
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,12 @@ _instruction = Struct("@BBhi").pack
 _LOAD, _MOV32, _AND32_IMMEDIATE, _SHIFT32 = 0x61, 0xBC, 0x54, 0x74
 _MOV_IMMEDIATE, _IF_EQUAL, _IF_DIFFERENT, _EXIT = 0xB7, 0x15, 0x55, 0x95
 _CONTEXT, _RESULT, _KIND, _WANTED, _MAJOR, _MINOR, _SCRATCH = 1, 0, 2, 3, 4, 5, 6
+
+
+def completed(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rules of a configuration, and those for the default devices, which every container is supplied with; no rules
+    stay none, which allows all."""
+    return [*rules, *(rule for rule in device_rules() if rule not in rules)] if rules else []
 
 
 def program(rules: Sequence[dict[str, Any]]) -> bytes:

@@ -15,17 +15,30 @@ if TYPE_CHECKING:
 _PATIENCE = 10.0
 
 
+class _Interface:
+    """file: what is written; frozen, thawed: with which values; state: what tells; all, part: what it says when all are
+    stopped, and what it says when nothing can run on or start."""
+
+    def __init__(self, file: str, frozen: bytes, thawed: bytes, state: str, full: str, begun: str) -> None:
+        self.file, self.frozen, self.thawed = file, frozen, thawed
+        self.state, self.full, self.begun = state, full, begun
+
+
+_FIRST = _Interface("freezer.state", b"FROZEN", b"THAWED", "freezer.state", "FROZEN", "FR")
+_SECOND = _Interface("cgroup.freeze", b"1", b"0", "cgroup.events", "frozen 1", "frozen 1")
+
+
 def freeze(group: Group) -> None:
     """Freeze everything in the container's groups; on return nothing of it runs. Groups that are gone are success.
 
     OSError ENOENT if this host has no freezer, ETIMEDOUT if a process does not freeze within ten seconds (it sleeps in
     the kernel); then all go on.
     """
-    folder, file, frozen, state, wanted = _files(group)
+    folder, interface = _files(group)
     until = monotonic() + _PATIENCE
     try:
-        _write(f"{folder}/{file}", frozen)
-        while wanted not in read(f"{folder}/{state}"):
+        _write(f"{folder}/{interface.file}", interface.frozen)
+        while interface.full not in read(f"{folder}/{interface.state}"):
             if monotonic() > until:
                 thaw(group)
                 raise OSError(110, f"{folder}: its processes do not freeze")
@@ -36,30 +49,48 @@ def freeze(group: Group) -> None:
 
 def thaw(group: Group) -> None:
     """Let everything in the groups go on; groups that are gone are success."""
-    folder, file, frozen, _, _ = _files(group)
+    folder, interface = _files(group)
     try:
-        _write(f"{folder}/{file}", b"THAWED" if frozen == b"FROZEN" else b"0")
+        _write(f"{folder}/{interface.file}", interface.thawed)
     except FileNotFoundError:
         return
 
 
+def stop(group: Group) -> bool:
+    """Begin to freeze and do not wait; whether there is a freezer and a group."""
+    try:
+        folder, interface = _files(group)
+        _write(f"{folder}/{interface.file}", interface.frozen)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def frozen(group: Group) -> bool:
     """Whether all that is in the groups is stopped; False if there are no groups, or no freezer."""
+    return _says(group, begun=False)
+
+
+def stopped(group: Group) -> bool:
+    """Whether the groups are being frozen, by themselves or from above: what enters them does not run."""
+    return _says(group, begun=True)
+
+
+def _says(group: Group, *, begun: bool) -> bool:
     try:
-        folder, _, _, state, wanted = _files(group)
-        return wanted in read(f"{folder}/{state}")
+        folder, interface = _files(group)
+        return (interface.begun if begun else interface.full) in read(f"{folder}/{interface.state}")
     except FileNotFoundError:
         return False
 
 
-def _files(group: Group) -> tuple[str, str, bytes, str, str]:
-    """Directory, file to write, what freezes; file to read, what it says when all are frozen."""
+def _files(group: Group) -> tuple[str, _Interface]:
     within = group.layout
     at = within.find("freezer")
     if at and at != within.v2:
-        return at + group.path, "freezer.state", b"FROZEN", "freezer.state", "FROZEN"
+        return at + group.path, _FIRST
     if within.v2:
-        return within.v2 + group.path, "cgroup.freeze", b"1", "cgroup.events", "frozen 1"
+        return within.v2 + group.path, _SECOND
     raise OSError(2, "this host has no freezer cgroup controller")
 
 

@@ -7,30 +7,35 @@ import os
 from time import sleep
 
 from cowshed_linux import bpf
-from cowshed_runtime.cgroup import devices, layout, limits
+from cowshed_runtime.cgroup import devices, freezer, layout, version1, version2
 from cowshed_runtime.cgroup.files import read, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from cowshed_runtime.cgroup.layout import Layout
 
 PARENT = "/cowshed"
-_SWAP = ("memory.memsw.limit_in_bytes", "memory.swap.max")
+# In the order in which they are set: their names in version 1 and in version 2.
+_CONTROLLERS = (
+    ("memory", "memory"), ("cpu", "cpu"), ("cpuset", "cpuset"), ("pids", "pids"), ("blkio", "io"),
+    ("hugetlb", "hugetlb"), ("rdma", "rdma"), ("net_cls", ""), ("net_prio", ""), ("devices", ""),
+)  # fmt: skip
 
 
 class Group:
     """Where the groups of the container called name are; making one touches nothing.
 
-    path: of the group, from the mount point of each hierarchy on; /cowshed/NAME if not given. within: the hierarchies,
-    by default the host's.
+    path: of the group, from the mount point of each hierarchy on; /cowshed/NAME if not given, which must not be there
+    yet, while any other may be, empty. within: the hierarchies, by default the host's.
     """
 
     def __init__(self, name: str, path: str = "", within: Layout | None = None) -> None:
         self.name, self.path = name, path or f"{PARENT}/{name}"
         self.layout = within or layout.host
+        self._own = not path
 
     def directories(self) -> Iterator[str]:
         """The group in each hierarchy, version 2 last."""
@@ -45,66 +50,82 @@ class Group:
     def create(self, resources: dict[str, Any]) -> None:
         """Make the groups and set their limits; on an error nothing is left. resources: OCI linux.resources.
 
-        OSError says which limit the host does not have, or does not accept. FileExistsError: the path is in use.
+        OSError says which limit the host does not have, or does not accept. FileExistsError: the container's own path
+        is in use; EBUSY: another path holds processes, or the group is frozen and would not let the container start.
         """
-        made = []
+        made: list[str] = []
+        within, rules = self.layout, devices.completed(resources.get("devices") or [])
         try:
-            for hierarchy in self.layout.hierarchies():
-                path = hierarchy + self.path
-                try:
-                    os.mkdir(path, 0o755)
-                except FileNotFoundError:
-                    self._make_parents(hierarchy)
-                    os.mkdir(path, 0o755)
-                made.append(path)
-            cpuset = self.layout.find("cpuset")
-            if cpuset and cpuset != self.layout.v2:
-                _fill_cpuset(cpuset + self.path)
-            for path, value in self.settings(resources):
-                write(path, value)
-            if resources.get("devices") and not self.layout.find("devices"):
-                self._filter_devices(resources["devices"])
+            made.extend(path for path in self.directories() if self._make(path))
+            if within.v2:
+                self._hand_down()
+            cpuset = within.find("cpuset")
+            if cpuset and cpuset != within.v2:
+                _fill_cpuset(cpuset + self.path, cpuset)
+            if freezer.stopped(self):
+                raise OSError(16, f"{self.path}: the control group, or one above it, is frozen")
+            _write_all(self.settings({**resources, "devices": rules}))
+            if rules and not within.find("devices"):
+                self._filter_devices(rules)
         except BaseException:
             for path in made:
-                _remove(path)
+                _remove(path, self.kill)
             raise
 
-    def _make_parents(self, hierarchy: str) -> None:
-        """Make the directories above the group, with all controllers handed down to it."""
-        at = hierarchy
-        for part in self.path.split("/")[1:-1]:
-            above, at = at, f"{at}/{part}"
-            try:
-                os.mkdir(at, 0o755)
-            except FileExistsError:
-                continue
-            if hierarchy == self.layout.v2:
-                for place in (above, at):
-                    _hand_down(place, self.layout.v2_controllers)
-            elif os.path.exists(f"{at}/cpuset.cpus"):
-                _fill_cpuset(at)
+    def _make(self, path: str) -> bool:
+        """Make the directory and those above it; whether it was not there."""
+        try:
+            os.mkdir(path, 0o755)
+        except FileNotFoundError:
+            os.makedirs(path, 0o755)
+        except FileExistsError:
+            if self._own:
+                raise
+            inside = _processes(path)
+            if inside:
+                raise OSError(16, f"{path}: the control group is in use by process {inside[0]}") from None
+            return False
+        return True
+
+    def _hand_down(self) -> None:
+        """Have all controllers of version 2 in the group: each group above must hand them down."""
+        wanted = set(self.layout.v2_controllers)
+        if set(read(f"{self.layout.v2}{self.path}/cgroup.controllers").split()) == wanted:
+            return
+        at = self.layout.v2
+        for part in self.path.split("/")[1:]:
+            for controller in wanted - set(read(f"{at}/cgroup.subtree_control").split()):
+                try:
+                    write(f"{at}/cgroup.subtree_control", f"+{controller}")
+                except OSError:
+                    continue  # one that cannot be handed down is met again when a limit needs it
+            at = f"{at}/{part}"
 
     def settings(self, resources: dict[str, Any]) -> list[tuple[str, str]]:
-        """The files to write, in order, for these limits. OSError ENOENT for a controller that the host does not
-        have."""
-        within = self.layout
+        """The files to write, in order, for these limits. OSError ENOENT for a controller that the host does not have,
+        EOPNOTSUPP for a limit that its version does not have."""
+        within, result = self.layout, []
         first = {controller for _, controllers in within.v1 for controller in controllers}
-        second = within.v2_controllers
-        for controller, _, _ in (limits.version1 if within.v1 else limits.version2)(resources):
-            there = controller in first or ("io" if controller == "blkio" else controller) in second
-            if not there and not (controller == "devices" and within.v2):
-                raise OSError(2, f"this host has no {controller} cgroup controller, which the limits ask for")
-        if resources.get("unified") and not within.v2:
-            raise OSError(2, "this host has no cgroup version 2, whose files the limits name")
-        wanted = [setting for setting in limits.version1(resources) if setting[0] in first]
-        wanted += [setting for setting in limits.version2(resources) if setting[0] in second]
-        result = []
-        for controller, file, value in wanted:
-            path = f"{self.find(controller)}/{file}"
-            if file in _SWAP and not os.path.exists(path):
-                continue  # a kernel that does not count swap: there is nothing to limit
-            result.append((path, value))
+        for old, new in _CONTROLLERS:
+            name, plan = old, version1.CONTROLLERS[old]
+            if old not in first and new in within.v2_controllers:
+                name, plan = new, version2.CONTROLLERS[new]
+            folder = self.find(name)
+            rows = [(f"{folder}/{file}", value) for file, value in plan(resources, _reader(folder))]
+            if rows and not folder and not (name == "devices" and within.v2):
+                raise OSError(2, f"this host has no {name} cgroup controller, which the limits ask for")
+            result += rows if folder else []
+        for file, value in version2.unified(resources):
+            result.append((f"{self._unified(file)}/{file}", value))
         return result
+
+    def _unified(self, file: str) -> str:
+        if not self.layout.v2:
+            raise OSError(2, f"unified: this host has no cgroup version 2 with controllers, which {file} is of")
+        path, controller = self.layout.v2 + self.path, file.partition(".")[0]
+        if controller != "cgroup" and controller not in read(f"{path}/cgroup.controllers").split():
+            raise OSError(2, f"unified: {file}: {path} has no {controller} controller")
+        return path
 
     def _filter_devices(self, rules: list[dict[str, Any]]) -> None:
         if not self.layout.v2:
@@ -122,26 +143,32 @@ class Group:
             os.close(group)
 
     def update(self, resources: dict[str, Any]) -> None:
-        """Change limits of a running container; device rules stay as they are. OSError names the one refused: those
-        before it are in force."""
-        again = []
-        for path, value in self.settings({key: value for key, value in resources.items() if key != "devices"}):
-            try:
-                write(path, value)
-            except OSError:
-                if "memory." not in path:
-                    raise
-                again.append((path, value))  # the limit with swap has to go up first, and down last
-        for path, value in again:
-            write(path, value)
+        """Change limits of a running container. OSError names the one refused: those before it are in force.
+
+        Device rules take effect at once and together: a program is replaced by another, and the files of version 1,
+        which take one rule at a time, are written while nothing of the container runs.
+        """
+        rules = devices.completed(resources.get("devices") or [])
+        _write_all(self.settings({key: value for key, value in resources.items() if key != "devices"}))
+        if not rules:
+            return
+        if not self.layout.find("devices"):
+            self._filter_devices(rules)
+            return
+        running = not freezer.frozen(self)
+        if running:
+            freezer.freeze(self)
+        try:
+            _write_all(self.settings({"devices": rules}))
+        finally:
+            if running:
+                freezer.thaw(self)
 
     def processes(self) -> list[int]:
-        """The pids in the groups, as this process sees them; none if there are no groups."""
+        """The pids in the groups and below them, as this process sees them; none if there are no groups."""
         for path in self.directories():
-            try:
-                return [int(line) for line in read(f"{path}/cgroup.procs").split()]
-            except FileNotFoundError:
-                continue
+            if os.path.exists(path):
+                return _processes(path)
         return []
 
     def oom_killed(self) -> bool:
@@ -155,22 +182,35 @@ class Group:
         return any(line.startswith("oom_kill ") and int(line.split()[1]) > 0 for line in said.splitlines())
 
     def kill(self) -> None:
-        """Send SIGKILL to everything in the groups; it may take a moment to die."""
+        """Send SIGKILL to everything in the groups and below, frozen or not; it may take a moment to die."""
+        stopped = None
         for path in self.directories():
-            _kill(path)
+            if _kill_at_once(path):
+                continue
+            if stopped is None:
+                # What is frozen cannot fork meanwhile; it dies when it is let go.
+                stopped = freezer.stop(self)
+            for pid in _processes(path):
+                try:
+                    os.kill(pid, 9)
+                except ProcessLookupError:
+                    continue
+        if stopped:
+            freezer.thaw(self)
 
     def remove(self) -> None:
         """Kill what is left in the groups and remove them; absent is success. OSError EBUSY if something does not die
         within a second: it sleeps in the kernel."""
         for path in self.directories():
-            _remove(path)
+            _remove(path, self.kill)
 
 
 class Entrance:
     """Descriptors that let a process into the groups of a container, opened where their paths can still be seen.
 
     Version 1: the process, which must have one thread, writes `0` to `tasks`; a pid written to `cgroup.procs` would
-    wait 14 ms for a grace period of the kernel. Version 2: the process is born in `born` (clone3(2) CLONE_INTO_CGROUP).
+    wait 14 ms for a grace period of the kernel. Version 2: the process is born in `born` (clone3(2) CLONE_INTO_CGROUP),
+    unless a limit of no processes forbids that.
     """
 
     def __init__(self, group: Group) -> None:
@@ -180,7 +220,11 @@ class Entrance:
             for path, _ in group.layout.v1:
                 self.tasks.append(os.open(f"{path}{group.path}/tasks", os.O_WRONLY | os.O_CLOEXEC))
             if group.layout.v2:
-                self.born = os.open(group.layout.v2 + group.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                folder = group.layout.v2 + group.path
+                if _reader(folder)("pids.max") == "0\n":
+                    self.tasks.append(os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+                else:
+                    self.born = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
             self.close()
             raise
@@ -197,43 +241,74 @@ class Entrance:
         self.tasks, self.born = [], -1
 
 
-def _fill_cpuset(path: str) -> None:
-    """What a new version 1 group of the cpuset controller has of its parent: it is empty, and then takes no process."""
-    for file in ("cpuset.cpus", "cpuset.mems"):
-        write(f"{path}/{file}", read(f"{os.path.dirname(path)}/{file}").strip())
-
-
-def _hand_down(path: str, controllers: tuple[str, ...]) -> None:
-    for controller in controllers:
+def _reader(folder: str) -> Callable[[str], str | None]:
+    def now(file: str) -> str | None:
         try:
-            write(f"{path}/cgroup.subtree_control", f"+{controller}")
-        except OSError:
-            continue  # one that cannot be handed down is met again when a limit needs it
+            return read(f"{folder}/{file}")
+        except FileNotFoundError:
+            return None
+
+    return now
 
 
-def _kill(path: str) -> None:
+def _write_all(settings: list[tuple[str, str]]) -> None:
+    """Write limits. Some bound each other (memory and memory with swap, quota and burst): what is refused is tried once
+    more when the others stand."""
+    again = []
+    for path, value in settings:
+        try:
+            write(path, value)
+        except OSError as error:
+            if error.errno not in (16, 22) or os.path.basename(path).partition(".")[0] not in ("memory", "cpu"):
+                raise
+            again.append((path, value))
+    for path, value in again:
+        write(path, value)
+
+
+def _fill_cpuset(path: str, top: str) -> None:
+    """Give a version 1 group of the cpuset controller, and those above it, what their parents have, where they have
+    nothing: a new one is empty, and then takes no process."""
+    above = os.path.dirname(path)
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        if read(f"{path}/{file}").strip():
+            continue
+        value = read(f"{above}/{file}").strip()
+        if not value and above != top:
+            _fill_cpuset(above, top)
+            value = read(f"{above}/{file}").strip()
+        write(f"{path}/{file}", value)
+
+
+def _processes(path: str) -> list[int]:
+    """The pids in a group and below it; none if it is not there."""
+    found = []
+    try:
+        found += [int(line) for line in read(f"{path}/cgroup.procs").split()]
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        if error.errno != 95:  # a threaded group of version 2: its processes are told by the one above
+            raise
+    for below in _below(path):
+        found += _processes(below)
+    return found
+
+
+def _kill_at_once(path: str) -> bool:
+    """Kill by one write (Linux 5.14, version 2) everything in a group and below; whether that can be done."""
     try:
         fd = os.open(f"{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        pass
-    else:
-        try:
-            os.write(fd, b"1")
-        finally:
-            os.close(fd)
-        return
+        return False
     try:
-        found = read(f"{path}/cgroup.procs").split()
-    except FileNotFoundError:
-        return
-    for pid in found:
-        try:
-            os.kill(int(pid), 9)
-        except ProcessLookupError:
-            continue
+        os.write(fd, b"1")
+    finally:
+        os.close(fd)
+    return True
 
 
-def _remove(path: str) -> None:
+def _remove(path: str, kill: Callable[[], None]) -> None:
     for attempt in range(200):
         try:
             os.rmdir(path)
@@ -242,19 +317,13 @@ def _remove(path: str) -> None:
             return
         except OSError as error:
             if attempt == 199:
-                raise OSError(error.errno, f"{path}: still holds processes {_who(path)}") from None
+                inside = ", ".join(map(str, _processes(path))) or "that end just now"
+                raise OSError(error.errno, f"{path}: still holds processes {inside}") from None
         # A privileged container may have made groups below its own.
         for below in _below(path):
-            _remove(below)
-        _kill(path)
+            _remove(below, kill)
+        kill()
         sleep(0 if attempt == 0 else 0.005)
-
-
-def _who(path: str) -> str:
-    try:
-        return ", ".join(read(f"{path}/cgroup.procs").split()) or "that end just now"
-    except FileNotFoundError:
-        return "no more"
 
 
 def _below(path: str) -> list[str]:

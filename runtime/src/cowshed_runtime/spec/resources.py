@@ -9,6 +9,7 @@ from cowshed_runtime.spec.walk import (
     absolute,
     boolean,
     filled,
+    mapping,
     one_of,
     section,
     string,
@@ -23,10 +24,53 @@ if TYPE_CHECKING:
 
 _THROTTLES = ("throttleReadBpsDevice", "throttleWriteBpsDevice", "throttleReadIOPSDevice", "throttleWriteIOPSDevice")
 _DEVICE_NUMBER = whole(-1, 2**32 - 1)
+_WEIGHT = whole(10, 1000)
+_NODE = whole(0, 2**32 - 1)
 
 
 def _access(value: Any) -> str:
     return filled(value) or ("" if set(value) <= set("rwm") else "is of r, w and m")
+
+
+def _path(value: Any) -> str:
+    return string(value) or ("must not contain `..`" if ".." in value.replace(":", "/").split("/") else "")
+
+
+def _weight(value: Any) -> str:
+    return "" if value == 0 and value is not False else _WEIGHT(value)
+
+
+def _list_of_numbers(value: Any) -> str:
+    """cpuset(7), FORMATS; "" asks for nothing."""
+    return string(value) or ("" if set(value) <= set("0123456789-,") else f"must be a list as 0-3,7, not {value!r}")
+
+
+def _page_size(value: Any) -> str:
+    number = value[:-2] if isinstance(value, str) else ""
+    right = number.isascii() and number.isdigit() and value[-2:] in ("KB", "MB", "GB")
+    return filled(value) or ("" if right else f"must be a size as 2MB, not {value!r}")
+
+
+def _unified(value: Any) -> str:
+    wrong = strings(value)
+    return wrong or next((f"{key!r} is no file of a group" for key in value if "/" in key or "." not in key), "")
+
+
+def _interface(value: Any) -> str:
+    return filled(value) or ("" if not set(value) & set(" \t\n/") else f"{value!r} is no network interface")
+
+
+def _rdma(value: Any) -> str:
+    if not isinstance(value, dict):
+        return "must be an object"
+    count = whole(0, 2**32 - 1)
+    for name, limits in value.items():
+        if _interface(name) or not isinstance(limits, dict):
+            return f"{name!r}: must be the limits of an RDMA device"
+        for key in ("hcaHandles", "hcaObjects"):
+            if limits.get(key) is not None and count(limits[key]):
+                return f"{name}.{key}: {count(limits[key])}"
+    return ""
 
 
 RULES = (
@@ -49,10 +93,17 @@ RULES = (
         ("linux.resources.devices[].access", _access),
     ),
     *section(
+        "config-linux.md#control-groups",
+        ("linux.cgroupsPath", _path),
+        ("linux.resources", mapping),
+    ),
+    *section(
         "config-linux.md#memory",
-        *((f"linux.resources.memory.{key}", S64) for key in ("limit", "swap", "reservation", "kernelTCP")),
+        *((f"linux.resources.memory.{key}", whole(-1, 2**63 - 1))
+          for key in ("limit", "reservation", "swap", "kernel", "kernelTCP")),
         ("linux.resources.memory.swappiness", whole(0, 100)),
-        ("linux.resources.memory.disableOOMKiller", boolean),
+        *((f"linux.resources.memory.{key}", boolean)
+          for key in ("disableOOMKiller", "useHierarchy", "checkBeforeUpdate")),
     ),
     *section(
         "config-linux.md#cpu",
@@ -60,24 +111,33 @@ RULES = (
         ("linux.resources.cpu.quota", S64),
         ("linux.resources.cpu.period", U64),
         ("linux.resources.cpu.burst", U64),
+        ("linux.resources.cpu.realtimeRuntime", S64),
+        ("linux.resources.cpu.realtimePeriod", U64),
         ("linux.resources.cpu.idle", whole(0, 1)),
-        ("linux.resources.cpu.cpus", string),
-        ("linux.resources.cpu.mems", string),
+        ("linux.resources.cpu.cpus", _list_of_numbers),
+        ("linux.resources.cpu.mems", _list_of_numbers),
     ),
     *section("config-linux.md#pids", ("linux.resources.pids.limit", S64)),
     *section(
         "config-linux.md#block-io",
-        ("linux.resources.blockIO.weight", whole(10, 1000)),
-        *((f"linux.resources.blockIO.{key}[].{part}!", U64)
-          for key in _THROTTLES for part in ("major", "minor", "rate")),
+        *((f"linux.resources.blockIO.{key}", _weight) for key in ("weight", "leafWeight")),
+        *((f"linux.resources.blockIO.weightDevice[].{key}!", _NODE) for key in ("major", "minor")),
+        *((f"linux.resources.blockIO.weightDevice[].{key}", _weight) for key in ("weight", "leafWeight")),
+        *((f"linux.resources.blockIO.{key}[].{part}!", _NODE) for key in _THROTTLES for part in ("major", "minor")),
+        *((f"linux.resources.blockIO.{key}[].rate!", U64) for key in _THROTTLES),
     ),
     *section(
         "config-linux.md#huge-page-limits",
-        ("linux.resources.hugepageLimits[].pageSize!", filled),
+        ("linux.resources.hugepageLimits[].pageSize!", _page_size),
         ("linux.resources.hugepageLimits[].limit!", U64),
     ),
-    *section("config-linux.md#unified", ("linux.resources.unified", strings)),
-    *section("config-linux.md#rdma", ("linux.resources.rdma", unsupported)),
-    *section("config-linux.md#network", ("linux.resources.network", unsupported)),
+    *section("config-linux.md#unified", ("linux.resources.unified", _unified)),
+    *section("config-linux.md#rdma", ("linux.resources.rdma", _rdma)),
+    *section(
+        "config-linux.md#network",
+        ("linux.resources.network.classID", whole(0, 2**32 - 1)),
+        ("linux.resources.network.priorities[].name!", _interface),
+        ("linux.resources.network.priorities[].priority!", whole(0, 2**32 - 1)),
+    ),
     *section("config-linux.md#intelrdt", ("linux.intelRdt", unsupported)),
 )  # fmt: skip
