@@ -25,8 +25,8 @@ def plugin(kind=DeviceMapperDriver, pool=Pool):
 class ForgetsDevices(DeviceMapperDriver):
     """Deletes the directory of a layer that was removed, and not its device in the pool."""
 
-    def _take_away(self, path, id_, device):
-        super()._take_away(path, id_, None)
+    def _delete(self, path, device):
+        super()._delete(path, None)
 
 
 class TakesOver(Pool):

@@ -35,7 +35,10 @@ def test_a_journal_that_was_not_replayed_is_seen():
     start[1024 + 96] = 0x44
     assert filesystems.parse_superblock(bytes(start)).dirty
     start[1024 + 96] = 0x40
-    assert not filesystems.parse_superblock(bytes(start)).dirty
+    found = filesystems.parse_superblock(bytes(start))
+    assert (found.dirty, found.failed) == (False, False)
+    start[1024 + 58] = 0x3
+    assert filesystems.parse_superblock(bytes(start)).failed
 
 
 @pytest.mark.parametrize("start", [b"", bytes(4096), b"\xff" * 4096, b"XFS"])

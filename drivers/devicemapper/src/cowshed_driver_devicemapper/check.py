@@ -34,7 +34,11 @@ def findings(driver: DeviceMapperDriver, layers: Sequence[api.Layer], *, deep: b
             yield from _file_system(driver, layer)
     for found in driver.scan():
         if found.kind is ObjectKind.AUXILIARY:
-            yield Finding(LOST, f"no layer has {found.name}", found=found, repair="delete it")
+            if found.data["unclear"]:
+                text = f"no layer has {found.name}, unless it is the one whose record is damaged"
+                yield Finding(LOST, text, found=found)
+            else:
+                yield Finding(LOST, f"no layer has {found.name}", found=found, repair="delete it")
 
 
 def _file_system(driver: DeviceMapperDriver, layer: api.Layer) -> Iterator[Finding]:
@@ -55,5 +59,5 @@ def repair(driver: DeviceMapperDriver, finding: Finding) -> None:
     if finding.code != LOST or finding.found is None:
         return
     for found in driver.scan():
-        if found.name == finding.found.name:
+        if found.name == finding.found.name and not found.data["unclear"]:
             driver.pool.delete(int(found.data["thin"]))

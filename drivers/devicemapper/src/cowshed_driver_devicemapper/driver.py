@@ -17,7 +17,7 @@ import os
 from time import monotonic
 
 from cowshed.storage import api
-from cowshed.storage.errors import Damaged, InUse, LayerId, NoSpace, StorageError, Unsupported, WrongStore
+from cowshed.storage.errors import Damaged, InUse, LayerId, NoSpace, StorageError, ToolFailed, Unsupported, WrongStore
 from cowshed.storage.kit import directories
 from cowshed.storage.kit.trees import measure_tree, remove_tree
 from cowshed_driver_devicemapper import blockdevices, filesystems, record, tables
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 NAME = "devicemapper"
 _CONTENT = "thin"
 _TRIES = 1000
+_MEND_TIMEOUT = 3600.0  # seconds for the check of one file system
 
 
 def capabilities(*, filesystem: str, durable: bool = True, quota: bool = True) -> api.Capabilities:
@@ -127,8 +128,12 @@ class DeviceMapperDriver:
         # Devices first: one that belongs to a layer has been told by a directory before it was made.
         devices = self.pool.devices()
         known: set[int] = set()
+        unclear = False  # whether something has a device and does not tell which
         for found in self._at.scan():
-            device = self._device_of(f"{self._at.root}/{found.name}")
+            try:
+                device = read_device(f"{self._at.root}/{found.name}")
+            except Damaged:
+                device, unclear = None, True
             if device is not None:
                 known.add(device.thin)
             yield found
@@ -136,7 +141,7 @@ class DeviceMapperDriver:
         if lost:  # or removed since
             for thin in sorted(lost & self.pool.devices().keys()):
                 name = f"device {thin} of pool {self.pool.name}"
-                yield api.StoredObject(api.ObjectKind.AUXILIARY, name, data={"thin": thin})
+                yield api.StoredObject(api.ObjectKind.AUXILIARY, name, data={"thin": thin, "unclear": unclear})
 
     @staticmethod
     def _device_of(folder: str) -> Device | None:
@@ -192,15 +197,23 @@ class DeviceMapperDriver:
         self.host.step("devicemapper.made")
         known = self.pool.known
         with self.pool.lock():
+            deleted = self._in_trash()
             for n in range(_TRIES):
                 # If something has it, one in the half of the range that the numbers of layers reach late.
                 thin = known.base + (number if 0 < number < RANGE and n == 0 else _any_id())
+                if thin in deleted:
+                    continue
                 new = Device(thin, origin.sectors, limited=limited)
                 self._write(folder, new, durable=durable)
                 if self.pool.snapshot(thin, origin.thin, device):
                     self.host.step("devicemapper.snapped")
                     return new
         raise Damaged(f"thin pool {self.pool.name} has no free id", remedy="cowshed system prune")
+
+    def _in_trash(self) -> set[int]:
+        """Thin ids that a purge will delete, once more if it died when it had: they must not be others' by then."""
+        names = os.listdir(f"{self._at.root}/trash")
+        return {it.thin for name in names if (it := self._device_of(f"{self._at.root}/trash/{name}")) is not None}
 
     def _write(self, folder: str, device: Device, *, durable: bool) -> None:
         text = f"{device.thin} {device.sectors}{' limited' if device.limited else ''}\n".encode()
@@ -242,11 +255,25 @@ class DeviceMapperDriver:
             self.host.step("devicemapper.replayed")
             self.pool.activate(name, device.thin, device.sectors, frozen=False)
         try:
+            if self._superblock(name, id_).failed:
+                self._mend(name, id_)
             if durable:
                 self.pool.flush(name)
         finally:
             self.pool.removed(name)
         self.host.step("devicemapper.closed")
+
+    def _mend(self, name: str, id_: LayerId) -> None:
+        """Of a file system that met an error, as in a full pool, not all of what it keeps may have been written."""
+        try:
+            self.host.run(("e2fsck", "-fp", self.pool.node(name)), timeout=_MEND_TIMEOUT, ok=(0, 1))
+        except ToolFailed as error:
+            raise Damaged(
+                f"the file system of layer {id_} has errors: {error}",
+                layer=id_,
+                remedy="copy what is wanted out of it (cowshed cp), and remove it",
+            ) from None
+        self.host.step("devicemapper.mended")
 
     def _superblock(self, name: str, id_: LayerId) -> filesystems.Superblock:
         known = self.pool.known
@@ -294,7 +321,11 @@ class DeviceMapperDriver:
             return
         try:
             if os.path.lexists(path):
-                self._take_away(path, id_, self._read_or_none(path))
+                device = self._read_or_none(path)
+                if device is not None:
+                    self._put_out_of_use(path, id_, device)
+                with self.pool.lock():
+                    self._delete(path, device)
         finally:
             lock.release()
 
@@ -310,15 +341,19 @@ class DeviceMapperDriver:
             others = (f"{self._at.root}/{x.name}" for x in self._at.scan())
             if any((it := self._device_of(path)) and it.thin == device.thin for path in others if path != temporary):
                 device = None
-            self._take_away(temporary, LayerId(os.path.basename(temporary)), device, discards=discards)
+            if device is not None:
+                self._put_out_of_use(temporary, LayerId(os.path.basename(temporary)), device, discards=discards)
+            self._delete(temporary, device)
 
-    def _take_away(self, path: str, id_: LayerId, device: Device | None, *, discards: bool = True) -> None:
+    def _put_out_of_use(self, path: str, id_: LayerId, device: Device, *, discards: bool = True) -> None:
+        if not self._known_elsewhere(id_, path):
+            self.pool.removed(self.device_name(id_))
+        if discards and self._discards and self.pool.status().discards:
+            self._give_back(f"{self.pool.prefix}trash-{device.thin}", device)
+
+    def _delete(self, path: str, device: Device | None) -> None:
+        """Under the pool's lock: see `_in_trash`."""
         if device is not None:
-            name = self.device_name(id_)
-            if not self._known_elsewhere(id_, path):
-                self.pool.removed(name)
-            if discards and self._discards and self.pool.status().discards:
-                self._give_back(f"{self.pool.prefix}trash-{device.thin}", device)
             self.pool.delete(device.thin)
             self.host.step("devicemapper.deleted")
         remove_tree(path)

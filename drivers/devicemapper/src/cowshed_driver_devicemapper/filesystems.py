@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = "root"
 PROJECT = 1  # of all that lies in it, for the kernel to count and limit
-_EXT4_MAGIC, _EXT4_NEEDS_RECOVERY = 0xEF53, 0x4  # ext4(5), fs/ext4/ext4.h
+_EXT4_MAGIC, _EXT4_NEEDS_RECOVERY, _EXT4_ERRORS = 0xEF53, 0x4, 0x2  # fs/ext4/ext4.h
 _XFS_MAGIC = b"XFSB"
 _EXT4_RESIZE, _XFS_GEOMETRY, _XFS_GROW = 0x40086610, 0x80705864, 0x4010586E
 _BLOCK = 4096  # of the ext4 that is made here
@@ -26,12 +26,13 @@ LEAST = {"ext4": 8 << 20, "xfs": 300 << 20}  # bytes of a layer: what mkfs takes
 
 
 class Superblock:
-    """Kind and identity (32 hex digits) of a file system, and whether its journal has to be replayed."""
+    """Kind and identity (32 hex digits) of a file system, whether its journal has to be replayed, and whether it noted
+    that it met an error."""
 
-    __slots__ = ("dirty", "kind", "uuid")
+    __slots__ = ("dirty", "failed", "kind", "uuid")
 
-    def __init__(self, kind: str, uuid: str, *, dirty: bool) -> None:
-        self.kind, self.uuid, self.dirty = kind, uuid, dirty
+    def __init__(self, kind: str, uuid: str, *, dirty: bool, failed: bool = False) -> None:
+        self.kind, self.uuid, self.dirty, self.failed = kind, uuid, dirty, failed
 
 
 def parse_superblock(start: bytes) -> Superblock | None:
@@ -40,8 +41,9 @@ def parse_superblock(start: bytes) -> Superblock | None:
         # The log tells whether it was unmounted; that is not looked at, so take it for dirty.
         return Superblock("xfs", start[32:48].hex(), dirty=True)
     if len(start) >= 2048 and unpack_from("<H", start, 1024 + 56)[0] == _EXT4_MAGIC:
-        incompatible = unpack_from("<I", start, 1024 + 96)[0]
-        return Superblock("ext4", start[1128:1144].hex(), dirty=bool(incompatible & _EXT4_NEEDS_RECOVERY))
+        incompatible, state = unpack_from("<I", start, 1024 + 96)[0], unpack_from("<H", start, 1024 + 58)[0]
+        dirty, failed = bool(incompatible & _EXT4_NEEDS_RECOVERY), bool(state & _EXT4_ERRORS)
+        return Superblock("ext4", start[1128:1144].hex(), dirty=dirty, failed=failed)
     return None
 
 

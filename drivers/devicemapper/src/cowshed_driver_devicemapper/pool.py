@@ -129,15 +129,20 @@ class Pool:
                 os.close(fd)
 
     def _compare(self) -> None:
-        """Hold the pool's transaction against the store's, and raise both: from now on older metadata, put back by
-        hand or by a disk that forgot what it had promised, is told from the present one."""
-        found, seen = self.status().transaction, self.known.transaction
+        """Hold the pool's transaction and base against the store's, and raise both transactions: from now on older
+        metadata, put back by hand or by a disk that forgot what it had promised, is told from the present one."""
+        status = self.status()
+        found, seen = status.transaction, self.known.transaction
         if found not in (seen, seen - 1):  # less by one: a crash came between the two
             raise WrongStore(
                 f"the pool of {self.root} is at transaction {found}, the store has seen {seen}: one of them is of "
                 "another time",
                 remedy="put back the pool's devices that belong to the store",
             )
+        if self.known.ready:  # else there is no base yet
+            self._identify()
+        if status.mode == "ro":  # all in it can be read, and nothing will be written that older metadata would lack
+            return
         self.known.transaction = found + 1
         record.save(self.root, self.known)
         self._host.step("devicemapper.pool.transaction")
@@ -146,21 +151,26 @@ class Pool:
     def identify(self) -> None:
         """Whether a pool that others look after is still the one: by the base, whose file system has the store's
         identity. Raises WrongStore."""
+        with self.lock():
+            self._identify()
+
+    def _identify(self) -> None:
+        """Of devices too, whose names may be those of other disks after a boot: nothing may be discarded on those."""
         name = f"{self.prefix}base"
         found = None
-        with self.lock():
+        try:
+            self.activate(name, self.known.base, self.known.sectors, frozen=True)
             try:
-                self.activate(name, self.known.base, self.known.sectors, frozen=True)
-                try:
-                    found = self.superblock(name)
-                finally:
-                    self.deactivate(name)
-            except Damaged:
-                pass  # there is no such device
+                found = self.superblock(name)
+            finally:
+                self.deactivate(name)
+        except Damaged:
+            pass  # there is no such device
         if found is None or found.uuid != self.known.uuid:
+            given = self.known.kind == record.GIVEN
             raise WrongStore(
                 f"thin pool {self.name} is another one than the store of {self.root} was made on",
-                remedy="set the right one up under this name",
+                remedy="set the right one up under this name" if given else "put back the pool's own data and metadata",
             )
 
     def down(self) -> None:
@@ -219,10 +229,7 @@ class Pool:
         """Raises NoSpace if less than so many percent of the data, or a tenth of the metadata, are free."""
         status = self.status()
         if status.mode == "ro":
-            raise NoSpace(
-                f"thin pool {self.name} is read-only{': its metadata needs a check' if status.needs_check else ''}",
-                what=SpaceKind.METADATA, remedy="thin_check(8), thin_repair(8) on its metadata while it is not in use",
-            )  # fmt: skip
+            raise self._read_only(status)
         free = status.data_total - status.data_used
         if status.mode != "rw" or free * 100 < status.data_total * percent:
             raise NoSpace(
@@ -235,6 +242,21 @@ class Pool:
                 f"thin pool {self.name} has {free} of {status.metadata_total} blocks of metadata free",
                 what=SpaceKind.METADATA, remedy="remove what is not needed, or extend the pool's metadata",
             )  # fmt: skip
+        if self.known.kind == record.LOOP:  # others write to the disk below too
+            below = os.statvfs(self.root)
+            free, promised = below.f_bavail * below.f_frsize, status.data_total * tables.BLOCK * tables.SECTOR
+            if free * 100 < promised * percent:
+                raise NoSpace(
+                    f"{free} bytes are free below {self.root}, whose pool may need {promised}; {percent} % are kept",
+                    what=SpaceKind.DATA, remedy="make room there",
+                )  # fmt: skip
+
+    def _read_only(self, status: tables.PoolStatus) -> NoSpace:
+        """The error of whoever would change a pool of which the metadata could not be written."""
+        return NoSpace(
+            f"thin pool {self.name} is read-only{': its metadata needs a check' if status.needs_check else ''}",
+            what=SpaceKind.METADATA, remedy="thin_check(8), thin_repair(8) on its metadata while it is not in use",
+        )  # fmt: skip
 
     # ------------------------------------------------------------ its devices
 
@@ -244,8 +266,10 @@ class Pool:
 
     def snapshot(self, thin: int, origin: int, device: str) -> bool:
         """A copy of a thin device; False if the id is taken. `device`: the origin's name while it is active. The kernel
-        does not refuse to copy an origin in use, but the copy is whole only if the origin stands still."""
-        active = self._mapper.info(device) is not None
+        does not refuse to copy an origin in use, but the copy is whole only if the origin stands still, as what cannot
+        be written does."""
+        info = self._mapper.info(device)
+        active = info is not None and not info.read_only
         if active:
             self._host.step("devicemapper.suspend")
             active = self._host.call("suspend", lambda: self._unless_gone(self._mapper.suspend, device))
@@ -273,15 +297,19 @@ class Pool:
                 return False
             if error.errno == errno.ENOSPC:
                 raise NoSpace(f"thin pool {self.name}: {text}: no metadata space", what=SpaceKind.METADATA) from None
+            if error.errno == errno.EOPNOTSUPP:
+                raise self._read_only(self.status()) from None
             raise
         return True
 
     def delete(self, thin: int) -> None:
-        """Absent is success. Raises InUse for one that is active. One whose deferred removal has just begun has no name
-        any more, and is active for another moment."""
+        """Absent is success. Raises InUse for one that is active, NoSpace if the pool is read-only. One whose deferred
+        removal has just begun has no name any more, and is active for another moment."""
         try:
             self._unused("delete", f"thin device {thin} of pool {self.name}", lambda: self.message(f"delete {thin}"))
         except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise self._read_only(self.status()) from None
             if error.errno != errno.ENODATA:
                 raise
 
