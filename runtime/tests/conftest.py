@@ -27,6 +27,7 @@ class Started:
 
     def __init__(self, pid: int, terminal: int, out: int, err: int) -> None:
         self.pid, self.terminal, self.out, self.err = pid, terminal, out, err
+        self.warnings: list[str] = []
         self.status: int | None = None
 
     def read(self) -> tuple[str, str]:
@@ -113,12 +114,12 @@ class Box:
         if helper == 0:
             try:
                 made = work((null, out_w, err_w))
-                said: list = [made.pid]
+                said: list = [made.pid, made.warnings]
                 passed = [made.terminal] if made.terminal >= 0 else []
             except LaunchError as error:
-                said, passed = [error.stage, error.errno, str(error), error.status], []
+                said, passed = [error.stage, error.errno, str(error), error.status, error.warnings], []
             except BaseException as error:
-                said, passed = ["bug", 0, f"{type(error).__name__}: {error}", 0], []
+                said, passed = ["bug", 0, f"{type(error).__name__}: {error}", 0, []], []
             socket.send_fds(theirs, [dumps(said).encode()], passed)
             os._exit(0)
         theirs.close()
@@ -128,14 +129,17 @@ class Box:
         ours.close()
         os.waitpid(helper, 0)
         said = loads(message)
-        if len(said) != 1:
+        if len(said) != 2:
             os.close(out_r)
             os.close(err_r)
             for pid in _children() - others:  # the first process of a launch that failed is this process's child
                 os.waitpid(pid, process.WALL)
-            stage, number, text, status = said
-            raise LaunchError(stage, number, text, status)
+            stage, number, text, status, warnings = said
+            failed = LaunchError(stage, number, text, status)
+            failed.warnings = warnings
+            raise failed
         started = Started(said[0], passed[0] if passed else -1, out_r, err_r)
+        started.warnings = said[1]
         self.running.append(started)
         return started
 
@@ -147,10 +151,15 @@ class Box:
 
             self.linux["seccomp"] = seccomp.default_profile(self.process["capabilities"]["bounding"])
         root = mount.clone(str(self.rootfs))
+        manner = launcher.Manner(bundle=str(self.folder))
+
+        def launch(stdio):
+            return launcher.launch(
+                self.config, root, stdio, group=self.group, cache=str(self.cache), manner=manner
+            )  # fmt: skip
+
         try:
-            return self._fork(
-                lambda stdio: launcher.launch(self.config, root, stdio, group=self.group, cache=str(self.cache))
-            )
+            return self._fork(launch)
         finally:
             os.close(root)
 

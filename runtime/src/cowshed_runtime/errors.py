@@ -8,8 +8,10 @@ class SpecError(Exception):
 
 
 class LaunchError(Exception):
-    """A container or process could not be started: stage, errno (0 if none), text; status is 125, 126 or 127."""
+    """A container or process could not be started: stage, errno (0 if none), text; status is 125, 126 or 127; warnings
+    are of what was done because of it."""
 
     def __init__(self, stage: str, errno: int, text: str, status: int = 125) -> None:
         super().__init__(text)
         self.stage, self.errno, self.status = stage, errno, status
+        self.warnings: list[str] = []

@@ -40,7 +40,8 @@ class Manner:
     """How a container or process is started; the default is the engine's way.
 
     sibling: it becomes a child of this process's parent (CLONE_PARENT), else of this process, and dies with it until
-    `recorded`, which is called with its pid at once, has returned and all is set up. hold: it waits before it executes
+    `recorded`, which is called with its pid at once, has returned and all is set up; poststop hooks are then the
+    caller's to run if another hook fails. hold: it waits before it executes
     its program, and the launch ends there. checked: the configuration is known to be valid. bundle: what hooks are
     told. preserve: how many descriptors from 3 on it inherits. pivot, keyring: whether the root is changed by
     pivot_root(2), and whether it gets a session keyring.
@@ -110,13 +111,12 @@ def launch(
             os.close(own_root)
         raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
     entrance = Entrance(group)
-    agent = None
-    waits = bool(wanted.get("prestart") or wanted.get("createRuntime"))
+    agent = output = None
 
     def child(report: _Report) -> NoReturn:
         hold = manner.hold
         _keep(root, *report.descriptors(), *stdio, *entrance.tasks, *(hold.descriptors() if hold else ()),
-              preserve=manner.preserve)  # fmt: skip
+              *(output.descriptors() if output else ()), preserve=manner.preserve)  # fmt: skip
         _enter_groups(entrance, report)
         report.stage = "namespaces"
         if made.cgroup_namespace:
@@ -128,16 +128,13 @@ def launch(
             process.set_hostname(config["hostname"])
         if config.get("domainname"):
             process.set_domainname(config["domainname"])
-        if wanted:
-            told.update(status="creating", pid=int(os.readlink("/proc/self")))
-        if waits:
-            report.socket.send(b"h")
-            if report.socket.recv(1) != b"g":
-                os._exit(125)
         _adjust_oom(work, report)
         if confinement:
             _open_labels(confinement, handle(), report)
         scene = plan.Scene(root)
+        scene.ask, scene.output = report.ask, output
+        if not agent:  # else the filter is in force before
+            scene.confine = lambda: identity.confine(settings)
         for step in made.steps:
             report.stage = step.stage
             step.execute(scene)
@@ -165,6 +162,8 @@ def launch(
         for kind, path in made.join:
             if kind == "pid":
                 _set_namespace(kind, path)  # takes effect for what is cloned from here
+        if wanted.get("startContainer"):
+            output = hooks.Output(annotations)
         agent = _agent(settings)
         tell = _tell(agent, {**told, "status": "creating"}) if agent else None
         pid, terminal, warnings = _clone(made.create, entrance.born, child, for_hooks, tell, manner)
@@ -174,6 +173,11 @@ def launch(
             except LaunchError:
                 os.kill(pid, 9)
                 raise
+    except LaunchError as error:
+        group.remove()
+        if error.stage == "hooks" and not manner.recorded:  # runtime.md, Lifecycle: it goes on at step 12
+            error.warnings = stopped(config, group.name, manner.bundle)
+        raise
     except BaseException:
         group.remove()
         raise
@@ -181,6 +185,8 @@ def launch(
         entrance.close()
         if agent:
             agent.close()
+        if output:
+            output.close()
         if own_root >= 0:
             os.close(own_root)
     return Launched(pid, terminal, settings.warnings + warnings)
@@ -258,19 +264,18 @@ def join(
     return Launched(pid, terminal, settings.warnings + adjusted + warnings)
 
 
-def stopped(config: dict[str, Any], name: str, bundle: str = "") -> None:
-    """Run the poststop hooks of a container that has ended. LaunchError for the first that fails, when all have run."""
-    wanted = (config.get("hooks") or {}).get("poststop") or []
+def stopped(config: dict[str, Any], name: str, bundle: str = "") -> list[str]:
+    """Run the poststop hooks of a container that has ended and is taken away, and give a warning for each that fails
+    (runtime.md, Lifecycle, step 13)."""
     place = bundle or str((config.get("root") or {}).get("path") or "")
     told = {**hooks.state(config, name, place), "status": "stopped"}
-    failed = None
-    for hook in wanted:
+    warnings = []
+    for hook in (config.get("hooks") or {}).get("poststop") or ():
         try:
             hooks.run("poststop", [hook], told)
         except LaunchError as error:
-            failed = failed or error
-    if failed:
-        raise failed
+            warnings.append(str(error))
+    return warnings
 
 
 def _settings(work: dict[str, Any], linux: dict[str, Any], annotations: dict[str, str], cache: str) -> Settings:
@@ -415,6 +420,12 @@ class _Report:
             self.socket.close()
         if terminal:
             os.close(terminal[0])
+
+    def ask(self) -> None:
+        """Have the launcher run hooks, and wait."""
+        self.socket.send(b"h")
+        if self.socket.recv(1) != b"g":
+            os._exit(125)
 
     def listening(self, fd: int) -> None:
         """Tell the launcher at which descriptor notifications arrive, and wait until the agent has it. By read(2) and

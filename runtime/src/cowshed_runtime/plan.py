@@ -4,7 +4,7 @@ The order follows from what each step can still see and still may do:
 
 1. sources of bind mounts: the host's names, before they are gone;
 2. propagation, then every mount and device, beneath the root's descriptor, while the host's root is still there;
-3. hooks of the host in the container's namespaces (createContainer);
+3. hooks of the host: in its own namespaces (prestart, createRuntime), in the container's (createContainer);
 4. the change of root;
 5. sysctls, before /proc/sys is read-only; read-only and masked paths; the root's own attributes;
 6. as the container's user, before its filter is loaded: hooks in the container (startContainer).
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from cowshed_linux import process
 from cowshed_runtime import hooks, mounting, rootfs
+from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.options import PROPAGATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from cowshed_runtime.cgroup.group import Group
@@ -30,6 +32,10 @@ NAMESPACES = {
 _JOIN_ORDER = ("ipc", "uts", "network", "cgroup", "mount", "pid")
 
 
+def _nobody() -> None:
+    raise LaunchError("hooks", 0, "there is no launcher that could run hooks")
+
+
 class Scene:
     """What the steps know of each other while they are executed."""
 
@@ -37,6 +43,9 @@ class Scene:
         self.root = root
         self.trees: dict[mounting.Bind, int] = {}  # opened sources
         self.terminal: tuple[int, int] | None = None  # master, slave
+        self.ask: Callable[[], None] = _nobody  # have the launcher run hooks, and wait
+        self.output: hooks.Output | None = None  # of hooks, opened on the host
+        self.confine: Callable[[], object] | None = None  # of a hook in the container, before it is executed
 
 
 class Plan:
@@ -82,6 +91,8 @@ def build(config: dict[str, Any], group: Group, state: dict[str, Any] | None = N
     if work.get("terminal"):
         steps.append(rootfs.Console())
     for_hooks = config.get("hooks") or {}
+    if for_hooks.get("prestart") or for_hooks.get("createRuntime"):
+        steps.append(hooks.InRuntime())
     if for_hooks.get("createContainer"):
         steps.append(hooks.Run("createContainer", for_hooks["createContainer"], state or {}))
     steps.append(rootfs.Pivot() if pivot else rootfs.ChangeRoot())

@@ -8,9 +8,8 @@ import select
 from cowshed_linux import process
 from cowshed_runtime import launcher
 from cowshed_runtime.cgroup import freezer
-from cowshed_runtime.command.errors import CommandError, told
+from cowshed_runtime.command.errors import CommandError
 from cowshed_runtime.command.log import log
-from cowshed_runtime.errors import LaunchError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,8 +66,6 @@ def destroy(container: Container, config: dict[str, Any]) -> None:
         container.group.remove()
     except OSError as error:
         raise CommandError(f"container {container.id}: {error.strerror}") from None
-    try:
-        launcher.stopped(config, container.id, container.record["bundle"])
-    except LaunchError as error:
-        log.warning(told(error))
+    for text in launcher.stopped(config, container.id, container.record["bundle"]):
+        log.warning(text)
     container.remove()

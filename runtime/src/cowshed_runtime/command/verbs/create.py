@@ -62,6 +62,8 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
         made = launcher.launch(
             config, -1, (0, 1, 2), group=groups, cache=state.cache(folder), manner=manner
         )  # fmt: skip
+        for text in made.warnings:
+            log.warning(text)
         if console:
             handing.send(console, made.terminal, b"/dev/ptmx")
         if watcher:

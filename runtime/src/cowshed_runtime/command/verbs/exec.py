@@ -11,6 +11,7 @@ from cowshed_runtime import launcher
 from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.command import handing, state, waitfor
 from cowshed_runtime.command.errors import CommandError, told
+from cowshed_runtime.command.log import log
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps, loads
 
@@ -48,8 +49,8 @@ def _exec(flags: Values, said: Values) -> int:
     console = handing.connect(said.console_socket) if said.console_socket else None
     watcher = handing.connect(said.pidfd_socket) if said.pidfd_socket else None
     group = _below(container.group, said.cgroup) if said.cgroup else container.group
-    manner = launcher.Manner(preserve=inherits)
-    pid, terminal = _join(work, config.get("linux") or {}, container, group, state.cache(folder), manner)
+    manner = launcher.Manner(bundle=container.record["bundle"], preserve=inherits)
+    pid, terminal = _join(work, config, container, group, state.cache(folder), manner)
     try:
         if console:
             handing.send(console, terminal, b"/dev/ptmx")
@@ -66,7 +67,7 @@ def _exec(flags: Values, said: Values) -> int:
 
 def _join(
     work: dict[str, Any],
-    linux: dict[str, Any],
+    config: dict[str, Any],
     container: state.Container,
     group: Group,
     cache: str,
@@ -80,11 +81,14 @@ def _join(
     helper = os.fork()
     if helper == 0:
         try:
-            made = launcher.join(work, linux, container.pid, (0, 1, 2), group=group, cache=cache, manner=manner)
+            made = launcher.join(
+                work, config.get("linux") or {}, container.pid, (0, 1, 2), group=group, cache=cache,
+                annotations=config.get("annotations"), manner=manner,
+            )  # fmt: skip
             passed = []
             if made.terminal >= 0:
                 passed = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, made.terminal.to_bytes(4, sys.byteorder))]
-            theirs.sendmsg([dumps([made.pid]).encode()], passed)
+            theirs.sendmsg([dumps([made.pid, made.warnings]).encode()], passed)
         except LaunchError as error:
             theirs.send(dumps([error.stage, error.errno, str(error), error.status]).encode())
         except BaseException as error:
@@ -98,9 +102,11 @@ def _join(
     if not answer:
         raise CommandError("the process that enters the container was killed")
     said = loads(answer)
-    if len(said) > 1:
+    if len(said) > 2:
         stage, number, text, code = said
         raise LaunchError(stage, number, text, code)
+    for text in said[1]:
+        log.warning(text)
     terminal = -1
     for _, _, data in ancillary:
         terminal = int.from_bytes(data[:4], sys.byteorder)

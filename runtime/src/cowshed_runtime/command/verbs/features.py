@@ -9,11 +9,15 @@ from __future__ import annotations
 import sys
 
 from cowshed_linux.capabilities import NUMBERS
+from cowshed_linux.seccomp import FLAGS, knows_flag
 from cowshed_runtime import spec
 from cowshed_runtime.command.main import SPECIFICATION, VERSION
 from cowshed_runtime.fastjson import pretty
+from cowshed_runtime.hooks import STDERR, STDOUT
 from cowshed_runtime.launcher import INIT_ANNOTATION
 from cowshed_runtime.options import Options
+from cowshed_runtime.seccomp import BPF_DATA
+from cowshed_runtime.settings import KEEP_GROUPS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,9 +66,10 @@ def document() -> dict[str, Any]:
             "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": _rdma()},
             "seccomp": {
                 "enabled": True,
-                "actions": _seccomp(_ACTIONS, "SCMP_ACT_", lambda name: {"defaultAction": name}),
+                "actions": _seccomp(_ACTIONS, "SCMP_ACT_", _doing),
                 "operators": _seccomp(_OPERATORS, "SCMP_CMP_", _comparing),
                 "archs": _seccomp(_ARCHITECTURES, "SCMP_ARCH_", lambda name: {"architectures": [name]}),
+                "supportedFlags": [name for name, flag in FLAGS.items() if knows_flag(flag)],
                 "knownFlags": _seccomp(_FLAGS, "SECCOMP_FILTER_FLAG_", lambda name: {"flags": [name]}),
             },
             "apparmor": {"enabled": True},
@@ -84,7 +89,7 @@ def document() -> dict[str, Any]:
             "netDevices": {"enabled": _accepted({"linux": {**_namespace("network"), "netDevices": {"eth0": {}}}})},
         },
         "annotations": {"org.cowshed.runtime.version": VERSION},
-        "potentiallyUnsafeConfigAnnotations": [INIT_ANNOTATION],
+        "potentiallyUnsafeConfigAnnotations": [INIT_ANNOTATION, STDOUT, STDERR, KEEP_GROUPS, BPF_DATA],
     }
 
 
@@ -133,6 +138,10 @@ def _seccomp(words: list[str], prefix: str, change: Callable[[str], dict[str, An
         return {"linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", **change(name)}}}
 
     return _which([f"{prefix}{word}" for word in words], profile)
+
+
+def _doing(name: str) -> dict[str, Any]:
+    return {"syscalls": [{"names": ["mkdir"], "action": name}], "listenerPath": "/run/agent"}
 
 
 def _comparing(name: str) -> dict[str, Any]:
