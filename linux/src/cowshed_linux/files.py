@@ -77,7 +77,7 @@ def directory_tells_types(fd: int) -> bool:
     return True
 
 
-PROC_MAGIC = 0x9FA0
+PROC_MAGIC, DEVPTS_MAGIC = 0x9FA0, 0x1CD1
 
 
 def file_system_magic(fd: int) -> int:

@@ -8,6 +8,7 @@ import stat
 from _struct import pack
 
 from cowshed_linux import mount, procfs
+from cowshed_linux.files import DEVPTS_MAGIC, file_system_magic
 from cowshed_linux.paths import open_in_root
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.targets import open_if_there, place
@@ -114,11 +115,15 @@ class Console:
         os.close(tree)
 
 
+def is_multiplexer(fd: int) -> bool:
+    return file_system_magic(fd) == DEVPTS_MAGIC and os.fstat(fd).st_rdev == os.makedev(5, 2)
+
+
 def open_terminal(root: int) -> tuple[int, int]:
     """Master and slave of a new pseudo-terminal of the devpts at ROOT/dev/pts. The slave is opened from the master
     (TIOCGPTPEER), so nobody can put another file in its place."""
     master = open_in_root(root, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-    if os.fstat(master).st_rdev != os.makedev(5, 2):
+    if not is_multiplexer(master):
         raise LaunchError("terminal", 0, "the container's /dev/pts/ptmx is not what the kernel made")
     fcntl.ioctl(master, _UNLOCK_TERMINAL, pack("i", 0))
     slave = fcntl.ioctl(master, _OPEN_PEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -223,6 +228,11 @@ class ReadOnly:
             os.close(target)
 
 
+def is_null(fd: int) -> bool:
+    there = os.fstat(fd)
+    return stat.S_ISCHR(there.st_mode) and there.st_rdev == os.makedev(1, 3)
+
+
 class Mask:
     """Hide paths: directories behind one empty read-only tmpfs, files behind a /dev/null that is verified to be one
     (CVE-2025-31133)."""
@@ -237,8 +247,7 @@ class Mask:
 
     def execute(self, scene: Scene) -> None:
         null = open_in_root(scene.root, "dev/null", os.O_PATH)
-        there = os.fstat(null)
-        if not stat.S_ISCHR(there.st_mode) or there.st_rdev != os.makedev(1, 3):
+        if not is_null(null):
             raise LaunchError("mask", 0, "the container's /dev/null is something else")
         empty = -1
         for path in self.paths:
