@@ -101,7 +101,7 @@ def test_a_misfit_keeps_its_type_and_a_broken_one_says_how_to_see_more(folder):
 def test_what_is_remembered_is_imported_without_a_search(folder, monkeypatch):
     plugins.driver(folder, "mine", 'plugin = made("mine")')
     _, kept = registry.load("mine")
-    monkeypatch.setattr(registry, "_entry_points", lambda: pytest.fail("it was searched for"))
+    monkeypatch.setattr(registry, "entry_points", lambda: pytest.fail("it was searched for"))
     assert registry.load("mine", kept)[0].name == "mine"
     assert registry.Remembered(**registry.as_dict(kept)) == kept
 

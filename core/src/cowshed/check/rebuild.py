@@ -450,6 +450,7 @@ def restore_container(tx: Transaction, id_: str, value: Mapping[str, Any]) -> bo
         ContainerRow(
             number, id_, str(value.get("name")), image, str(value.get("reference") or ""), str(value["driver"]),
             "created", int(value.get("created") or 0), asked, labels=dict(value.get("labels") or {}),
+            runtime=dict(value.get("runtime") or {"name": "native"}),
         ),
     )  # fmt: skip
     for kind, source, _, said in asked.get("mounts") or ():

@@ -169,10 +169,18 @@ def nearest(key: str, at: Keys, known: Iterable[str]) -> str:
     return f"known here are {', '.join(names)}"
 
 
+def _program(value: Any, at: Keys) -> Iterator[Problem]:
+    yield from _PROGRAM(value, at)
+    if isinstance(value, dict) and "path" not in value:
+        yield Problem(at, f"{name(at)} has no path", "write the absolute path of the program")
+
+
+_PROGRAM = _table({"path": _absolute, "options": _texts, "settings": _absolute})
 _MIRROR = _table({"url": _text, "insecure": _truth, "ca": _text})
 _STORAGE: dict[str, Rule] = {
     "storage": _table({"driver": _text, "durability": _choice("commit", "none"), "drivers": _each(_each(_plain))}),
     "runtime": _table({"default": _text, "binaries": _each(_absolute)}),
+    "runtimes": _each(_program),
 }
 _SCHEMA = _table({**_STORAGE, "registries": _each(_registry)})
 _STRICT = _table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cowshed.errors import NotFound, Unsupported
+from cowshed.errors import NotFound
 from cowshed.storage.record import field, record
 
 TYPE_CHECKING = False
@@ -275,12 +275,3 @@ def _instead(name: str, probed: Sequence[Probed]) -> str:
 
     near = get_close_matches(name, [p.name for p in probed], 1)
     return f"did you mean {near[0]}?" if near else "install it, or choose another: --driver"
-
-
-def require_native(settings: Settings) -> None:
-    """Unsupported if another runtime than ours was asked for: nothing drives one yet."""
-    if settings.runtime != "native":
-        raise Unsupported(
-            f"runtime {settings.runtime} ({settings.runtime_from}) cannot be used: this version has only native",
-            remedy="other OCI runtimes come later (issue 6); leave it out, or say --runtime native",
-        )

@@ -40,8 +40,9 @@ class Settings:
     files: tuple[str, ...] = ()  # that were read, the weakest first
     runtime: str = "native"
     runtime_from: str = "the default"
-    binaries: dict[str, str] = field(default_factory=dict)  # OCI runtimes by name: their absolute paths
+    runtimes: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name: path, perhaps options and settings
     drivers_said: tuple[Said, ...] = ()  # every source, the strongest first
+    runtimes_said: tuple[Said, ...] = ()
     options_said: dict[tuple[str, str], str] = field(default_factory=dict)  # by driver and option: who said it
 
     def options_of(self, driver: str) -> dict[str, Any]:
@@ -99,8 +100,9 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         tuple(path for path, _ in read),
         chosen.value,
         chosen.source,
-        runtime.get("binaries", {}),
+        {**{name: {"path": path} for name, path in runtime.get("binaries", {}).items()}, **merged.get("runtimes", {})},
         drivers,
+        runtimes,
         sources,
     )
 

@@ -226,11 +226,19 @@ class Whole:
 
     def _of_runtime(self) -> Iterator[Problem]:
         keys = ("runtime", "default")
+        tables: set[str] = set()
+        for file in self._files:
+            short, long = file.content.get("runtime", {}).get("binaries", {}), file.content.get("runtimes", {})
+            tables |= {*short, *long}
+            for name in sorted({*short} & {*long}):
+                text = f"runtime {name} is in [runtime.binaries] and in [runtimes]"
+                yield _problem(("runtimes", name), text, file.where(("runtimes", name)), "take one of the two out")
+        from cowshed.runtimes import choice
+
         for value, origin in self._voices(keys)[:1]:
-            binaries = {key for file in self._files for key in file.content.get("runtime", {}).get("binaries", {})}
-            if value != "native" and value not in binaries:
-                text = f"runtime {value} is neither native nor in [runtime.binaries]"
-                yield _problem(keys, text, origin, schema.nearest(value, (), ["native", *sorted(binaries)]))
+            if value not in tables and not choice.by_itself(value):
+                text = f"runtime {value} is neither native nor in [runtimes] nor a program"
+                yield _problem(keys, text, origin, schema.nearest(value, (), ["native", *sorted(tables)]))
 
     def _of_registry(self, host: str, file: _File) -> Iterator[Problem]:
         """Of one file's table, whatever the others add to it."""

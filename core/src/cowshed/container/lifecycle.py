@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 
-from cowshed.config import selection
 from cowshed.container import state
 from cowshed.errors import Conflict, LaunchFailed, NotFound
 from cowshed.layers.faults import step
@@ -30,7 +29,7 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def create(
-    engine: Engine, asked: dict[str, Any], image: ImageRow, reference: str, *, op: str = "prepare"
+    engine: Engine, asked: dict[str, Any], image: ImageRow, reference: str, runtime: dict[str, Any], *, op: str = "prepare"
 ) -> ContainerRow:
     """Make a container: row, layer, configuration. With op "run" its journal row stays until `start` has started it.
 
@@ -64,7 +63,7 @@ def create(
             raise Conflict(f"container number {active.number} is in use", remedy="cowshed system check")
         row = ContainerRow(
             active.number, ident, name, image.id, reference, layers.name, "creating", time.time_ns(), asked,
-            labels={**(own.get("Labels") or {}), **(asked.get("labels") or {})},
+            labels={**(own.get("Labels") or {}), **(asked.get("labels") or {})}, runtime=runtime,
         )  # fmt: skip
         containers.insert(tx, row)
         mounts.write_volumes(tx, wanted, row.number)
@@ -81,6 +80,15 @@ def create(
         _undo(engine, layers, active, row)
         raise
     return row
+
+
+def runtime(engine: Engine) -> dict[str, Any]:
+    """What a new container keeps of its runtime. NotFound, Unsupported if the one that is asked for cannot run any."""
+    if engine.settings.runtime == "native":
+        return {"name": "native"}
+    from cowshed.runtimes import choice
+
+    return choice.chosen(engine)
 
 
 def _options(asked: dict[str, Any]) -> LayerOptions | None:
@@ -123,6 +131,10 @@ def _configure(
     _write(f"{folder}/hosts", f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
     _write(f"{folder}/resolv.conf", _host_file("/etc/resolv.conf") if network == "host" else "")
     config = spec.compose(asked, image, hostname=hostname, user=user, files=folder, mounts=mounts.oci(engine, wanted))
+    if row.runtime["name"] != "native" and asked.get("init"):
+        from cowshed.runtimes import initial
+
+        initial.give(config)
     _write_record(engine, row, active)
     _write_config(engine, row, config)
 
@@ -189,7 +201,6 @@ def removed(row: ContainerRow) -> NotFound:
 
 def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int = 0, op: str = "") -> Session:
     """Start a container whose `containers` byte is held. On an error a container that `run` made is undone."""
-    selection.require_native(engine.settings)
     if op != "run":
         current = containers.get(engine.store, row.number)
         if current is None or current.id != row.id or current.state == "removing":
@@ -212,7 +223,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
         "log": f"{engine.folder(row)}/log", "cache": f"{engine.store.root}/cache",
         "locks": f"{engine.store.root}/locks",
         "stdin": bool(asked.get("interactive")), "terminal": bool(asked.get("tty")),
-        **_worker(engine, row),
+        **_worker(engine, row), **_foreign(engine, row),
     }  # fmt: skip
     try:
         root = layers.mount(layer, read_only=False)
@@ -233,6 +244,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
                 layers.finish(tx, layer)
                 containers.update(tx, row.number, state="created", exit_code=error.status, error=str(error))
         raise
+    _proxy(engine, row, session)
     step("start.running")
     with engine.store.transaction() as tx:
         tx.execute("delete from journal where number = ?", row.number)
@@ -241,6 +253,21 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
             error="", wanted="running", restarts=restarted,
         )  # fmt: skip
     return session
+
+
+def _foreign(engine: Engine, row: ContainerRow) -> dict[str, Any]:
+    """What the monitor's helper has to know of a runtime that is not ours."""
+    if row.runtime["name"] == "native":
+        return {}
+    from cowshed.runtimes import choice
+
+    return {"runtime": choice.task(engine, row)}
+
+
+def _proxy(engine: Engine, row: ContainerRow, session: Session) -> None:
+    """Signals that an attached command passes on go the way of `signal`."""
+    if row.runtime["name"] != "native":
+        session.signal = lambda number: signal(engine, row, number)
 
 
 def _python(statement: str, *words: str) -> list[str]:
@@ -312,9 +339,7 @@ def bury(engine: Engine, row: ContainerRow) -> None:
             return
         if client.exit_record(engine.place(row)) is not None:
             return
-        from cowshed_runtime.cgroup.group import Group
-
-        Group(row.id).remove()
+        clear(engine, row)
         with engine.store.transaction() as tx:
             containers.update(
                 tx, row.number, state="exited", finished=time.time_ns(), exit_code=137, pid=None,
@@ -323,6 +348,18 @@ def bury(engine: Engine, row: ContainerRow) -> None:
     finally:
         if not mine:
             locks.release("containers", row.number)
+
+
+def clear(engine: Engine, row: ContainerRow) -> None:
+    """End the processes of a container that has no monitor, and remove its control groups and what its runtime keeps.
+    LaunchFailed if the runtime cannot."""
+    from cowshed_runtime.cgroup.group import Group
+
+    if row.runtime["name"] != "native":
+        from cowshed.runtimes import choice
+
+        choice.end(engine, row)
+    Group(row.id).remove()
 
 
 def wait(engine: Engine, row: ContainerRow) -> int:
@@ -347,6 +384,11 @@ def signal(engine: Engine, row: ContainerRow, number: int) -> None:
     from cowshed_linux import process
 
     pid, started, _ = found
+    if row.runtime["name"] != "native":
+        from cowshed.runtimes import choice
+
+        choice.signal(engine, row, pid, number)
+        return
     try:
         pidfd = os.pidfd_open(pid)
         try:
@@ -523,4 +565,8 @@ def execute(engine: Engine, row: ContainerRow, work: dict[str, Any], *, stdin: b
         "process": work, "linux": {k: config["linux"].get(k) for k in ("namespaces", "seccomp")}, "pid": found[0],
         "name": row.id, "cache": f"{engine.reader.root}/cache",
     }  # fmt: skip
+    if row.runtime["name"] != "native":
+        from cowshed.runtimes import choice
+
+        request["runtime"] = choice.running(engine, row)
     return client.execute(engine.reader.run, request, stdin=stdin, attached=attached)

@@ -95,9 +95,7 @@ def _adopt(engine: Engine, number: int) -> bool:
     if running is None and not ended:
         if store.locks.held("monitors", number):
             return True
-        from cowshed_runtime.cgroup.group import Group
-
-        Group(row.id).remove()  # its monitor was killed as well
+        lifecycle.clear(engine, row)  # its monitor was killed as well
         try:
             os.unlink(f"{engine.folder(row)}/config.json")  # a monitor on its way finds nothing that it could start
         except FileNotFoundError:

@@ -31,6 +31,7 @@ class Session:
 
     def __init__(self, connection: Any, pid: int, given: int, outputs: list[int], *, terminal: bool) -> None:
         self.connection, self.pid, self.input, self.outputs, self.terminal = connection, pid, given, outputs, terminal
+        self.signal: Callable[[int], None] | None = None  # how its first process is sent one, if not by its pid
 
     def wait(self) -> int:
         """The exit status, when it has ended."""

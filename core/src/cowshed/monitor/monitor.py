@@ -84,11 +84,20 @@ def _failed(connection: int, state: int) -> None:
     except ChildProcessError:
         pass
     known = starting.told(state)
-    if "remove" in known:
-        Group(known["remove"]).remove()
+    if "name" in known:
+        if "runtime" in known:
+            _end_foreign(known)
+        Group(known["name"]).remove()
     if "error" in known:
         starting.refuse(_socket.socket(fileno=connection), known["error"])
     os._exit(1)
+
+
+def _end_foreign(known: dict[str, Any]) -> None:
+    """What another runtime keeps of a container goes by that runtime."""
+    from cowshed.runtimes import helper
+
+    helper.end(known["runtime"])
 
 
 def _status(raw: int) -> int:
@@ -138,7 +147,7 @@ class _Monitor:
                 elif fd == listener:
                     arrived = True
                 elif fd == pidfd:
-                    status = _status(os.waitpid(self.pid, process.WALL)[1])
+                    status = _status(os.waitpid(self.known["child"], process.WALL)[1])
                     poll.unregister(pidfd)
                     os.close(pidfd)
                 else:
@@ -296,6 +305,8 @@ class _Monitor:
         text = dumps(record).ljust(starting.RECORD)
         starting.write(f"{self.place}/exit.new", text, truncate=False)
         os.rename(f"{self.place}/exit.new", f"{self.place}/exit")
+        if "runtime" in known:
+            _end_foreign(known)
         group.remove()
         self.listener.close()
         for name in ("attach", "pid"):
@@ -343,7 +354,7 @@ def _executed(known: dict[str, Any], poll: select.epoll, events: list[tuple[int,
                 poll.register(terminal, select.EPOLLIN)
         if not ended:
             events = poll.poll()
-    status = _status(os.waitpid(known["pid"], process.WALL)[1])
+    status = _status(os.waitpid(known["child"], process.WALL)[1])
     try:
         wire.send(_socket.socket(fileno=known["connection"]), b"E%d" % status, [])
     except OSError:

@@ -240,6 +240,8 @@ class _Relay:
     def signalled(self, number: int, frame: object) -> None:
         if number == _signal.SIGWINCH:
             self.resize()
+        elif self.session.signal is not None:
+            self.session.signal(number)
         elif self.session.pid > 0:
             try:
                 os.kill(self.session.pid, number)

@@ -51,7 +51,7 @@ def start(fd: int, state: int, poll: select.epoll) -> NoReturn:
     except BaseException as error:
         left = {"error": said(error)}
         if "held" in known:
-            left["remove"] = known["name"]
+            left.update({key: known[key] for key in ("name", "runtime") if key in known})
         _leave(state, left)
     finally:
         os._exit(1)
@@ -96,7 +96,7 @@ def _container(known: dict[str, Any], connection: Any, descriptors: list[int], s
             raise LaunchError("lock", 0, "the container is being used by another command")
         held.append(lock)
     known["held"] = held
-    _leave(state, {"remove": known["name"]})  # from here on it is this monitor's to clean up
+    _leave(state, {key: known[key] for key in ("name", "runtime") if key in known})  # from here on it is this monitor's to clean up
     root, place = descriptors[0], known["place"]
     log, known["log"], known["ends"] = known["log"], -1, descriptors[1:]
     if log:
@@ -107,7 +107,7 @@ def _container(known: dict[str, Any], connection: Any, descriptors: list[int], s
     else:
         os.close(root)
     pid = known["pid"]
-    known["pidfd"], known["listener"] = os.pidfd_open(pid), _listen(place)
+    known["pidfd"], known["listener"] = os.pidfd_open(known["child"]), _listen(place)
     write(f"{place}/exit.new", " " * RECORD)
     write(f"{place}/pid.new", f"{pid} {process.start_time(pid)} {os.getppid()}")
     os.rename(f"{place}/pid.new", f"{place}/pid")
@@ -142,10 +142,17 @@ def _streams(known: dict[str, Any], root: int) -> None:
         config = loads(f.read())
     if known.get("size"):
         config["process"]["consoleSize"] = known["size"]
-    made = launcher.launch(config, root, stdio, group=Group(known["name"]), cache=known["cache"])
+    made: Any
+    if "runtime" in known:
+        from cowshed.runtimes import helper
+
+        made = helper.start(known, config, root, stdio)
+    else:
+        made = launcher.launch(config, root, stdio, group=Group(known["name"]), cache=known["cache"])
     for fd in ends:
         os.close(fd)
     known["pid"], known["terminal"] = made.pid, made.terminal
+    known["child"] = getattr(made, "child", made.pid)
     known["sources"] = [[made.terminal, frames.STDOUT]] if made.terminal >= 0 else sources
     for fd, _ in known["sources"]:
         os.set_blocking(fd, False)
@@ -198,12 +205,18 @@ def write(path: str, text: str, *, truncate: bool = True) -> None:
 def _process(known: dict[str, Any], connection: Any, descriptors: list[int], poll: select.epoll) -> None:
     """Another process in a running container: its streams are the client's own."""
     stdio = (descriptors[0], descriptors[1], descriptors[2])
-    made = launcher.join(
-        known.pop("process"), known.pop("linux"), known["pid"], stdio, group=Group(known["name"]), cache=known["cache"]
-    )
+    work, linux, pid = known.pop("process"), known.pop("linux"), known["pid"]
+    made: Any
+    if "runtime" in known:
+        from cowshed.runtimes import helper
+
+        made = helper.execute(known, work, linux, pid, stdio)
+    else:
+        made = launcher.join(work, linux, pid, stdio, group=Group(known["name"]), cache=known["cache"])
     for fd in descriptors:
         os.close(fd)
-    known.update(pid=made.pid, terminal=made.terminal, pidfd=os.pidfd_open(made.pid))
+    child = getattr(made, "child", made.pid)
+    known.update(pid=made.pid, child=child, terminal=made.terminal, pidfd=os.pidfd_open(child))
     try:
         wire.send(connection, b"S%d" % made.pid, [made.terminal] if made.terminal >= 0 else [])
     except OSError:

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "number, id, name, image_id, image_ref, driver, state, created, config, started, finished, pid, exit_code, error, "
-    "oom, restarts, wanted, labels"
+    "oom, restarts, wanted, labels, runtime"
 )
-_JSON = ("config", "labels")
+_JSON = ("config", "labels", "runtime")
 
 
 def _row(values: tuple[Any, ...]) -> ContainerRow:
     cells = list(values)
-    cells[8], cells[14], cells[17] = loads(cells[8]), bool(cells[14]), loads(cells[17])
+    cells[8], cells[14], cells[17], cells[18] = loads(cells[8]), bool(cells[14]), loads(cells[17]), loads(cells[18])
     return ContainerRow(*cells)
 
 
-_KEPT = {"name", "image_id", "image_ref", "driver", "config", "labels"}  # that a record says and an update can change
+_KEPT = {"name", "image_id", "image_ref", "driver", "config", "labels", "runtime"}  # that a record says and an update can change
 
 
 def insert(tx: Transaction, row: ContainerRow) -> None:
@@ -37,7 +37,7 @@ def insert(tx: Transaction, row: ContainerRow) -> None:
             remedy="remove that one, or choose another",
         )
     values = [getattr(row, name) for name in _COLUMNS.split(", ")]
-    values[8], values[17] = dumps(row.config), dumps(row.labels)
+    values[8], values[17], values[18] = dumps(row.config), dumps(row.labels), dumps(row.runtime)
     tx.execute(f"insert into containers ({_COLUMNS}) values ({', '.join('?' * len(values))})", *values)
 
 
@@ -92,5 +92,5 @@ def record_of(row: ContainerRow, layer: str, parent: str | None) -> dict[str, An
     return {
         "number": row.number, "name": row.name, "image": row.image_id, "reference": row.image_ref,
         "driver": row.driver, "created": row.created, "config": row.config, "labels": row.labels,
-        "layer": layer, "parent": parent,
+        "runtime": row.runtime, "layer": layer, "parent": parent,
     }  # fmt: skip

@@ -78,6 +78,7 @@ class ContainerRow:
     restarts: int = 0
     wanted: str = "stopped"
     labels: dict[str, str] = field(default_factory=dict)
+    runtime: dict[str, Any] = field(default_factory=lambda: {"name": "native"})  # see cowshed.runtimes.choice
 
 
 @record(frozen=True)

@@ -191,4 +191,8 @@ STEPS = (
         options text not null
     ) without rowid;
     """,
+    """
+    -- JSON: the runtime that a container has for its life, and where that was found
+    alter table containers add column runtime text not null default '{"name":"native"}';
+    """,
 )

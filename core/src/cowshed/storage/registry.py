@@ -1,4 +1,4 @@
-"""Finding storage drivers: stevedore lives here and nowhere else.
+"""Finding plug-ins, storage drivers above all: stevedore lives here and nowhere else.
 
 stevedore with importlib.metadata costs 50 ms to import, more than all else that `run` does. So what it found for a
 driver is remembered by the store (`Remembered`), and the module is imported directly while the `entry_points.txt` that
@@ -24,6 +24,7 @@ from cowshed.storage.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -44,7 +45,7 @@ class Found:
 
     name: str
     distribution: str
-    plugin: DriverPlugin | None
+    plugin: Any  # a DriverPlugin, or what else the group holds; None: broken
     error: str = ""  # one line
     misfit: Unsupported | None = None  # it loads, but does not fit this engine
     trace: str = ""  # where its import failed
@@ -66,7 +67,7 @@ def load(name: str, remembered: Remembered | None = None, *, refresh: bool = Fal
         plugin = _remembered_object(remembered.attr)
         if plugin is not None:
             return _fit(name, plugin), remembered
-    points = [point for point in _entry_points() if point.name == name]
+    points = [point for point in entry_points() if point.name == name]
     if not points:
         raise _unknown(name)
     if len(points) > 1:
@@ -128,12 +129,13 @@ def _unknown(name: str) -> NotFound:
 
 def names() -> list[str]:
     """Of every entry point of the group; nothing is imported."""
-    return sorted({point.name for point in _entry_points()})
+    return sorted({point.name for point in entry_points()})
 
 
-def installed() -> list[Found]:
-    """Every plug-in of the group by name, the broken and the doubly claimed ones with their reason."""
-    points = sorted(_entry_points(), key=lambda point: point.name)
+def installed(group: str = ENTRY_POINT_GROUP, fit: Callable[[str, Any], Any] | None = None) -> list[Found]:
+    """Every plug-in of the group by name, the broken and the doubly claimed ones with their reason. fit: gives the
+    plug-in that an entry point's object is, or raises Unsupported; by default for storage drivers."""
+    points = sorted(entry_points(group), key=lambda point: point.name)
     claims = [point.name for point in points]
     result = []
     for point in points:
@@ -142,7 +144,7 @@ def installed() -> list[Found]:
             text = f"the name is {_claims(rivals)}"
             result.append(Found(point.name, _owner(point), None, text, remedy=_uninstall(rivals)))
         else:
-            result.extend(_extensions([point]))
+            result.extend(_extensions([point], group, fit or _fit))
     return result
 
 
@@ -169,13 +171,15 @@ def _fit(name: str, plugin: Any) -> DriverPlugin:
     return plugin
 
 
-def _entry_points() -> list[Any]:
+def entry_points(group: str = ENTRY_POINT_GROUP) -> list[Any]:
     from importlib import metadata
 
-    return list(metadata.entry_points(group=ENTRY_POINT_GROUP))
+    return list(metadata.entry_points(group=group))
 
 
-def _extensions(points: list[Any]) -> list[Found]:
+def _extensions(
+    points: list[Any], group: str = ENTRY_POINT_GROUP, fit: Callable[[str, Any], Any] = _fit
+) -> list[Found]:
     from stevedore.extension import ExtensionManager
 
     _read_path_files()
@@ -194,7 +198,7 @@ def _extensions(points: list[Any]) -> list[Found]:
         failures.append(Found(point.name, _owner(point), None, text, trace=trace, remedy="reinstall it"))
 
     try:
-        manager = Manager(ENTRY_POINT_GROUP, invoke_on_load=False, on_load_failure_callback=failed)
+        manager = Manager(group, invoke_on_load=False, on_load_failure_callback=failed)
     except (AssertionError, SystemExit) as error:  # the two that stevedore and its callback let through
         for point in points:
             failed(None, point, error)
@@ -203,7 +207,7 @@ def _extensions(points: list[Any]) -> list[Found]:
     for extension in manager:
         owner = _owner(extension.entry_point)
         try:
-            found.append(Found(extension.name, owner, _fit(extension.name, extension.plugin)))
+            found.append(Found(extension.name, owner, fit(extension.name, extension.plugin)))
         except Unsupported as error:
             found.append(Found(extension.name, owner, None, str(error), error, remedy=error.remedy))
     return found + failures

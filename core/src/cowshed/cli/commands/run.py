@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from cowshed.config import selection
 from cowshed.container import lifecycle, state
 from cowshed.errors import BadUsage, Conflict, CowshedError
 from cowshed.monitor import relay
@@ -149,7 +148,7 @@ def _id_file(path: str) -> int:
 
 
 def _make(engine: Engine, said: Values, *, op: str) -> ContainerRow:
-    selection.require_native(engine.settings)  # before an image is pulled
+    runtime = lifecycle.runtime(engine)  # before an image is pulled
     asked = _asked(said)
     id_file = _id_file(said.cidfile) if said.cidfile else -1
     name = said["operands"][0]
@@ -159,7 +158,7 @@ def _make(engine: Engine, said: Values, *, op: str) -> ContainerRow:
         limits.require(engine.layers(), asked["storage_opt"])
     _ = engine.store  # for writing from the first, so that it is opened once
     try:
-        row = lifecycle.create(engine, asked, _image(engine, name, said), name, op=op)
+        row = lifecycle.create(engine, asked, _image(engine, name, said), name, runtime, op=op)
     except BaseException:
         if id_file >= 0:
             os.unlink(said.cidfile)

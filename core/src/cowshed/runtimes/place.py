@@ -1,0 +1,68 @@
+"""What is made for one container of another runtime in the run directory: the bundle, and what the runtime keeps.
+
+FOLDER/bundle/config.json and rootfs, FOLDER/state. The root is attached in a mount namespace that the helper, and what
+it starts, are alone in: nothing of it is left when they are gone.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cowshed.runtimes import program
+from cowshed_linux import mount, process
+from cowshed_runtime.fastjson import dumps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cowshed.runtimes.api import Task
+
+
+def make(task: Task, config: dict[str, Any]) -> str:
+    """The bundle; its path."""
+    bundle = f"{task.folder}/bundle"
+    for path in (os.path.dirname(task.folder), task.folder, f"{task.folder}/state", bundle, f"{bundle}/rootfs"):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            continue
+    fd = os.open(f"{bundle}/config.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as f:
+        f.write(dumps(config))
+    return bundle
+
+
+def enter(task: Task, root: int) -> None:
+    """Into a mount namespace of this process's own, where the root is at the bundle's rootfs."""
+    process.unshare(process.CLONE_NEWNS)
+    # A slave of the host's: what is mounted there later still comes to volumes that ask for it, and nothing goes back.
+    program.hide(task.hidden)
+    mount.attach(root, f"{task.folder}/bundle/rootfs")
+    mount.set_attributes(root, propagation=mount.PRIVATE)
+
+
+def remove(path: str) -> None:
+    """A folder and all in it; what is not there is no error."""
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove(entry.path)
+                else:
+                    os.unlink(entry.path)
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+
+
+def configured(config: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The configuration of a container for another runtime: with the groups where the engine looks for them, and of a
+    version of the specification that old ones know; it uses nothing newer. A number of a device that stands for all is
+    left out, as the specification has it: -1 is a custom that not all know."""
+    changed = {**config, "ociVersion": "1.0.2", "root": {**config.get("root", {}), "path": "rootfs"}}
+    changed["linux"] = {**config["linux"], "cgroupsPath": f"/cowshed/{task.id}"}
+    limits = changed["linux"].get("resources") or {}
+    rules = [{k: v for k, v in rule.items() if v != -1} for rule in limits.get("devices") or ()]
+    changed["linux"]["resources"] = {**limits, "devices": rules}
+    return changed
