@@ -4,7 +4,7 @@ import pytest
 
 from cowshed.config import selection
 from cowshed.config.settings import Said, Settings
-from cowshed.errors import NotFound, Unsupported
+from cowshed.errors import NotFound
 from cowshed.storage import registry
 from cowshed.storage.api import API_VERSION, Capabilities, DriverPlugin, Granularity, ProbeReport, Reason, Verdict
 from cowshed.storage.errors import BadOption
@@ -161,10 +161,3 @@ def test_why_tells_of_options_for_a_driver_that_nobody_has(installed):
     assert "table storage.drivers.overlya: is for a driver that is not installed: did you mean overlay?" in told(
         explained
     )
-
-
-def test_only_our_own_runtime_starts_containers():
-    selection.require_native(settings())
-    with pytest.raises(Unsupported, match=r"runtime runc \(option --runtime\) cannot be used") as caught:
-        selection.require_native(settings(runtime="runc", runtime_from="option --runtime"))
-    assert "issue 6" in caught.value.remedy

@@ -94,7 +94,7 @@ def test_a_runtime_may_be_named_by_flag_environment_and_file(place):
     assert (load(place).runtime, load(place).runtime_from) == ("native", "the default")
     write(place / "etc/config.toml", '[runtime]\ndefault = "crun"\nbinaries.crun = "/usr/bin/crun"\n')
     assert load(place).runtime == "crun"
-    assert load(place).binaries == {"crun": "/usr/bin/crun"}
+    assert load(place).runtimes == {"crun": {"path": "/usr/bin/crun"}}
     assert load(place, environ={"COWSHED_RUNTIME": "runc"}).runtime == "runc"
     assert load(place, {"runtime": "native"}, {"COWSHED_RUNTIME": "runc"}).runtime == "native"
 

@@ -148,7 +148,7 @@ TOLD = [
     (6, "driver overlay has no option indx", "did you mean index?"),
     (7, "option index of driver overlay is one of off, on, not 'maybe'", ""),
     (8, "storage.drivers.overly is for a driver that is not installed", "did you mean storage.drivers.overlay?"),
-    (11, "runtime krun is neither native nor in [runtime.binaries]", "did you mean runc?"),
+    (11, "runtime krun is neither native nor in [runtimes] nor a program", "did you mean runc?"),
     (12, "runtime.binaries.crun is an absolute path, not 'crun'", ""),
     (15, 'registries."docker.io".mirrors has an entry without a url', 'write "https://HOST[:PORT][/PREFIX]"'),
     (16, 'registries."docker.io".blockd is no setting', 'did you mean registries."docker.io".blocked?'),
@@ -194,4 +194,4 @@ def test_flags_and_environment_are_held_against_what_is_installed(place):
     (missing,) = whole(place, {"config": str(place / "none")}).problems
     assert missing.text == f"there is no configuration file {place}/none"
     (ok, *none) = whole(place, {"runtime": "none"}).problems
-    assert (ok.text, none) == ("runtime none is neither native nor in [runtime.binaries] (option --runtime)", [])
+    assert (ok.text, none) == ("runtime none is neither native nor in [runtimes] nor a program (option --runtime)", [])

@@ -29,7 +29,13 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def create(
-    engine: Engine, asked: dict[str, Any], image: ImageRow, reference: str, runtime: dict[str, Any], *, op: str = "prepare"
+    engine: Engine,
+    asked: dict[str, Any],
+    image: ImageRow,
+    reference: str,
+    runtime: dict[str, Any],
+    *,
+    op: str = "prepare",
 ) -> ContainerRow:
     """Make a container: row, layer, configuration. With op "run" its journal row stays until `start` has started it.
 

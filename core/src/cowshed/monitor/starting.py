@@ -96,7 +96,9 @@ def _container(known: dict[str, Any], connection: Any, descriptors: list[int], s
             raise LaunchError("lock", 0, "the container is being used by another command")
         held.append(lock)
     known["held"] = held
-    _leave(state, {key: known[key] for key in ("name", "runtime") if key in known})  # from here on it is this monitor's to clean up
+    _leave(
+        state, {key: known[key] for key in ("name", "runtime") if key in known}
+    )  # from here on it is this monitor's to clean up
     root, place = descriptors[0], known["place"]
     log, known["log"], known["ends"] = known["log"], -1, descriptors[1:]
     if log:

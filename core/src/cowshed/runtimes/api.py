@@ -1,8 +1,8 @@
 """The boundary of runtimes: what a plug-in of the namespace `cowshed.runtimes` is asked.
 
 A plug-in drives one kind of runtime. `start`, `execute` are called in a helper of a container's monitor, `signal` and
-`end` by whoever needs them: all that they have to know is in the task. The monitor is a subreaper: what a runtime leaves
-behind becomes its child.
+`end` by whoever needs them: all that they have to know is in the task. The monitor is a subreaper: what a runtime
+leaves behind becomes its child.
 
 `start` and `execute` give the pid of a child of that monitor (or of what will be one, when who forked it has ended)
 that ends with the exit status of the container's process, 128 and the signal's number if one killed it.

@@ -76,8 +76,8 @@ def find(settings: Settings, name: str) -> dict[str, Any]:
 
         known = sorted({"native", *settings.runtimes, *(one["name"] for one in programs())})
         near = get_close_matches(name, known, 1)
-        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}; cowshed runtime list"
-        raise NotFound(f"no runtime is called {name} ({settings.runtime_from})", remedy=remedy)
+        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}: cowshed runtime list"
+        raise NotFound(f"runtime {name} ({settings.runtime_from}) is not known", remedy=remedy)
     return {"name": name, "path": path, "options": [], "settings": ""}
 
 
@@ -137,7 +137,7 @@ def _unusable(found: dict[str, Any], trial: Trial, who: str = "") -> Unsupported
     said = f" ({who})" if who else ""
     return Unsupported(
         f"runtime {found['name']}{said} cannot run a container here: {trial.error}",
-        remedy=f"cowshed runtime why --runtime {found['name']} tells what was tried",
+        remedy=f"cowshed runtime why --runtime {found['name']} tells what was tried; or take --runtime native",
     )
 
 

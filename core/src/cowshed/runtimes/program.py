@@ -24,7 +24,7 @@ _SAID = 1 << 16  # bytes of its output that are looked at
 # on, beside one of those for executing. docker tells the same two statuses from the same words.
 _EXECUTING = ("exec", "executable", "cwd", "chdir")
 _NOT_FOUND = ("not found", "no such file")
-_REFUSED = ("permission denied", "exec format error", "is a directory", "not a directory")
+_REFUSED = ("permission denied", "operation not permitted", "exec format error", "is a directory", "not a directory")
 
 
 def run(
@@ -101,7 +101,8 @@ def _child(
                 os.write(fd, b"0")
                 os.close(fd)
         os.chdir(folder)
-        os.execve(words[0], list(words), environment or {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")})  # noqa: S606
+        environment = environment or {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
+        os.execve(words[0], list(words), environment)  # noqa: S606
     except BaseException as error:
         os.write(report, str(getattr(error, "strerror", None) or error).encode())
     finally:

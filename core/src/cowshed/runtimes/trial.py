@@ -17,7 +17,6 @@ from cowshed.runtimes.api import Answers
 from cowshed.storage.record import field, record
 from cowshed_linux import mount, process
 from cowshed_runtime import defaults, seccomp
-from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.cgroup.layout import host
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps, loads

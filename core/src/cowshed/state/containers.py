@@ -25,7 +25,15 @@ def _row(values: tuple[Any, ...]) -> ContainerRow:
     return ContainerRow(*cells)
 
 
-_KEPT = {"name", "image_id", "image_ref", "driver", "config", "labels", "runtime"}  # that a record says and an update can change
+_KEPT = {
+    "name",
+    "image_id",
+    "image_ref",
+    "driver",
+    "config",
+    "labels",
+    "runtime",
+}  # that a record says and an update can change
 
 
 def insert(tx: Transaction, row: ContainerRow) -> None:
