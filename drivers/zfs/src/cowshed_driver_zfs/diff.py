@@ -10,6 +10,7 @@ its ctime. That loses some (seen on OpenZFS 2.1):
     an object with the same ctime   is taken for unchanged, whatever is in it
     a path over 4096 bytes          ends the whole output
 
+and one over 8192 bytes is written by the kernel to where its buffer has ended (zfs_obj_to_path_impl).
 So the numbers are used here, and the names found by walking the upper tree: directories are read, files are not looked
 at. Only of a directory that changed the lower one is read too.
 """

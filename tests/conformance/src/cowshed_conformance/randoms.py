@@ -102,8 +102,8 @@ def _one(root: str, chance: random.Random, path: str, there: str, folder: str) -
         kind = 0
     if kind in (0, 1):
         is_there = os.path.lexists(f"{root}/{path}")
-        # a fifo would be waited at
-        useful = not os.path.exists(f"{root}/{path}") or os.path.isfile(f"{root}/{path}")
+        # A fifo would be waited at, and a link may lead out of the tree.
+        useful = not is_there or stat.S_ISREG(os.lstat(f"{root}/{path}").st_mode)
         return (steps.file(path, data) if useful else None), (path if is_there else None), False
     if kind in (2, 3):
         return steps.directory(path, chance.choice((0o755, 0o700, 0o1777))), None, False
