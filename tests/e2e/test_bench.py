@@ -135,6 +135,18 @@ def test_limits_are_measured_where_they_can_be_had(engine, bench, tmp_path):
     assert rows["quota/child/with"] == "quota/child/without"
 
 
+def test_programs_start_ids_are_mapped_and_layers_move(engine, bench, tmp_path):
+    words = bench(*TINY, "--subject", "overlay@ext4", "--scenario", "W17,W21,W22", "--format", "json")
+    found = json.loads(engine.ok(*words))["scenarios"]
+    assert [(one["name"], one["failures"]) for one in found] == [("ready", {}), ("convert", {}), ("ids", {})]
+    rows = {row["key"]: row["figures"] for one in found for row in one["rows"]}
+    assert rows["ready/cold"]["overlay@ext4"]["read"] > 1 << 20
+    assert "bare@ext4" in rows["ready/warm"]
+    assert rows["ids/map"]["overlay@ext4"]["written"] < rows["ids/chown"]["overlay@ext4"]["written"]
+    assert rows["convert/space/to"]["overlay@ext4"]["median"] > 1 << 20
+    assert left(tmp_path) == []
+
+
 def test_a_directory_of_ones_own_is_as_it_was(engine, bench, tmp_path):
     (tmp_path / "place/mine").write_text("kept")
     words = bench(*ANYWHERE, "--path", str(tmp_path / "place"), "--subject", "copy", "--scenario", "child")

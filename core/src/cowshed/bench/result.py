@@ -59,7 +59,6 @@ class Result:
     marks: list[str]
     baseline: dict[str, dict[str, float]]
     scenarios: list[ScenarioResult]
-    left_out: dict[str, str]  # workloads that no scenario is for, and why
 
     def rows(self) -> list[Row]:
         return [row for scenario in self.scenarios for row in scenario.rows]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from cowshed.bench import machine, runner, subjects
 from cowshed.bench.result import Result
 from cowshed.bench.samples import ENOUGH, FEW
-from cowshed.bench.scenarios import ALL, LEFT_OUT
+from cowshed.bench.scenarios import ALL
 from cowshed.bench.scratch import KINDS, Scratch, Unavailable
 from cowshed.errors import BadUsage, Busy, NoSpace, Unsupported
 
@@ -59,10 +59,7 @@ def scenarios(names: Sequence[str], mode: str) -> list[type[Scenario]]:
     for name in [part for word in names for part in word.split(",") if part]:
         fitting = [one for one in ALL if name == one.name or name.upper() in one.workloads]
         if not fitting:
-            why = LEFT_OUT.get(name.upper())
-            raise BadUsage(
-                f"there is no scenario {name}" + (f" ({why})" if why else ""), remedy="bench --list has them all"
-            )
+            raise BadUsage(f"there is no scenario {name}", remedy="bench --list has them all")
         found += [one for one in fitting if one not in found]
     return [one for one in ALL if one in found]
 
@@ -162,7 +159,6 @@ def run(asked: Asked, journal: Journal, device: Device | None = None) -> Result:
     return Result(
         stamp, round(time.monotonic() - began, 1), asked.mode, asked.seed, place.size, asked.version, facts,
         [_described(one) for one in chosen], refused, marks, {"before": before, "after": after}, results,
-        dict(LEFT_OUT),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import os
 
 from cowshed.layers import changes
 from cowshed.layers.host import EngineHost
+from cowshed.layers.mapping import mapped
 from cowshed.layers.mounting import detached, release
 from cowshed.storage import api
 from cowshed.storage.errors import LayerId
@@ -94,14 +95,14 @@ class Store:
         return self.driver.purge(_mine, _PURGE).objects_left
 
     @contextlib.contextmanager
-    def tree(self, layer: api.Layer, *, read_only: bool = False) -> Iterator[int]:
-        """The descriptor of a detached mount."""
+    def tree(self, layer: api.Layer, *, read_only: bool = False, userns: int = -1) -> Iterator[int]:
+        """The descriptor of a detached mount; with the ids of a user namespace, if there is one."""
         driver = self.driver
         if api.has_activation(driver):
             driver.activate(layer, read_only=read_only)
         try:
             plan = driver.mounts(layer, api.MountRequest(read_only))
-            fd = detached(plan)
+            fd = detached(plan) if userns < 0 else mapped(plan, userns)
         finally:
             if api.has_activation(driver):
                 driver.deactivate(layer)

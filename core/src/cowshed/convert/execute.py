@@ -19,7 +19,7 @@ from cowshed.layers import digest
 from cowshed.layers.changes import of_trees
 from cowshed.layers.difference import LayerDifference
 from cowshed.layers.faults import step
-from cowshed.layers.replay import replay
+from cowshed.layers.replay import Writing, replay
 from cowshed.state import containers, conversions, records
 from cowshed.state.locks import chain_byte
 from cowshed.storage import api, errors
@@ -266,8 +266,9 @@ class Conversion:
         )
         with LayerDifference(source, layer) if exact else _Compared(source, layer, self._target, active) as difference:
             found = difference.found
+            mounted = self._target.mounted(active, read_only=False)
             with (
-                _Writing(self._target, active) as (root, whiteouts),
+                Writing(self._target.driver, active, mounted) as (root, whiteouts),
                 _Synced(root) if sync else nullcontext(),
             ):
                 done = replay(found, difference.root, root, private=difference.private, mask=mask, whiteouts=whiteouts)
@@ -327,32 +328,6 @@ class _Compared:
 
     def __exit__(self, *error: Any) -> None:
         self._upper.__exit__(*error)
-
-
-class _Writing:
-    """`with _Writing(layers, active) as (root, whiteouts):` where the changes of an active layer are to be made: its
-    driver's own directory of them, if the engine may write to it as it lies, else a mount."""
-
-    def __init__(self, layers: Layers, active: api.Layer) -> None:
-        self._layers, self._active = layers, active
-
-    def __enter__(self) -> tuple[int, bool]:
-        driver = self._layers.driver
-        self._mounted: Any = None
-        self._fd = -1
-        if api.has_diff_tree(driver):
-            tree = driver.diff_tree(self._active)
-            if tree.whiteout is api.Whiteout.CHAR:
-                self._fd = os.open(tree.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                return self._fd, True
-        self._mounted = self._layers.mounted(self._active, read_only=False)
-        return self._mounted.__enter__(), False
-
-    def __exit__(self, *error: Any) -> None:
-        if self._mounted is not None:
-            self._mounted.__exit__(*error)
-        else:
-            os.close(self._fd)
 
 
 class _Synced:

@@ -14,12 +14,16 @@ import stat
 from cowshed.layers import xattrs
 from cowshed.layers.archive import entries
 from cowshed.layers.changes import DELETED, order
+from cowshed.storage import api
 from cowshed.storage.kit.copying import Contents
 from cowshed.storage.kit.descent import DIRECTORY, Descent, shared_way
 from cowshed.storage.kit.trees import remove_entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
     from cowshed.layers.changes import Changed, Difference
     from cowshed.layers.digest import Mask
 
@@ -59,6 +63,31 @@ def replay(
         work.close()
         os.umask(old_mask)
     return work.done
+
+
+class Writing:
+    """`with Writing(driver, active, mounted) as (root, whiteouts):` where the changes of an active layer are made: its
+    driver's own directory of them, if the engine may write to it as it lies, else the mount."""
+
+    def __init__(self, driver: api.Driver, active: api.Layer, mounted: AbstractContextManager[int]) -> None:
+        self._driver, self._active, self._mounted = driver, active, mounted
+
+    def __enter__(self) -> tuple[int, bool]:
+        self._fd = -1
+        if api.has_diff_tree(self._driver):
+            tree = self._driver.diff_tree(self._active)
+            if tree.whiteout is api.Whiteout.CHAR:
+                self._fd = os.open(tree.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                return self._fd, True
+        return self._mounted.__enter__(), False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd < 0:
+            self._mounted.__exit__(kind, error, trace)
+        else:
+            os.close(self._fd)
 
 
 class _Replay:

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from cowshed.layers.mounting import detached
+from cowshed.layers import mapping
 from cowshed.storage import api
 from cowshed_conformance import crash, marks
 from cowshed_conformance.harness import Store
@@ -103,48 +103,13 @@ def _child(ids: Map, work: Callable[[], object], place: str = "/") -> Iterator[i
 
 @contextlib.contextmanager
 def mapped(store: Store, layer: api.Layer, userns: int, *, read_only: bool = False) -> Iterator[str]:
-    """A path at which a layer is mounted with the ids of a user namespace: of an overlay its lower directories are
-    mapped, as the kernel does not map the overlay itself, and the upper gets the owner that the root has then."""
-    fds: list[int] = []
+    """A path at which a layer is mounted with the ids of a user namespace."""
+    with store.activated(layer, read_only=read_only) as plan:
+        fd = mapping.mapped(plan, userns)
     try:
-        with store.activated(layer, read_only=read_only) as plan:
-            _map(plan, userns, fds)
-        yield f"/proc/self/fd/{fds[-1]}"
+        yield f"/proc/self/fd/{fd}"
     finally:
-        for fd in fds:
-            os.close(fd)
-
-
-def _map(plan: api.MountPlan, userns: int, fds: list[int]) -> None:
-    step = plan.steps[-1]
-    if isinstance(step, api.Overlay):
-        lowers: list[api.Step] = []
-        for lower in step.lowers:
-            fds.append(_mapped(_lower(plan, lower), userns))
-            lowers.append(api.Step(len(lowers)))
-        if step.upper is not None:
-            root = os.fstat(fds[0])
-            os.chown(step.upper, root.st_uid, root.st_gid)
-        own = api.Overlay(tuple(lowers), step.upper, step.work, step.read_only, options=step.options)
-        fds.append(detached(api.MountPlan((own,)), below=fds[:]))
-    else:
-        fds.append(_mapped(detached(plan), userns))
-
-
-def _lower(plan: api.MountPlan, lower: api.Source) -> int:
-    """A mount of a lower directory by itself."""
-    if isinstance(lower, str):
-        return mount.clone(lower)
-    return detached(api.MountPlan(plan.steps[: lower.index + 1], lower.subpath))
-
-
-def _mapped(fd: int, userns: int) -> int:
-    try:
-        mount.set_attributes(fd, mount.ATTR_IDMAP, userns=userns)
-    except BaseException:
         os.close(fd)
-        raise
-    return fd
 
 
 def takes_maps(store: Store, layer: api.Layer, userns: int) -> bool:

@@ -250,10 +250,6 @@ def _method(result: Result) -> Iterator[str]:
         "in place. Processor time is that of the process, not of the kernel's own threads. Written is what reached "
         "the device, with what was written back afterwards.</p>"
     )
-    if result.left_out:
-        yield "<h3>Workloads that are not here</h3><ul class='small'>"
-        yield from (f"<li>{escape(name)}: {escape(why)}</li>" for name, why in result.left_out.items())
-        yield "</ul>"
     yield "</section>"
 
 

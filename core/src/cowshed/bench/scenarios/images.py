@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 
+from cowshed.bench.samples import Sample
 from cowshed.bench.scenario import Scenario, Wrong
 from cowshed.bench.scenarios.life import committed
 from cowshed.bench.scenarios.parallel import at_once
 from cowshed.bench.trees import Recipe, digest
 from cowshed.layers import archive, changes
 from cowshed.layers.apply import apply
+from cowshed.layers.digest import WHOLE
+from cowshed.layers.replay import Writing, replay
+from cowshed.storage.kit.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -280,3 +285,91 @@ class Commit(Scenario):
 
     def expected(self) -> str:
         return Recipe().many("data", self.sizes["files"], 4096).digest()
+
+
+class Convert(Scenario):
+    name, workloads, title = "convert", ("W21",), "Move to another driver and back"
+    text = (
+        "An image of two layers is read from its mount and made as plain directories beside it, and made from those "
+        "in new layers of the driver: the work of `storage convert` on either side, with no archive between. Where "
+        "the file system can share what is in files between trees, little is written."
+    )
+    quick = {"files": 500, "bytes": 8 << 20}
+    full = {"files": 20_000, "bytes": 256 << 20}
+
+    def plan(self) -> None:
+        self._base = Recipe().many("base", self.sizes["files"], 4096)
+        self._base.add("large", self.sizes["bytes"])
+        self._top = Recipe().many("top", self.sizes["files"] // 10, 4096)
+
+    def setup(self, it: Subject) -> None:
+        it.layers["base"] = committed(it, self._base)
+        it.layers["top"] = committed(it, self._top, it.layers["base"])
+        it.settle()
+
+    def round(self, it: Subject) -> None:
+        place = f"{it.system.path}/plain"
+        os.mkdir(place)
+        of = f"{self.sizes['files']} files and one of {self.sizes['bytes'] >> 20} MiB"
+        try:
+            free = it.system.used()
+            with self.timed(it, self.row("from", f"from the driver: {of}", use=("images",)), device=True):
+                self._out(it, place)
+            self.record(it, self.row("space/from", "space that the directories take", "bytes"), _grown(it, free))
+            free = it.system.used()
+            with self.timed(it, self.row("to", f"to the driver: {of}", use=("images",)), device=True):
+                made = self._in(it, place)
+            self.record(it, self.row("space/to", "space that the layers take", "bytes"), _grown(it, free))
+            with it.driven.mount(made[-1], read_only=True) as root:
+                it.digest = digest(root)
+        finally:
+            remove_tree(place)
+        for layer in reversed(made):
+            it.store.remove(layer)
+        it.settle()
+
+    def _out(self, it: Subject, place: str) -> None:
+        base, top, store = it.layers["base"], it.layers["top"], it.driven
+        os.mkdir(f"{place}/base")
+        os.mkdir(f"{place}/top")
+        with store.tree(base, read_only=True) as lower, store.tree(top, read_only=True) as upper:
+            for name, root, found in (
+                ("base", lower, changes.of_trees(None, lower)), ("top", upper, store.changes(base, top, lower, upper)),
+            ):  # fmt: skip
+                with _directory(f"{place}/{name}") as target:
+                    replay(found, root, target, mask=WHOLE)
+
+    def _in(self, it: Subject, place: str) -> list[api.Layer]:
+        store, made = it.driven, []
+        parent = None
+        for name in ("base", "top"):
+            layer = store.new(parent)
+            with (
+                _directory(f"{place}/{name}") as root,
+                Writing(store.driver, layer, store.tree(layer)) as (target, whiteouts),
+            ):
+                replay(changes.of_trees(None, root), root, target, mask=WHOLE, whiteouts=whiteouts)
+            parent = store.commit(layer)
+            made.append(parent)
+        return made
+
+    def verify(self, it: Subject) -> str:
+        return it.digest
+
+    def expected(self) -> str:
+        whole = self._base.copy()
+        whole.files.update(self._top.files)
+        return whole.digest()
+
+
+@contextlib.contextmanager
+def _directory(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _grown(it: Subject, before: int) -> Sample:
+    return Sample(max(0, it.system.used() - before))

@@ -121,16 +121,13 @@ def compare(engine: Engine, said: Values) -> int:
 def _list() -> int:
     import textwrap
 
-    from cowshed.bench.scenarios import ALL, LEFT_OUT
+    from cowshed.bench.scenarios import ALL
 
     for one in ALL:
         print(
             f"{one.name:16}{' '.join(one.workloads):8}{one.title}{'' if one.quick is not None else ' (not in --quick)'}"
         )
         print(textwrap.fill(one.text, 110, initial_indent=" " * 24, subsequent_indent=" " * 24))
-    print("\nNot here:")
-    for name, why in LEFT_OUT.items():
-        print(textwrap.fill(f"{'':16}{name:8}{why}", 110, subsequent_indent=" " * 24))
     return 0
 
 
