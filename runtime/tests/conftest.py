@@ -110,6 +110,7 @@ class Box:
         err_r, err_w = os.pipe()
         null = os.open("/dev/null", os.O_RDONLY)
         others = _children()
+        process.become_subreaper()
         helper = os.fork()
         if helper == 0:
             try:
@@ -128,6 +129,7 @@ class Box:
         message, passed, _, _ = socket.recv_fds(ours, 65536, 1)
         ours.close()
         os.waitpid(helper, 0)
+        process.prctl(process.PR_SET_CHILD_SUBREAPER, 0)
         said = loads(message)
         if len(said) != 2:
             os.close(out_r)
@@ -162,6 +164,14 @@ class Box:
             return self._fork(launch)
         finally:
             os.close(root)
+
+    def in_user_namespace(self, first: int = 100_000, count: int = 65_536) -> None:
+        """Give the container a user namespace, and its root file system the owner that this makes root."""
+        self.linux["namespaces"].append({"type": "user"})
+        for key in ("uidMappings", "gidMappings"):
+            self.linux[key] = [{"containerID": 0, "hostID": first, "size": count}]
+        for path in (self.rootfs, *self.rootfs.rglob("*")):
+            os.lchown(path, first, first)
 
     def run(self, *words: str) -> Done:
         started = self.start(*words)

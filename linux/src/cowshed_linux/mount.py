@@ -22,7 +22,7 @@ AT_FDCWD = -100
 AT_EMPTY_PATH, AT_RECURSIVE, AT_SYMLINK_NOFOLLOW, AT_NO_AUTOMOUNT = 0x1000, 0x8000, 0x100, 0x800
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
-_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC, _FSPICK_CLOEXEC, _FSPICK_EMPTY_PATH = 1, 1, 1, 8
 _SET_FLAG, _SET_STRING, _SET_FD, _CMD_CREATE, _CMD_RECONFIGURE = 0, 1, 5, 6, 7
 
 # mount_setattr(2) and fsmount(2) attributes
@@ -33,12 +33,13 @@ ATTR_IDMAP, ATTR_NOSYMFOLLOW = 0x100000, 0x200000
 # mount(2) flags
 RDONLY, NOSUID, NODEV, NOEXEC, SYNCHRONOUS, REMOUNT, MANDLOCK, DIRSYNC = 1, 2, 4, 8, 16, 32, 64, 128
 NOSYMFOLLOW, NOATIME, NODIRATIME, BIND, MOVE, REC, SILENT = 256, 1024, 2048, 4096, 8192, 16384, 32768
-UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, STRICTATIME, LAZYTIME = (
+UNBINDABLE, PRIVATE, SLAVE, SHARED, RELATIME, I_VERSION, STRICTATIME, LAZYTIME = (
     1 << 17,
     1 << 18,
     1 << 19,
     1 << 20,
     1 << 21,
+    1 << 23,
     1 << 24,
     1 << 25,
 )
@@ -54,9 +55,14 @@ class Context:
     gives one, in its text.
     """
 
-    def __init__(self, fstype: str) -> None:
+    def __init__(self, fstype: str, fd: int = -1) -> None:
         self._fstype = fstype
-        self._fd = syscall(f"fsopen {fstype}", libc.FSOPEN, string(fstype), _FSOPEN_CLOEXEC)
+        self._fd = fd if fd >= 0 else syscall(f"fsopen {fstype}", libc.FSOPEN, string(fstype), _FSOPEN_CLOEXEC)
+
+    @classmethod
+    def of(cls, mount: int) -> Context:
+        """That of a file system that is mounted already, to be reconfigured (fspick(2))."""
+        return cls("fspick", syscall("fspick", libc.FSPICK, mount, string(""), _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH))
 
     def __enter__(self) -> Context:
         return self

@@ -57,7 +57,7 @@ def become(
     if terminal:
         stdio = _take_terminal(work, terminal)
     else:
-        _own_streams(stdio, settings.uid)
+        own_streams(stdio, settings.uid)
     # Away from 0-2 first, so that none is overwritten before it is used.
     moved = [os.dup(fd) for fd in stdio]
     for number, fd in enumerate(moved):
@@ -115,7 +115,7 @@ def _take_terminal(work: dict[str, Any], terminal: tuple[int, int]) -> tuple[int
     return slave, slave, slave
 
 
-def _own_streams(stdio: tuple[int, int, int], uid: int) -> None:
+def own_streams(stdio: tuple[int, int, int], uid: int) -> None:
     """Let a user who is not root open /dev/stdout and the like: pipes are his own."""
     if uid == 0:
         return

@@ -13,9 +13,9 @@ import _socket
 import os
 import sys
 
-from cowshed_linux import loopback, mount, process
+from cowshed_linux import loopback, namespaces, process
 from cowshed_linux.procfs import handle
-from cowshed_runtime import hooks, identity, labels, plan, rootfs, spec
+from cowshed_runtime import hooks, identity, joining, labels, mappings, plan, rootfs, spec
 from cowshed_runtime import seccomp as profiles
 from cowshed_runtime.cgroup.group import Entrance
 from cowshed_runtime.errors import LaunchError, SpecError
@@ -24,7 +24,7 @@ from cowshed_runtime.settings import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
     from cowshed_runtime import waiting
@@ -43,8 +43,8 @@ class Manner:
     `recorded`, which is called with its pid at once, has returned and all is set up; poststop hooks are then the
     caller's to run if another hook fails. hold: it waits before it executes
     its program, and the launch ends there. checked: the configuration is known to be valid. bundle: what hooks are
-    told. preserve: how many descriptors from 3 on it inherits. pivot, keyring: whether the root is changed by
-    pivot_root(2), and whether it gets a session keyring.
+    told, and what relative paths are relative to. preserve: how many descriptors from 3 on it inherits. pivot, keyring:
+    whether the root is changed by pivot_root(2), and whether it gets a session keyring.
     """
 
     def __init__(
@@ -89,6 +89,9 @@ def launch(
     root: the descriptor of a detached mount, or -1 for a bind of config.root.path. group: its control groups, which are
     made. cache: the folder where compiled seccomp filters are kept. With process.terminal stdio is not used:
     Launched.terminal is the master. LaunchError leaves nothing behind but the zombie, which is the parent's to reap.
+
+    A first process that joins a pid or user namespace is this process's child first, and its parent's when this one has
+    ended: that must be a subreaper (prctl(2)).
     """
     try:
         if not manner.checked:
@@ -100,42 +103,46 @@ def launch(
     settings = _settings(work, linux, annotations, cache)
     confinement = labels.wanted(work, linux, keyring=manner.keyring)
     told = hooks.state(config, group.name, manner.bundle or str((config.get("root") or {}).get("path") or ""))
-    made = plan.build(config, group, told, pivot=manner.pivot)
-    own_root = -1
-    if root < 0:
-        root = own_root = _bind_root(config)
+    made = plan.build(config, group, told, bundle=manner.bundle, pivot=manner.pivot, own_root=root < 0)
+    joined = joining.Joined(made)
+    scene = plan.Scene(root, isolated_users=made.user_namespace)
+    # Root opens what the container is made of while he has his rights; others get theirs with the user namespace.
+    here = os.geteuid() == 0 and (made.user_namespace or not made.create & process.CLONE_NEWNS)
     try:
-        group.create(linux.get("resources") or {})
-    except OSError as error:
-        if own_root >= 0:
-            os.close(own_root)
-        raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
+        for step in made.sources if here else ():
+            step.execute(scene)
+        try:
+            group.create(linux.get("resources") or {})
+        except OSError as error:
+            raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
+    except BaseException:
+        scene.close(root)
+        joined.close()
+        raise
     entrance = Entrance(group)
     agent = output = None
 
     def child(report: _Report) -> NoReturn:
         hold = manner.hold
-        _keep(root, *report.descriptors(), *stdio, *entrance.tasks, *(hold.descriptors() if hold else ()),
-              *(output.descriptors() if output else ()), preserve=manner.preserve)  # fmt: skip
+        held = [*stdio, *entrance.tasks, *joined.descriptors(), *scene.trees.values()]
+        for kept in (hold, output):
+            held += kept.descriptors() if kept else ()
+        _keep(scene.root, *report.descriptors(), *held, preserve=manner.preserve)
         _enter_groups(entrance, report)
         report.stage = "namespaces"
-        if made.cgroup_namespace:
-            process.unshare(process.CLONE_NEWCGROUP)
-        _join(made.join)
-        if made.create & process.CLONE_NEWNET:
-            loopback.up()
-        if config.get("hostname"):
-            process.set_hostname(config["hostname"])
-        if config.get("domainname"):
-            process.set_domainname(config["domainname"])
-        _adjust_oom(work, report)
+        if not _settle(config, made, joined, report) and not settings.groups:
+            settings.groups = None
+        if not made.user_namespace:
+            _adjust_oom(work, report)
         if confinement:
             _open_labels(confinement, handle(), report)
-        scene = plan.Scene(root)
-        scene.ask, scene.output = report.ask, output
+        if joined.mount >= 0:
+            report.stage = "namespaces"
+            joining.enter("mount", joined.mount)
+        scene.ask, scene.output = lambda: report.ask(b"h"), output
         if not agent:  # else the filter is in force before
             scene.confine = lambda: identity.confine(settings)
-        for step in made.steps:
+        for step in made.steps if here else (*made.sources, *made.steps):
             report.stage = step.stage
             step.execute(scene)
         report.ready(scene.terminal, goes_on=agent is not None)
@@ -154,19 +161,24 @@ def launch(
             last=last if hold or made.last else None,
         )  # fmt: skip
 
+    def for_identities(pid: int) -> None:
+        if made.users:
+            mappings.write(pid, made.users, made.groups)
+        if os.geteuid() == 0:
+            settings.warnings += _adjust_oom(work, None, pid)
+            identity.own_streams(stdio, mappings.outside(mappings.Inside(pid).users, settings.uid))
+
     def for_hooks(pid: int) -> None:
         for kind in ("prestart", "createRuntime"):
             hooks.run(kind, wanted.get(kind) or [], {**told, "status": "creating", "pid": pid})
 
     try:
-        for kind, path in made.join:
-            if kind == "pid":
-                _set_namespace(kind, path)  # takes effect for what is cloned from here
         if wanted.get("startContainer"):
             output = hooks.Output(annotations)
         agent = _agent(settings)
         tell = _tell(agent, {**told, "status": "creating"}) if agent else None
-        pid, terminal, warnings = _clone(made.create, entrance.born, child, for_hooks, tell, manner)
+        answers: dict[bytes, Callable[[int], None]] = {b"u": for_identities, b"h": for_hooks}
+        pid, terminal, warnings = _clone(made.create, entrance.born, child, answers, tell, manner, joined.early)
         if not manner.hold:
             try:
                 hooks.run("poststart", wanted.get("poststart") or [], {**told, "status": "running", "pid": pid})
@@ -187,9 +199,35 @@ def launch(
             agent.close()
         if output:
             output.close()
-        if own_root >= 0:
-            os.close(own_root)
+        scene.close(root)
+        joined.close()
     return Launched(pid, terminal, settings.warnings + warnings)
+
+
+def _settle(config: dict[str, Any], made: plan.Plan, joined: joining.Joined, report: _Report) -> bool:
+    """The child makes itself at home in its namespaces, while /proc is still the host's; whether setgroups(2) is
+    allowed there."""
+    set_groups = True
+    if made.user_namespace:
+        report.ask(b"u")
+    if made.late & process.CLONE_NEWTIME:
+        namespaces.offset_clocks(made.clocks)
+    if made.user_namespace:
+        inside = mappings.Inside("self")
+        inside.become_root()
+        set_groups = inside.set_groups
+        report.tie()  # which the kernel undoes when identities change
+    if made.late & process.CLONE_NEWCGROUP:
+        process.unshare(process.CLONE_NEWCGROUP)  # not with the clone: its root is to be the container's group
+    for kind, fd in joined.late:
+        joining.enter(kind, fd)
+    if made.create & process.CLONE_NEWNET:
+        loopback.up()
+    if config.get("hostname"):
+        process.set_hostname(config["hostname"])
+    if config.get("domainname"):
+        process.set_domainname(config["domainname"])
+    return set_groups
 
 
 def join(
@@ -222,10 +260,21 @@ def join(
     kinds = 0
     for entry in linux.get("namespaces") or ():
         kinds |= plan.NAMESPACES[entry["type"]]
+    inside = mappings.Inside(target) if kinds & process.CLONE_NEWUSER else None
+    root = -1 if kinds & process.CLONE_NEWNS else os.open(f"/proc/{target}/root", os.O_PATH | os.O_CLOEXEC)
 
     def child(report: _Report) -> NoReturn:
-        _keep(*report.descriptors(), *stdio, *entrance.tasks, proc, preserve=manner.preserve)
+        _keep(*report.descriptors(), *stdio, *entrance.tasks, proc, root, preserve=manner.preserve)
         _enter_groups(entrance, report)
+        if inside:
+            report.stage = "namespaces"
+            inside.become_root()
+            report.tie()
+            if not inside.set_groups and not settings.groups:
+                settings.groups = None
+        if root >= 0:
+            os.fchdir(root)
+            os.chroot(".")
         if settings.final:
             _set_affinity("final", settings.final)
         if confinement:
@@ -249,11 +298,13 @@ def join(
         process.prctl(process.PR_SET_DUMPABLE, 0)
         # Here and not in the child: there, /proc would be the container's.
         adjusted = _adjust_oom(work, None)
+        if inside and os.geteuid() == 0:
+            identity.own_streams(stdio, mappings.outside(inside.users, settings.uid))
         process.setns(pidfd, kinds)
         os.close(pidfd)
         told = hooks.state({"annotations": annotations}, group.name, manner.bundle)
         tell = _tell(agent, {**told, "status": "running", "pid": target}) if agent else None
-        pid, terminal, warnings = _clone(0, entrance.born, child, None, tell, manner)
+        pid, terminal, warnings = _clone(0, entrance.born, child, {}, tell, manner)
     except OSError as error:
         text = f"the container cannot be entered: {error.strerror}"
         raise LaunchError("namespaces", error.errno or 0, text) from None
@@ -309,14 +360,6 @@ def _set_affinity(name: str, processors: list[int]) -> None:
         raise LaunchError("affinity", error.errno or 0, text) from None
 
 
-def _bind_root(config: dict[str, Any]) -> int:
-    path = config["root"]["path"]
-    try:
-        return mount.clone(path, recursive=True)
-    except OSError as error:
-        raise LaunchError("mount", error.errno or 0, f"root {path}: {os.strerror(error.errno or 0)}") from None
-
-
 def _forget_imports() -> None:
     """Whatever would be imported after a change of root could come from the image (CVE-2019-14271)."""
     sys.path.clear()
@@ -343,24 +386,6 @@ def _enter_groups(entrance: Entrance, report: _Report) -> None:
         os.close(fd)
 
 
-def _set_namespace(kind: str, path: str) -> None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            process.setns(fd, plan.NAMESPACES[kind])
-        finally:
-            os.close(fd)
-    except OSError as error:
-        text = f"the {kind} namespace {path} cannot be joined: {os.strerror(error.errno or 0)}"
-        raise LaunchError("namespaces", error.errno or 0, text) from None
-
-
-def _join(wanted: list[tuple[str, str]]) -> None:
-    for kind, path in wanted:
-        if kind != "pid":
-            _set_namespace(kind, path)
-
-
 def _open_labels(confinement: list[Label], proc: int, report: _Report) -> None:
     """proc: the host's /proc, which is closed."""
     for label in confinement:
@@ -369,7 +394,7 @@ def _open_labels(confinement: list[Label], proc: int, report: _Report) -> None:
     os.close(proc)
 
 
-def _adjust_oom(work: dict[str, Any], report: _Report | None) -> list[str]:
+def _adjust_oom(work: dict[str, Any], report: _Report | None, pid: int | str = "self") -> list[str]:
     """While /proc is still the host's. Lowering the value needs CAP_SYS_RESOURCE, which not every host grants its root:
     then it stays as it is, and a warning says so."""
     value = work.get("oomScoreAdj")
@@ -377,7 +402,7 @@ def _adjust_oom(work: dict[str, Any], report: _Report | None) -> list[str]:
         return []
     if report:
         report.stage = "oom"
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, str(value).encode())
         return []
@@ -398,11 +423,20 @@ class _Report:
         """tied: this process dies with the launcher until that has recorded it."""
         self.fd, self.socket, self.stage, self.tied = fd, socket, "start", tied
         self.warnings: list[str] = []
-        if tied:
+        self.tie()
+
+    def tie(self) -> None:
+        if self.tied:
             process.prctl(process.PR_SET_PDEATHSIG, 9)
 
     def descriptors(self) -> tuple[int, int]:
         return self.fd, self.socket.fileno()
+
+    def ask(self, what: bytes) -> None:
+        """Have the launcher do something; ends this process if it is gone or could not."""
+        self.socket.send(what)
+        if self.socket.recv(1) != b"g":
+            os._exit(125)
 
     def ready(self, terminal: tuple[int, int] | None, *, goes_on: bool) -> None:
         """All is set up; hand the terminal's master over, and the warnings. Fails if the launcher is gone: nobody would
@@ -421,12 +455,6 @@ class _Report:
         if terminal:
             os.close(terminal[0])
 
-    def ask(self) -> None:
-        """Have the launcher run hooks, and wait."""
-        self.socket.send(b"h")
-        if self.socket.recv(1) != b"g":
-            os._exit(125)
-
     def listening(self, fd: int) -> None:
         """Tell the launcher at which descriptor notifications arrive, and wait until the agent has it. By read(2) and
         write(2) alone, for the filter is in force."""
@@ -437,35 +465,42 @@ class _Report:
         os.close(fd)
 
     def failed(self, error: BaseException) -> NoReturn:
-        if isinstance(error, LaunchError):
-            stage, number, text, status = error.stage, error.errno, str(error), error.status
-        else:
-            number = getattr(error, "errno", 0) or 0
-            stage, status = self.stage, 125
-            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            name = getattr(error, "filename", None)
-            text = f"{stage}: {name}: {text}" if name else f"{stage}: {text}"
-        # Shorter than a pipe holds: nobody reads while this is written.
-        if len(text) > _LONGEST:
-            text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
-        os.write(self.fd, dumps([stage, number, text, status]).encode("ascii", "replace"))
-        os._exit(status)
+        os._exit(_report(self.fd, self.stage, error))
+
+
+def _report(fd: int, stage: str, error: BaseException) -> int:
+    """Write an error into the pipe to the launcher; the status to exit with."""
+    if isinstance(error, LaunchError):
+        stage, number, text, status = error.stage, error.errno, str(error), error.status
+    else:
+        number, status = getattr(error, "errno", 0) or 0, 125
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        name = getattr(error, "filename", None)
+        text = f"{stage}: {name}: {text}" if name else f"{stage}: {text}"
+    # Shorter than a pipe holds: nobody reads while this is written.
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    os.write(fd, dumps([stage, number, text, status]).encode("ascii", "replace"))
+    return status
 
 
 def _clone(
     flags: int,
     group: int,
     child: Callable[[_Report], NoReturn],
-    for_hooks: Callable[[int], None] | None,
+    answers: dict[bytes, Callable[[int], None]],
     for_listener: Callable[[int, int], None] | None,
     manner: Manner,
+    early: Sequence[tuple[str, int]] = (),
 ) -> tuple[int, int, list[str]]:
     """Clone a process that runs child(report), and wait until it has executed its program, or holds before it; its pid,
-    the master of its terminal or -1, and its warnings. for_hooks is called when it has its namespaces and asks,
-    for_listener when its filter is in force."""
+    the master of its terminal or -1, and its warnings. answers: what to do with its pid when it asks; for_listener is
+    called when its filter is in force. early: namespaces that it is to be born in."""
     read_end, write_end = os.pipe()
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    if manner.sibling:
+    if early:
+        pid = _clone_within(early, flags, group, write_end)
+    elif manner.sibling:
         pid, _ = process.clone3(flags | process.CLONE_PARENT, exit_signal=0, cgroup=group)
     else:
         pid, _ = process.clone3(flags, cgroup=group)
@@ -483,11 +518,11 @@ def _clone(
     theirs.close()
     terminal, said = -1, b""
     try:
-        if manner.recorded:
+        if manner.recorded and pid > 0:
             manner.recorded(pid)
         message, ancillary, _, _ = ours.recvmsg(_LONGEST, _socket.CMSG_SPACE(4))
-        if message == b"h" and for_hooks:
-            for_hooks(pid)
+        while message in answers:
+            answers[message](pid)
             ours.send(b"g")
             message, ancillary, _, _ = ours.recvmsg(_LONGEST, _socket.CMSG_SPACE(4))
         for _, _, data in ancillary:
@@ -501,9 +536,10 @@ def _clone(
         while block := os.read(read_end, 1 << 16):
             said += block
     except BaseException:
-        os.kill(pid, 9)
-        if not manner.sibling:
-            os.waitpid(pid, 0)
+        if pid > 0:
+            os.kill(pid, 9)
+            if not manner.sibling:
+                os.waitpid(pid, process.WALL)
         raise
     finally:
         os.close(read_end)
@@ -511,8 +547,8 @@ def _clone(
     if said or not ready:
         if terminal >= 0:
             os.close(terminal)
-        if not manner.sibling:
-            os.waitpid(pid, 0)
+        if not manner.sibling and pid > 0:
+            os.waitpid(pid, process.WALL)
     if said:
         stage, number, text, status = loads(said)
         raise LaunchError(stage, number, text, status)
@@ -520,3 +556,29 @@ def _clone(
         text = "the container was killed while it was being set up (is its memory limit too low?)"
         raise LaunchError("start", 0, text)
     return pid, terminal, loads(message[1:]) if message[1:] else []
+
+
+def _clone_within(early: Sequence[tuple[str, int]], flags: int, group: int, errors: int) -> int:
+    """Clone from a process in between that has joined namespaces; 0 in the child, -1 if that has failed and said why.
+    The process in between is gone then, and the child is this process's own."""
+    read_end, write_end = os.pipe()
+    between = os.fork()
+    if between == 0:
+        pid = -1
+        try:
+            for kind, fd in early:
+                joining.enter(kind, fd)
+            pid, _ = process.clone3(flags | process.CLONE_PARENT, exit_signal=0, cgroup=group)
+            if pid == 0:
+                return 0
+            os.write(write_end, pid.to_bytes(4, sys.byteorder))
+        except BaseException as error:
+            _report(errors, "namespaces", error)
+        finally:
+            if pid:
+                os._exit(0)
+    os.close(write_end)
+    said = os.read(read_end, 4)
+    os.close(read_end)
+    os.waitpid(between, 0)
+    return int.from_bytes(said, sys.byteorder) if said else -1

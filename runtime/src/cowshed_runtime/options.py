@@ -18,22 +18,36 @@ _ATTRIBUTES = {
 PROPAGATION = {
     "private": mount.PRIVATE, "slave": mount.SLAVE, "shared": mount.SHARED, "unbindable": mount.UNBINDABLE,
 }  # fmt: skip
-_SILENT = ("defaults", "async", "loud", "silent", "nomand", "nolazytime", "noiversion")
-# Known words that this runtime cannot keep: an error rather than a mount that is not what was asked for.
-UNSUPPORTED = ("idmap", "ridmap", "remount", "iversion", "mand")
+# Of a file system and not of one mount of it: (the name by which fsconfig(2) knows it, the one that takes it back).
+# A bind mount is of a file system that has its own already.
+_OF_FILE_SYSTEM = {
+    "sync": ("sync", "async"), "async": ("async", "sync"), "dirsync": ("dirsync", ""),
+    "lazytime": ("lazytime", "nolazytime"), "nolazytime": ("nolazytime", "lazytime"),
+    "mand": ("mand", "nomand"), "nomand": ("nomand", "mand"),
+}  # fmt: skip
+# loud and silent are about messages of the kernel's log, which fsconfig(2) gives to the caller instead.
+_SILENT = ("defaults", "loud", "silent")
+_WORDS = {
+    "tmpcopyup": "copy_up", "copy-symlink": "copy_symlink", "src-nofollow": "source_link",
+    "dest-nofollow": "destination_link", "remount": "remount", "bind": "bind", "rbind": "bind",
+}  # fmt: skip
 
 
 class Options:
     """add, clear: attributes of the mount itself; add_below, clear_below: of it and all mounts below it (`rro`);
-    propagation: MS_ flag or 0; data: what is the file system's own; copy_up: fill a tmpfs with what it hides."""
+    propagation: MS_ flags with whether they go for the mounts below too, in the order given; data: what is the file
+    system's own; version: count changes of its files (`iversion`); copy_up: fill a tmpfs with what it hides;
+    source_link, destination_link: the last part is not followed if it is a symbolic link; copy_symlink: a source that
+    is one is made again; idmap: shift identities, with below also those of the mounts below."""
 
     def __init__(self, options: list[str]) -> None:
         self.add = self.clear = self.add_below = self.clear_below = 0
-        self.propagation, self.propagation_below = 0, False
-        self.bind = "bind" in options or "rbind" in options
+        self.propagation: list[tuple[int, bool]] = []
+        self.bind = self.copy_up = self.copy_symlink = self.source_link = self.destination_link = self.remount = False
         self.recursive = "rbind" in options
-        self.copy_up = False
+        self.version = self.idmap = self.idmap_below = False
         self.data: list[tuple[str, str | int | None]] = []
+        flags: dict[str, None] = {}
         for option in options:
             below = option[1:] if option[:1] == "r" else ""
             if option in _ATTRIBUTES:
@@ -43,11 +57,22 @@ class Options:
                 add, clear = _ATTRIBUTES[below]
                 self.add_below, self.clear_below = self.add_below & ~clear | add, self.clear_below & ~add | clear
             elif option in PROPAGATION:
-                self.propagation, self.propagation_below = PROPAGATION[option], False
+                self.propagation.append((PROPAGATION[option], False))
             elif below in PROPAGATION:
-                self.propagation, self.propagation_below = PROPAGATION[below], True
-            elif option == "tmpcopyup":
-                self.copy_up = True
-            elif option not in _SILENT and option not in ("bind", "rbind"):
+                self.propagation.append((PROPAGATION[below], True))
+            elif option in _OF_FILE_SYSTEM:
+                name, opposite = _OF_FILE_SYSTEM[option]
+                flags.pop(opposite, None)
+                flags[name] = None
+            elif option in ("iversion", "noiversion"):
+                self.version = option == "iversion"
+            elif option in ("idmap", "ridmap"):
+                self.idmap, self.idmap_below = True, option == "ridmap"
+            elif option in _WORDS:
+                setattr(self, _WORDS[option], True)
+            elif option not in _SILENT:
                 key, equals, value = option.partition("=")
                 self.data.append((key, value if equals else None))
+        # What is so anyway is not said: not every file system would understand it.
+        self.flags = [name for name in flags if name[:2] != "no" and name != "async"]
+        self.cleared = [name for name in flags if name not in self.flags]

@@ -9,7 +9,7 @@ from _struct import pack
 
 from cowshed_linux import mount, procfs
 from cowshed_linux.files import DEVPTS_MAGIC, file_system_magic
-from cowshed_linux.paths import open_in_root
+from cowshed_linux.paths import RESOLVE_NO_SYMLINKS, open_in_root
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.targets import open_if_there, place
 
@@ -28,19 +28,57 @@ _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_I
 _UNLOCK_TERMINAL, _OPEN_PEER = 0x40045431, 0x5441  # TIOCSPTLCK, TIOCGPTPEER
 
 
-class Isolate:
-    """Cut the new mount namespace off from the host's, and put the root into it."""
+class OpenRoot:
+    """The root file system by its path on the host."""
 
     stage = "mount"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"open the root {self.path}"
+
+    def execute(self, scene: Scene) -> None:
+        try:
+            scene.root = mount.clone(self.path, recursive=True)
+        except OSError as error:
+            text = f"root {self.path}: {os.strerror(error.errno or 0)}"
+            raise LaunchError("mount", error.errno or 0, text) from None
+
+
+class Isolate:
+    """Cut the new mount namespace off from the host's, and put the root into it. With `slave` as the propagation of the
+    root, what the host mounts below its root file system is seen; with `shared` it begins a group of its own, later."""
+
+    stage = "mount"
+
+    def __init__(self, propagation: int) -> None:
+        self.propagation = propagation
 
     def describe(self) -> str:
         return "cut mount propagation and attach the root"
 
     def execute(self, scene: Scene) -> None:
         mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
-        mount.set_attributes(scene.root, propagation=mount.PRIVATE, recursive=True)
+        kept = mount.SLAVE if self.propagation == mount.SLAVE else mount.PRIVATE
+        mount.set_attributes(scene.root, propagation=kept, recursive=True)
         # On top of `/`, which hides nothing from a process that already has its root there: hooks still see the host.
         mount.attach(scene.root, "/")
+        os.fchdir(scene.root)
+
+
+class EnterRoot:
+    """Without a mount namespace of its own the container's mounts are made on its root, which is attached nowhere and
+    goes with the last process in it (Linux 6.15): the namespace that it shares does not see them."""
+
+    stage = "mount"
+
+    def describe(self) -> str:
+        return "enter the root, which no mount namespace has"
+
+    def execute(self, scene: Scene) -> None:
+        mount.set_attributes(scene.root, propagation=mount.PRIVATE, recursive=True)
         os.fchdir(scene.root)
 
 
@@ -62,7 +100,7 @@ class Devices:
         old = os.umask(0)
         try:
             for name, major, minor in _STANDARD_DEVICES:
-                _node(dev, name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+                _node(dev, f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
             for name, target in _LINKS:
                 try:
                     os.symlink(target, name, dir_fd=dev)
@@ -75,25 +113,57 @@ class Devices:
             os.umask(old)
 
     def _make(self, root: int, device: dict[str, Any]) -> None:
-        above, _, name = device["path"].rpartition("/")
-        folder = place(root, above or "/", directory=True)
+        folder = place(root, device["path"].rpartition("/")[0] or "/", directory=True)
         try:
             number = os.makedev(device.get("major", 0), device.get("minor", 0))
-            if _node(folder, name, _KINDS[device["type"]] | device.get("fileMode", 0o666), number):
+            if _node(folder, device["path"], _KINDS[device["type"]] | device.get("fileMode", 0o666), number):
+                name = device["path"].rpartition("/")[2]
                 os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=folder, follow_symlinks=False)
         finally:
             os.close(folder)
 
 
-def _node(folder: int, name: str, mode: int, number: int) -> bool:
+def _node(folder: int, path: str, mode: int, number: int) -> bool:
+    """Make a device, or bind the host's where a user namespace forbids that; whether it was made."""
+    name = path.rpartition("/")[2]
     try:
         os.mknod(name, mode, number, dir_fd=folder)
         return True
     except FileExistsError:
         there = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if (stat.S_IFMT(there.st_mode), there.st_rdev) != (stat.S_IFMT(mode), number):
-            raise LaunchError("devices", 17, f"the image has another /dev/{name}") from None
-        return False
+            raise LaunchError("devices", 17, f"the image has another {path}") from None
+    except PermissionError:
+        _bind_node(folder, path, stat.S_IFMT(mode), number)
+    return False
+
+
+def _bind_node(folder: int, path: str, kind: int, number: int) -> None:
+    """Its owner and mode stay those of the host."""
+    found = _find_node(path, kind, number)
+    tree = mount.clone("", at=found)
+    name = path.rpartition("/")[2]
+    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=folder))
+    target = open_in_root(folder, name, os.O_PATH, resolve=RESOLVE_NO_SYMLINKS)
+    mount.attach(tree, at=target)
+    for fd in (target, tree, found):
+        os.close(fd)
+
+
+def _find_node(path: str, kind: int, number: int) -> int:
+    """A descriptor (O_PATH) of the host's node for a device: at the same path, or anywhere in /dev."""
+    for place_of_host in (path, *(f"/dev/{name}" for name in os.listdir("/dev"))):
+        try:
+            found = os.open(place_of_host, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        there = os.fstat(found)
+        if (stat.S_IFMT(there.st_mode), there.st_rdev) == (kind, number):
+            return found
+        os.close(found)
+    numbers = f"{os.major(number)}:{os.minor(number)}"
+    text = f"{path}: no device can be made in a user namespace, and the host has no node for {numbers} to bind"
+    raise LaunchError("devices", 1, text)
 
 
 class Console:
@@ -144,18 +214,32 @@ class Pivot:
 
 
 class ChangeRoot:
-    """In place of Pivot where the host's root is an initramfs, which pivot_root(2) refuses: the container's root is
-    mounted on top of it. What is below stays mounted, and out of reach of names."""
+    """chroot(2), where the mount namespace is shared, or where the host's root is an initramfs, which pivot_root(2)
+    refuses: the container's root is mounted on top of it then, and what is below stays out of reach of names."""
 
     stage = "mount"
 
     def describe(self) -> str:
-        return "change the root, over the host's"
+        return "change the root, in the mount namespace that is there"
 
     def execute(self, scene: Scene) -> None:
         os.fchdir(scene.root)
         os.chroot(".")
         os.chdir("/")
+
+
+class SealMounts:
+    """File systems that are read-only for the container, but in which mount points had to be made."""
+
+    stage = "mount"
+
+    def describe(self) -> str:
+        return "make the file systems read-only that shall be"
+
+    def execute(self, scene: Scene) -> None:
+        for tree in scene.sealed:
+            mount.set_attributes(tree, mount.ATTR_RDONLY)
+            os.close(tree)
 
 
 class Sysctl:

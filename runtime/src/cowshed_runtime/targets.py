@@ -13,14 +13,14 @@ from cowshed_linux.paths import RESOLVE_NO_SYMLINKS, open_in_root
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
-def place(root: int, path: str, *, directory: bool, plain: bool = False) -> int:
+def place(root: int, path: str, *, directory: bool, plain: bool = False, link: bool = False) -> int:
     """A descriptor (O_PATH) of path inside the root; missing parts are made, the last as a directory or an empty file.
 
-    plain: no symbolic link may be on the way (OSError ELOOP).
+    plain: no symbolic link may be on the way (OSError ELOOP). link: the last part itself, if it is a symbolic link.
     """
     resolve = RESOLVE_NO_SYMLINKS if plain else 0
     try:
-        return open_in_root(root, path, os.O_PATH, resolve=resolve)
+        return open_in_root(root, path, os.O_PATH | (os.O_NOFOLLOW if link else 0), resolve=resolve)
     except FileNotFoundError:
         pass
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]

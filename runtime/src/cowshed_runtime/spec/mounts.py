@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cowshed_runtime.mounting import PROC_ALLOWED
-from cowshed_runtime.options import PROPAGATION, UNSUPPORTED
+from cowshed_runtime.options import PROPAGATION
+from cowshed_runtime.spec.mappings import mapping_rules, overlapping
 from cowshed_runtime.spec.walk import (
     Problem,
     absolute,
@@ -14,7 +15,7 @@ from cowshed_runtime.spec.walk import (
     section,
     string,
     unsupported,
-)  # fmt: skip
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PROPAGATIONS = (*PROPAGATION, *(f"r{word}" for word in PROPAGATION))
-
-
-def _option(value: Any) -> str:
-    word = value.partition("=")[0] if isinstance(value, str) else ""
-    return filled(value) or (f"{word} is not supported by this runtime" if word in UNSUPPORTED else "")
 
 
 def _no_parents(value: Any) -> str:
@@ -39,13 +35,13 @@ RULES = (
         "config.md#mounts",
         ("mounts[].destination!", _no_parents),
         ("mounts[].source", string),
-        ("mounts[].options[]", _option),
+        ("mounts[].options[]", filled),
     ),
     *section(
         "config.md#posix-platform-mounts",
         ("mounts[].type", string),
-        ("mounts[].uidMappings", unsupported),
-        ("mounts[].gidMappings", unsupported),
+        *mapping_rules("mounts[].uidMappings"),
+        *mapping_rules("mounts[].gidMappings"),
     ),
     *section("config-linux.md#masked-paths", ("linux.maskedPaths[]", absolute)),
     *section("config-linux.md#readonly-paths", ("linux.readonlyPaths[]", absolute)),
@@ -59,9 +55,29 @@ def together(config: dict[str, Any]) -> Iterator[Problem]:
     for number, entry in enumerate(config.get("mounts") or ()):
         here, destination = f"mounts[{number}]", "/" + entry["destination"].strip("/")
         bound = bool({"bind", "rbind"} & set(entry.get("options") or ())) or entry.get("type") in ("bind", "", None)
-        if bound and not entry.get("source"):
+        if bound and "remount" not in (entry.get("options") or ()) and not entry.get("source"):
             yield Problem(here, "a bind mount needs a source", "config.md#mounts")
         if destination.startswith("/proc/") and destination not in PROC_ALLOWED and entry.get("type") != "proc":
             yield Problem(here, f"{destination} is inside /proc, which is the kernel's", "config.md#mounts")
-        if destination == "/":
+        if destination == "/" and "remount" not in (entry.get("options") or ()):
             yield Problem(here, "the root cannot be mounted over", "config.md#mounts")
+        yield from _shifted(config, entry, here, bound=bound)
+
+
+def _shifted(config: dict[str, Any], entry: dict[str, Any], here: str, *, bound: bool) -> Iterator[Problem]:
+    """Identities of a mount."""
+    section_name = "config.md#linux-mount-options"
+    own = bool(entry.get("uidMappings")), bool(entry.get("gidMappings"))
+    asked = bool({"idmap", "ridmap"} & set(entry.get("options") or ()))
+    if own[0] != own[1]:
+        yield Problem(here, "uidMappings and gidMappings belong together", "config.md#posix-platform-mounts")
+    if any(own) and not asked:
+        yield Problem(here, "mappings without the option idmap or ridmap", "config.md#posix-platform-mounts")
+    if asked and not bound:
+        yield Problem(here, "only of a bind mount identities can be shifted", section_name)
+    inherited = any(space["type"] == "user" for space in config["linux"].get("namespaces") or ())
+    if asked and not any(own) and not inherited:
+        text = "idmap needs uidMappings and gidMappings, of the mount or of a user namespace of the container"
+        yield Problem(here, text, section_name)
+    for name in ("uidMappings", "gidMappings"):
+        yield from overlapping(entry.get(name) or (), f"{here}.{name}", "config.md#posix-platform-mounts")

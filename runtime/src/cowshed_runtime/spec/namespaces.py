@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from cowshed_runtime.spec.walk import Problem, absolute, filled, mapping, one_of, section, strings, unsupported
+from cowshed_runtime.spec.mappings import mapped, mapping_rules, overlapping
+from cowshed_runtime.spec.walk import Problem, absolute, filled, mapping, one_of, section, strings, unsupported, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-_KINDS = ("pid", "network", "mount", "ipc", "uts", "cgroup")
+_KINDS = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
+_CLOCKS = ("monotonic", "boottime")
 # Settings that belong to a namespace, by the namespace; any other would be the host's.
 _SYSCTLS = {
     "ipc": ("fs.mqueue.", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall",
@@ -18,6 +20,12 @@ _SYSCTLS = {
     "network": ("net.",),
     "uts": ("kernel.domainname",),
 }  # fmt: skip
+
+
+def _clocks(value: Any) -> str:
+    unknown = [name for name in value if name not in _CLOCKS] if isinstance(value, dict) else []
+    return mapping(value) or (f"{unknown[0]!r} is no clock that a time namespace offsets" if unknown else "")
+
 
 RULES = (
     *section("config.md#hostname", ("hostname", filled)),
@@ -30,10 +38,15 @@ RULES = (
     ),
     *section(
         "config-linux.md#user-namespace-mappings",
-        ("linux.uidMappings", unsupported),
-        ("linux.gidMappings", unsupported),
+        *mapping_rules("linux.uidMappings"),
+        *mapping_rules("linux.gidMappings"),
     ),
-    *section("config-linux.md#offset-for-time-namespace", ("linux.timeOffsets", unsupported)),
+    *section(
+        "config-linux.md#offset-for-time-namespace",
+        ("linux.timeOffsets", _clocks),
+        *((f"linux.timeOffsets.{clock}.secs", whole(-(2**63), 2**63 - 1)) for clock in _CLOCKS),
+        *((f"linux.timeOffsets.{clock}.nanosecs", whole(0, 999_999_999)) for clock in _CLOCKS),
+    ),
     *section("config-linux.md#network-devices", ("linux.netDevices", unsupported)),
     *section("config-linux.md#sysctl", ("linux.sysctl", strings)),
 )
@@ -48,9 +61,13 @@ def together(config: dict[str, Any]) -> Iterator[Problem]:
             where = f"linux.namespaces[{number}]"
             yield Problem(where, f"{entry['type']} is given twice", "config-linux.md#namespaces")
         kinds[entry["type"]] = entry.get("path")
-    if "mount" not in kinds or kinds["mount"]:
-        text = "a new mount namespace is needed: the root is changed in it"
+    if kinds.get("user", "none") is None and ("mount" not in kinds or kinds["mount"]):
+        text = "a new user namespace needs a new mount namespace: it has no rights over another"
         yield Problem("linux.namespaces", text, "config-linux.md#namespaces")
+    yield from _identities(config, new="user" in kinds and not kinds["user"])
+    if linux.get("timeOffsets") and ("time" not in kinds or kinds["time"]):
+        text = "needs a new time namespace; others keep the offsets that they have"
+        yield Problem("linux.timeOffsets", text, "config-linux.md#offset-for-time-namespace")
     for key in ("hostname", "domainname"):
         if config.get(key) and "uts" not in kinds:
             yield Problem(key, "needs a uts namespace; without one it would be the host's", f"config.md#{key}")
@@ -60,6 +77,26 @@ def together(config: dict[str, Any]) -> Iterator[Problem]:
         text = _sysctl(key, kinds)
         if text:
             yield Problem("linux.sysctl", text, "config-linux.md#sysctl")
+
+
+def _identities(config: dict[str, Any], *, new: bool) -> Iterator[Problem]:
+    linux, name = config["linux"], "config-linux.md#user-namespace-mappings"
+    user = config["process"]["user"]
+    for key, ids in (
+        ("uidMappings", [user["uid"]]),
+        ("gidMappings", [user["gid"], *(user.get("additionalGids") or ())]),
+    ):
+        given = linux.get(key) or ()
+        yield from overlapping(given, f"linux.{key}", name)
+        if given and not any(entry["type"] == "user" for entry in linux.get("namespaces") or ()):
+            yield Problem(f"linux.{key}", "needs a user namespace", name)
+        if not new:
+            continue
+        if not given:
+            yield Problem(f"linux.{key}", "is missing: a new user namespace has no ids of its own", name)
+        for identity in ids if given else ():
+            if not mapped(given, identity):
+                yield Problem("process.user", f"{identity} is not in linux.{key}", name)
 
 
 def _sysctl(key: str, kinds: dict[str, str | None]) -> str:
