@@ -145,6 +145,9 @@ def launch(
         for step in made.steps if here else (*made.sources, *made.steps):
             report.stage = step.stage
             step.execute(scene)
+        # Until it executes its program others of its pid namespace do not look into it (CVE-2016-9962), nor into the
+        # process 1 of `--init` ever: what is here is ours. Not earlier: /proc is root's of the host from here on.
+        process.prctl(process.PR_SET_DUMPABLE, 0)
         report.ready(scene.terminal, goes_on=agent is not None)
 
         def last() -> None:
