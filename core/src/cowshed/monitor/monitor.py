@@ -297,7 +297,7 @@ class _Monitor:
         """Leave the record, clean up, tell the clients; become the worker if it is to be."""
         known = self.known
         group = Group(known["name"])
-        oom = group.oom_killed()
+        oom = group.oom_killed() or ("runtime" in known and os.path.exists(f"{known['runtime']['folder']}/oom"))
         record: dict[str, Any] = {"status": status, "finished": time_ns(), "oom": oom}
         if "settle" in known and not self.settle():
             record["error"] = "names of one changed file may have become several files"

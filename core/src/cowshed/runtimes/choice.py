@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from cowshed.errors import Conflict, LaunchFailed, NotFound, Unsupported
+from cowshed.storage.record import record
 from cowshed_runtime.errors import LaunchError
 
 TYPE_CHECKING = False
@@ -72,12 +73,8 @@ def find(settings: Settings, name: str) -> dict[str, Any]:
         return {"name": name, "path": "", "options": [], "settings": ""}
     path = _in_path(name)
     if not path:
-        from difflib import get_close_matches
-
-        known = sorted({"native", *settings.runtimes, *(one["name"] for one in programs())})
-        near = get_close_matches(name, known, 1)
-        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}: cowshed runtime list"
-        raise NotFound(f"runtime {name} ({settings.runtime_from}) is not known", remedy=remedy)
+        text, remedy = missing(settings, name)
+        raise NotFound(text, remedy=remedy)
     return {"name": name, "path": path, "options": [], "settings": ""}
 
 
@@ -95,30 +92,65 @@ def programs() -> list[dict[str, Any]]:
     return [{"name": name, "path": path, "options": [], "settings": ""} for name, path in sorted(found.items())]
 
 
+@record(frozen=True)
+class Known:
+    """A runtime that can be named here, or might be."""
+
+    found: dict[str, Any]
+    source: str  # where its name comes from
+    find: bool = True  # by its name; else it has none that `find` knows
+    error: str = ""  # why its plug-in is none
+    remedy: str = ""
+
+
+def known(settings: Settings) -> list[Known]:
+    """Ours, the plug-ins that are runtimes, the tables of the configuration, what lies in PATH, and what is named."""
+    from cowshed.runtimes import registry
+
+    nothing: dict[str, Any] = {"path": "", "options": [], "settings": ""}
+    result = []
+    for one in registry.installed():
+        found = {**nothing, "name": one.name}
+        if one.plugin is None:
+            result.append(Known(found, one.distribution, error=one.error, remedy=one.remedy))
+        elif not one.plugin.programs:
+            result.append(Known(found, one.distribution))
+    for name, table in settings.runtimes.items():
+        result.append(Known({**nothing, **table, "name": name}, f"table [runtimes.{name}]"))
+    names = {one.found["name"] for one in result}
+    result += [Known(found, "a program in PATH") for found in programs() if found["name"] not in names]
+    names |= {one.found["name"] for one in result}
+    if settings.runtime not in names and (path := _in_path(settings.runtime)):
+        result.append(Known({**nothing, "name": settings.runtime, "path": path}, settings.runtime_from))
+    return result
+
+
+def missing(settings: Settings, name: str) -> tuple[str, str]:
+    """What is wrong with a name that nothing has, and what to do about it."""
+    from difflib import get_close_matches
+
+    names = sorted({one.found["name"] for one in known(settings)})
+    near = get_close_matches(name, names, 1)
+    remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}: cowshed runtime list"
+    return f"runtime {name} ({settings.runtime_from}) is not known", remedy
+
+
 def tried(engine: Engine, found: dict[str, Any], *, again: bool = False) -> Trial:
     """What came of asking and trying a runtime in this boot; again: whatever was found before."""
     from cowshed.runtimes import registry, trial
 
     run = f"{engine.settings.run_root}/runtimes"
+    folder = f"{run}/{os.getpid()}"
     if not found["path"]:
-        return _plugin_tried(found["name"])
+        one = next((one for one in registry.installed() if one.name == found["name"]), None)
+        if one is None or one.plugin is None:
+            return trial.Trial("", error=one.error if one is not None else "it is not installed")
+        return trial.alone(one, folder)
     known = None if again else trial.recall(found, run)
     if known is None:
-        folder = f"{run}/{os.getpid()}"
         known = trial.examine(found, folder, registry.installed())
         trial.remember(found, run, known)
     return known
-
-
-def _plugin_tried(name: str) -> Trial:
-    from cowshed.runtimes import registry
-    from cowshed.runtimes.api import Answers
-    from cowshed.runtimes.trial import Trial
-
-    one = next((one for one in registry.installed() if one.name == name), None)
-    if one is None or one.plugin is None:
-        return Trial("", error=one.error if one is not None else "it is not installed")
-    return Trial(name, registry.attr_of(name), facts=one.plugin.facts(Answers("", "", None)))
 
 
 def chosen(engine: Engine) -> dict[str, Any]:
@@ -137,7 +169,7 @@ def _unusable(found: dict[str, Any], trial: Trial, who: str = "") -> Unsupported
     said = f" ({who})" if who else ""
     return Unsupported(
         f"runtime {found['name']}{said} cannot run a container here: {trial.error}",
-        remedy=f"cowshed runtime why --runtime {found['name']} tells what was tried; or take --runtime native",
+        remedy=f"cowshed --runtime {found['name']} runtime why tells what was tried; or take --runtime native",
     )
 
 

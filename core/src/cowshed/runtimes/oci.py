@@ -56,11 +56,7 @@ class OciPlugin:
     def start(self, task: Task, config: dict[str, Any], root: int, stdio: tuple[int, int, int]) -> Started:
         config = place.configured(config, task)
         bundle = place.make(task, config)
-        if task.grouped:
-            try:
-                Group(task.id).create(config["linux"].get("resources") or {})
-            except OSError as error:
-                raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
+        place.group(task, config)
         place.enter(task, root)
         pid_file = f"{task.folder}/pid"
         words = ["--bundle", bundle, "--pid-file", pid_file]
@@ -69,11 +65,7 @@ class OciPlugin:
             call.run(*words, *console.words, task.id, stdio=console.stdio or stdio, entered=True)
             pid = _number(pid_file)
             terminal = console.master()
-        if pid not in Group(task.id).processes():
-            raise LaunchError(
-                "cgroup", 0, f"the runtime {task.path} does not put its processes into the control group that its "
-                "configuration names, so that no limit would hold",
-            )  # fmt: skip
+        place.confined(task, pid)
         with Call(task, "start") as call:
             call.run(task.id, entered=True)
         return Started(pid, terminal)

@@ -10,6 +10,8 @@ import os
 
 from cowshed.runtimes import program
 from cowshed_linux import mount, process
+from cowshed_runtime.cgroup.group import Group
+from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps
 
 TYPE_CHECKING = False
@@ -31,6 +33,25 @@ def make(task: Task, config: dict[str, Any]) -> str:
     with open(fd, "w", encoding="utf-8") as f:
         f.write(dumps(config))
     return bundle
+
+
+def group(task: Task, config: dict[str, Any]) -> None:
+    """The control groups, if they are the engine's to make."""
+    if task.grouped:
+        try:
+            Group(task.id).create(config["linux"].get("resources") or {})
+        except OSError as error:
+            raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
+
+
+def confined(task: Task, pid: int) -> None:
+    """LaunchError if a process that was made for the container is in none of its control groups: no limit would hold,
+    and nothing would find it when its monitor is killed."""
+    if pid not in Group(task.id).processes():
+        raise LaunchError(
+            "cgroup", 0, f"the runtime {task.path} does not put its processes into the control group that its "
+            "configuration names, so that no limit would hold",
+        )  # fmt: skip
 
 
 def enter(task: Task, root: int) -> None:

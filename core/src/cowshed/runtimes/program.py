@@ -22,7 +22,7 @@ _SIGNALS = [n for n in range(1, _signal.NSIG) if n not in (9, 19, 32, 33)]  # th
 _SAID = 1 << 16  # bytes of its output that are looked at
 # How a program says that what it was to execute is not there, or is no program: the words of the kernel, which all pass
 # on, beside one of those for executing. docker tells the same two statuses from the same words.
-_EXECUTING = ("exec", "executable", "cwd", "chdir")
+_EXECUTING = ("exec", "executable", "cwd", "chdir", "failed to load")
 _NOT_FOUND = ("not found", "no such file")
 _REFUSED = ("permission denied", "operation not permitted", "exec format error", "is a directory", "not a directory")
 

@@ -108,11 +108,19 @@ def examine(found: dict[str, Any], folder: str, plugins: Sequence[Found]) -> Tri
     return _tried(attr, kind.name, found, folder, plugin.facts(answers))
 
 
+def alone(one: Found, folder: str) -> Trial:
+    """Try a plug-in that is a runtime by itself."""
+    from cowshed.runtimes import registry
+
+    found = {"path": "", "options": [], "settings": ""}
+    return _tried(registry.attr_of(one.name), one.name, found, folder, one.plugin.facts(Answers("", "", None)))
+
+
 def _tried(attr: str, kind: str, found: dict[str, Any], folder: str, facts: dict[str, str | bool]) -> Trial:
     both = bool(host.v1) and _second() != ""
     refusals: list[list[str]] = []
     for hide, grouped, way in WAYS:
-        if hide and not both:
+        if (hide and not both) or (way and not found["path"]):
             continue
         hidden = [_second()] if hide else []
         error = attempt({"attr": attr, "id": f"trial-{os.getpid()}", "folder": folder, "path": found["path"],
@@ -145,7 +153,7 @@ def attempt(value: dict[str, Any]) -> str:
         fd = os.open(f"{tree}/true", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o755)
         os.write(fd, code)
         os.close(fd)
-        return _aside(lambda: _run(value, tree))
+        return _aside(lambda: _monitor(value, tree))
     finally:
         plugin, task = tasks.of(value)
         try:
@@ -154,17 +162,32 @@ def attempt(value: dict[str, Any]) -> str:
             place.remove(tree)
 
 
-def _run(value: dict[str, Any], tree: str) -> str:
+def _monitor(value: dict[str, Any], tree: str) -> str:
+    """As a monitor does it: a helper starts the container, and what it leaves behind is this process's."""
+    process.become_subreaper()
+    read_end, write_end = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        _answer(lambda: _started(value, tree), write_end)
+    os.close(write_end)
+    with open(read_end, "rb") as f:
+        said = loads(f.read())
+    os.waitpid(helper, 0)
+    if not said.isdigit():
+        return str(said)
+    _, status = os.waitpid(int(said), process.WALL)
+    ended = os.waitstatus_to_exitcode(status)
+    return "" if ended == _STATUS else f"a program that ends with status {_STATUS} ended with {ended}"
+
+
+def _started(value: dict[str, Any], tree: str) -> str:
     plugin, task = tasks.of(value)
     tasks.keep(value)
     config = defaults.config()
     config["process"].update(args=["/true"], env=["PATH=/"])
     config["linux"]["seccomp"] = seccomp.default_profile(list(defaults.CAPABILITIES))
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    made = plugin.start(task, config, mount.clone(tree), (null, null, null))
-    _, status = os.waitpid(made.child, process.WALL)
-    ended = os.waitstatus_to_exitcode(status)
-    return "" if ended == _STATUS else f"a program that ends with status {_STATUS} ended with {ended}"
+    return str(plugin.start(task, config, mount.clone(tree), (null, null, null)).child)
 
 
 def _aside(work: Callable[[], str]) -> str:
@@ -191,7 +214,6 @@ def _aside(work: Callable[[], str]) -> str:
 
 def _answer(work: Callable[[], str], to: int) -> NoReturn:
     try:
-        process.become_subreaper()
         text = work()
     except LaunchError as error:
         text = str(error)
