@@ -90,7 +90,7 @@ def nothing(*_: object, **__: object) -> None:
 def by_name(monkeypatch, box) -> None:
     """A target is looked at and then used by its name, with time for others in between."""
 
-    def place(root: int, path: str, *, directory: bool, plain: bool = False) -> int:
+    def place(root: int, path: str, *, directory: bool, plain: bool = False, link: bool = False) -> int:
         full = f"/proc/self/fd/{root}/{path.strip('/')}"
         time.sleep(0.002)
         os.makedirs(full if directory else os.path.dirname(full), exist_ok=True)

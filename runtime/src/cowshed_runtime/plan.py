@@ -131,7 +131,7 @@ def build(
     recursive = word not in PROPAGATION
     propagation = PROPAGATION.get(word.removeprefix("r") if recursive else word, 0)
     steps += [rootfs.Isolate(propagation) if isolated else rootfs.EnterRoot(), *mounts]
-    if not any(bind.destination == "/dev" for bind in binds):  # the devices of a /dev of the host are the host's
+    if not any((bind.source, bind.destination) == ("/dev", "/dev") for bind in binds):  # the host has its own in it
         steps.append(rootfs.Devices(linux.get("devices") or []))
     if work.get("terminal"):
         steps.append(rootfs.Console())
