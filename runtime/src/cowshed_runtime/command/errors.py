@@ -25,7 +25,7 @@ def told(error: BaseException) -> str:
             text = f'exec: "{text.partition(":")[0]}": executable file not found in $PATH'
         else:
             words = _WORDS.get(error.errno, "")
-            if words and words not in text:
+            if words and words not in text.lower():
                 text = f"{text}: {words}"
         text = f"unable to start container process: {text}" if error.stage != "spec" else text
     elif isinstance(error, (CommandError, SpecError)):
@@ -34,7 +34,7 @@ def told(error: BaseException) -> str:
         name = f"{error.filename}: " if error.filename else ""
         text = f"{name}{error.strerror or error}"
         words = _WORDS.get(error.errno or 0, "")
-        if words and words not in text:
+        if words and words not in text.lower():
             text = f"{text}: {words}"
     else:
         text = f"internal error: {type(error).__name__}: {error}"
