@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from cowshed_testing.callers import Caller
 
 from cowshed_linux import mount, process
 from cowshed_runtime import defaults, launcher
@@ -217,6 +218,16 @@ def box(tmp_path):
     if not os.path.exists(BUSYBOX):
         pytest.skip(f"needs {BUSYBOX} (Debian: busybox-static)")
     made = Box(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def caller(box):
+    """The command, and box's bundle."""
+    made = Caller(box.folder, box.config)
     try:
         yield made
     finally:

@@ -89,7 +89,8 @@ class Devices:
     stage = "devices"
 
     def __init__(self, wanted: list[dict[str, Any]]) -> None:
-        self.wanted = wanted
+        # docker lists the host's with --privileged; the container's is of its own devpts
+        self.wanted = [device for device in wanted if device["path"] != "/dev/ptmx"]
 
     def describe(self) -> str:
         names = [f"/dev/{name}" for name, _, _ in _STANDARD_DEVICES] + [device["path"] for device in self.wanted]

@@ -1,7 +1,7 @@
 """Podman, docker and containerd of a Debian release, run with our runtime and nothing of this host changed.
 
-They were unpacked by tools/peers. They see this host's root with theirs laid over it, in a mount namespace of their own:
-what they write is in memory and goes with it. Containers have no network, so that no bridge or firewall rule is made.
+They were unpacked by tools/peers. They see this host's root with theirs laid over it, in a mount namespace of their
+own: what they write is in memory and goes with it. Containers have no network, so that no bridge or firewall rule is made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ mkdir "$root" "$root"/{usr,etc,var,proc,sys,dev,run,tmp,root,peers}
 mount --bind "$root" "$root"
 for folder in usr etc; do
     mkdir "$place/$folder"{,.work}
-    mount -t overlay -o "lowerdir=$tree/$folder:/$folder,upperdir=$place/$folder,workdir=$place/$folder.work" overlay "$root/$folder"
+    layers="lowerdir=$tree/$folder:/$folder,upperdir=$place/$folder,workdir=$place/$folder.work"
+    mount -t overlay -o "$layers" overlay "$root/$folder"
 done
 for folder in bin sbin lib lib64; do [ ! -L "/$folder" ] || ln -s "usr/$folder" "$root/$folder"; done
 cd "$root"
@@ -52,6 +53,15 @@ _STORAGE = """
 driver = "{driver}"
 graphroot = "/peers/podman"
 runroot = "/run/podman"
+"""
+
+_CONTAINERD = """
+version = 2
+root = "/peers/containerd"
+state = "/run/containerd-ours"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"]
+[grpc]
+address = "/run/ours.sock"
 """
 
 
@@ -108,7 +118,8 @@ class Peers:
         self.daemons[name] = process
         until = time.monotonic() + 90
         while subprocess.run(self.words(*ready), capture_output=True, check=False).returncode:
-            assert process.poll() is None and time.monotonic() < until, Path(f"{self.root}/peers/{name}.log").read_text()
+            assert process.poll() is None, self.log(name)
+            assert time.monotonic() < until, self.log(name)
             time.sleep(0.1)
 
     def docker(self, *words: str, **options) -> str:
@@ -129,11 +140,7 @@ class Peers:
         return self.run("ctr", "-a", "/run/ours.sock", *words, **options)
 
     def start_containerd(self) -> None:
-        self.write("/etc/containerd/ours.toml", (
-            'version = 2\nroot = "/peers/containerd"\nstate = "/run/containerd-ours"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"]\n'
-            '[grpc]\naddress = "/run/ours.sock"\n'
-        ))  # fmt: skip
+        self.write("/etc/containerd/ours.toml", _CONTAINERD)
         self.daemon("containerd", "containerd", "--config", "/etc/containerd/ours.toml",
                     ready=("ctr", "-a", "/run/ours.sock", "version"))  # fmt: skip
 

@@ -32,7 +32,8 @@ def start(flags: Values, said: Values) -> int:
     wanted = (config.get("hooks") or {}).get("poststart") or []
     if wanted:
         try:
-            hooks.run("poststart", wanted, container.told("running"))
+            told = hooks.state(config, container.id, container.record["bundle"])
+            hooks.run("poststart", wanted, {**told, "status": "running", "pid": container.pid})
         except LaunchError:
             ending.kill(container)
             ending.destroy(container, config)
