@@ -1,6 +1,8 @@
 """JSON without `json` agrees with `json`."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +26,9 @@ def test_both_forms_are_read_back_and_look_as_json_writes_them(value):
 def test_what_json_cannot_say_is_refused(value):
     with pytest.raises((TypeError, ValueError)):
         fastjson.dumps(value)
+
+
+def test_a_document_that_ends_too_early_is_told_in_a_command_that_has_not_imported_json():
+    code = "from cowshed_runtime.fastjson import loads\ntry:\n loads('{')\nexcept ValueError as error:\n print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "line 1 column 2" in done.stdout

@@ -40,6 +40,11 @@ def loads(text: str | bytes) -> Any:
         raise ValueError(f"not JSON at character {stop.value}") from None
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
+    except SystemError:  # the C code could not find the error that `json` would have brought
+        import json
+
+        json.loads(text)
+        raise
     if end != len(text):
         raise ValueError(f"JSON with more behind it at character {end}")
     return value

@@ -1,7 +1,8 @@
 """Podman, docker and containerd of a Debian release, run with our runtime and nothing of this host changed.
 
 They were unpacked by tools/peers. They see this host's root with theirs laid over it, in a mount namespace of their
-own: what they write is in memory and goes with it. Containers have no network, so that no bridge or firewall rule is made.
+own: what they write is in memory and goes with it. Containers have no network, so that no bridge or firewall rule is
+made.
 """
 
 from __future__ import annotations
