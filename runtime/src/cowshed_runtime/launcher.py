@@ -96,6 +96,7 @@ def launch(
     try:
         if not manner.checked:
             spec.check(config)
+        group.adopt(config)
     except SpecError as error:
         raise LaunchError("spec", 22, str(error)) from None
     work, linux, wanted = config["process"], config.get("linux") or {}, config.get("hooks") or {}
@@ -124,7 +125,7 @@ def launch(
 
     def child(report: _Report) -> NoReturn:
         hold = manner.hold
-        held = [*stdio, *entrance.tasks, *joined.descriptors(), *scene.trees.values()]
+        held = [*stdio, *entrance.descriptors(), *joined.descriptors(), *scene.trees.values()]
         for kept in (hold, output):
             held += kept.descriptors() if kept else ()
         _keep(scene.root, *report.descriptors(), *held, preserve=manner.preserve)
@@ -132,6 +133,7 @@ def launch(
         report.stage = "namespaces"
         if not _settle(config, made, joined, report) and not settings.groups:
             settings.groups = None
+        entrance.descend()
         if not made.user_namespace:
             _adjust_oom(work, report)
         if confinement:
@@ -180,7 +182,7 @@ def launch(
             output = hooks.Output(annotations)
         agent = _agent(settings)
         tell = _tell(agent, {**told, "status": "creating"}) if agent else None
-        answers: dict[bytes, Callable[[int], None]] = {b"u": for_identities, b"h": for_hooks}
+        answers: dict[bytes, Callable[[int], None]] = {b"a": group.attach, b"u": for_identities, b"h": for_hooks}
         pid, terminal, warnings = _clone(made.create, entrance.born, child, answers, tell, manner, joined.early)
         if not manner.hold:
             try:
@@ -257,7 +259,7 @@ def join(
     proc = handle() if confinement else -1
     try:
         pidfd = os.pidfd_open(target)
-        entrance = Entrance(group)
+        entrance = Entrance(group, target)
     except (ProcessLookupError, FileNotFoundError):
         raise LaunchError("namespaces", 3, "the container is not running") from None
     kinds = 0
@@ -267,7 +269,7 @@ def join(
     root = -1 if kinds & process.CLONE_NEWNS else os.open(f"/proc/{target}/root", os.O_PATH | os.O_CLOEXEC)
 
     def child(report: _Report) -> NoReturn:
-        _keep(*report.descriptors(), *stdio, *entrance.tasks, proc, root, preserve=manner.preserve)
+        _keep(*report.descriptors(), *stdio, *entrance.descriptors(), proc, root, preserve=manner.preserve)
         _enter_groups(entrance, report)
         if inside:
             report.stage = "namespaces"
@@ -307,7 +309,7 @@ def join(
         os.close(pidfd)
         told = hooks.state({"annotations": annotations}, group.name, manner.bundle)
         tell = _tell(agent, {**told, "status": "running", "pid": target}) if agent else None
-        pid, terminal, warnings = _clone(0, entrance.born, child, {}, tell, manner)
+        pid, terminal, warnings = _clone(0, entrance.born, child, {b"a": group.attach}, tell, manner)
     except OSError as error:
         text = f"the container cannot be entered: {error.strerror}"
         raise LaunchError("namespaces", error.errno or 0, text) from None
@@ -384,9 +386,9 @@ def _keep(*fds: int, preserve: int = 0) -> None:
 
 def _enter_groups(entrance: Entrance, report: _Report) -> None:
     report.stage = "cgroup"
+    if entrance.group.foreign:
+        report.ask(b"a")
     entrance.enter()
-    for fd in entrance.tasks:
-        os.close(fd)
 
 
 def _open_labels(confinement: list[Label], proc: int, report: _Report) -> None:

@@ -7,8 +7,9 @@ import os
 from time import sleep
 
 from cowshed_linux import bpf
-from cowshed_runtime.cgroup import devices, freezer, layout, version1, version2
+from cowshed_runtime.cgroup import devices, freezer, layout, ownership, version1, version2
 from cowshed_runtime.cgroup.files import read, write
+from cowshed_runtime.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,12 +31,43 @@ class Group:
 
     path: of the group, from the mount point of each hierarchy on; /cowshed/NAME if not given, which must not be there
     yet, while any other may be, empty. within: the hierarchies, by default the host's.
+
+    rootless: a plain user's, who cannot have device rules. foreign: its processes must be moved into it by somebody
+    else (`attach`). holder: a process in it that only keeps it there.
     """
+
+    foreign, holder = False, 0
 
     def __init__(self, name: str, path: str = "", within: Layout | None = None) -> None:
         self.name, self.path = name, path or f"{PARENT}/{name}"
         self.layout = within or layout.host
-        self._own = not path
+        self.own, self.rootless = not path, False
+        self.owner: int | None = None
+        self.below = ""
+
+    def record(self) -> dict[str, Any]:
+        """What place.restore makes the same object from, in another process."""
+        return {
+            "name": self.name, "path": self.path, "own": self.own, "rootless": self.rootless,
+            "hierarchies": list(self.layout.hierarchies()),
+        }  # fmt: skip
+
+    def adopt(self, config: dict[str, Any]) -> None:
+        """Be made as a configuration says besides its limits: given to the container's user, or with a group below that
+        the container manages itself, in which its processes are. SpecError."""
+        self.owner = ownership.owner(config)
+        below = (config.get("annotations") or {}).get(ownership.DELEGATE) or ""
+        if below and (below.startswith("/") or ".." in below.split("/") or "\0" in below):
+            key = f"annotations.{ownership.DELEGATE}"
+            raise SpecError(f"{key}: {below!r} must be a path below the container's group, without `..`")
+        self.below = below.strip("/")
+
+    def attach(self, pid: int) -> None:
+        """Have a process moved into a foreign group. OSError."""
+        raise NotImplementedError
+
+    def settled(self) -> None:
+        """The container's process is in its groups, or will not be."""
 
     def directories(self) -> Iterator[str]:
         """The group in each hierarchy, version 2 last."""
@@ -54,7 +86,7 @@ class Group:
         is in use; EBUSY: another path holds processes, or the group is frozen and would not let the container start.
         """
         made: list[str] = []
-        within, rules = self.layout, devices.completed(resources.get("devices") or [])
+        within, rules = self.layout, self._rules(resources)
         try:
             made.extend(path for path in self.directories() if self._make(path))
             if within.v2:
@@ -67,10 +99,34 @@ class Group:
             _write_all(self.settings({**resources, "devices": rules}))
             if rules and not within.find("devices"):
                 self._filter_devices(rules)
+            self._delegate()
         except BaseException:
             for path in made:
                 _remove(path, self.kill)
             raise
+
+    def _rules(self, resources: dict[str, Any]) -> list[dict[str, Any]]:
+        # Device rules need rights over the whole host; a plain user's containers have no devices but those bound.
+        return [] if self.rootless else devices.completed(resources.get("devices") or [])
+
+    def _delegate(self) -> None:
+        """Make the group below, and give what the container may manage to its owner (cgroups(7), Delegation)."""
+        if not self.layout.v2 or self.layout.v1:
+            return
+        path = self.layout.v2 + self.path
+        places = [path]
+        if self.below:
+            os.makedirs(f"{path}/{self.below}", 0o755, exist_ok=True)
+            places.append(f"{path}/{self.below}")
+        if self.owner is None or self.owner == os.geteuid():
+            return
+        for folder in places:
+            os.chown(folder, self.owner, -1)
+            for file in ownership.files():
+                try:
+                    os.chown(f"{folder}/{file}", self.owner, -1)
+                except FileNotFoundError:
+                    continue
 
     def _make(self, path: str) -> bool:
         """Make the directory and those above it; whether it was not there."""
@@ -79,9 +135,9 @@ class Group:
         except FileNotFoundError:
             os.makedirs(path, 0o755)
         except FileExistsError:
-            if self._own:
+            if self.own:
                 raise
-            inside = _processes(path)
+            inside = [pid for pid in _processes(path) if pid != self.holder]
             if inside:
                 raise OSError(16, f"{path}: the control group is in use by process {inside[0]}") from None
             return False
@@ -94,11 +150,7 @@ class Group:
             return
         at = self.layout.v2
         for part in self.path.split("/")[1:]:
-            for controller in wanted - set(read(f"{at}/cgroup.subtree_control").split()):
-                try:
-                    write(f"{at}/cgroup.subtree_control", f"+{controller}")
-                except OSError:
-                    continue  # one that cannot be handed down is met again when a limit needs it
+            _hand_down(at, wanted)
             at = f"{at}/{part}"
 
     def settings(self, resources: dict[str, Any]) -> list[tuple[str, str]]:
@@ -113,7 +165,8 @@ class Group:
             folder = self.find(name)
             rows = [(f"{folder}/{file}", value) for file, value in plan(resources, _reader(folder))]
             if rows and not folder and not (name == "devices" and within.v2):
-                raise OSError(2, f"this host has no {name} cgroup controller, which the limits ask for")
+                whose = "this user has been delegated" if self.rootless else "this host has"
+                raise OSError(2, f"{whose} no {name} cgroup controller, which the limits ask for")
             result += rows if folder else []
         for file, value in version2.unified(resources):
             result.append((f"{self._unified(file)}/{file}", value))
@@ -148,7 +201,7 @@ class Group:
         Device rules take effect at once and together: a program is replaced by another, and the files of version 1,
         which take one rule at a time, are written while nothing of the container runs.
         """
-        rules = devices.completed(resources.get("devices") or [])
+        rules = self._rules(resources)
         _write_all(self.settings({key: value for key, value in resources.items() if key != "devices"}))
         if not rules:
             return
@@ -210,18 +263,27 @@ class Entrance:
 
     Version 1: the process, which must have one thread, writes `0` to `tasks`; a pid written to `cgroup.procs` would
     wait 14 ms for a grace period of the kernel. Version 2: the process is born in `born` (clone3(2) CLONE_INTO_CGROUP),
-    unless a limit of no processes forbids that.
+    unless a limit on their number may forbid that. pid: of the container's first process if it runs, to follow it where
+    it may have gone below its group.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, pid: int = 0) -> None:
         self.tasks: list[int] = []
-        self.born = -1
+        self.born, self._below, self._handing = -1, -1, ""
+        self.group = group
+        if group.foreign:
+            return
         try:
             for path, _ in group.layout.v1:
                 self.tasks.append(os.open(f"{path}{group.path}/tasks", os.O_WRONLY | os.O_CLOEXEC))
             if group.layout.v2:
                 folder = group.layout.v2 + group.path
-                if _reader(folder)("pids.max") == "0\n":
+                if pid and read(f"{folder}/cgroup.subtree_control").strip():
+                    folder += _where(pid, group.path)  # a group that hands controllers down takes no process itself
+                elif group.below and not group.layout.v1 and not pid:
+                    self._handing = folder
+                    self._below = os.open(f"{folder}/{group.below}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+                if _reader(folder)("pids.max") in ("0\n", "1\n"):
                     self.tasks.append(os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
                 else:
                     self.born = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -229,16 +291,47 @@ class Entrance:
             self.close()
             raise
 
+    def descriptors(self) -> list[int]:
+        """What the process that enters needs open."""
+        return [*self.tasks, self._below]
+
     def enter(self) -> None:
         for fd in self.tasks:
             os.write(fd, b"0")
+            os.close(fd)
+
+    def descend(self) -> None:
+        """Go to the group that the container manages itself: after the cgroup namespace is made, whose root stays the
+        group with the limits."""
+        if self._below >= 0:
+            os.write(self._below, b"0")
+            os.close(self._below)
 
     def close(self) -> None:
-        for fd in self.tasks:
-            os.close(fd)
-        if self.born >= 0:
-            os.close(self.born)
-        self.tasks, self.born = [], -1
+        """When the process is in its place."""
+        self.group.settled()
+        for fd in (*self.tasks, self.born, self._below):
+            if fd >= 0:
+                os.close(fd)
+        if self._handing and os.path.isdir(self._handing):
+            _hand_down(self._handing, set(read(f"{self._handing}/cgroup.controllers").split()))
+        self.tasks, self.born, self._below, self._handing = [], -1, -1, ""
+
+
+def _hand_down(path: str, controllers: set[str]) -> None:
+    for controller in controllers - set(read(f"{path}/cgroup.subtree_control").split()):
+        try:
+            write(f"{path}/cgroup.subtree_control", f"+{controller}")
+        except OSError:
+            continue  # one that cannot be handed down is met again when a limit needs it
+
+
+def _where(pid: int, path: str) -> str:
+    """The group of version 2 that a process is in, from the one at path on; "" if it is not below that."""
+    for line in read(f"/proc/{pid}/cgroup").splitlines():
+        if line.startswith("0::") and f"{path}/" in line:
+            return line[line.index(f"{path}/") + len(path) :]
+    return ""
 
 
 def _reader(folder: str) -> Callable[[str], str | None]:

@@ -6,7 +6,7 @@ from cowshed_runtime.cgroup.files import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _NOT_CONTROLLERS = ("rw", "ro", "none", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
@@ -35,7 +35,7 @@ class Layout:
                     self.v1.append((path, names))
             elif kind == "cgroup2" and not self.v2:
                 self.v2 = path
-        self.v2_controllers = tuple(read(f"{self.v2}/cgroup.controllers").split()) if self.v2 else ()
+        self.v2_controllers: tuple[str, ...] = tuple(read(f"{self.v2}/cgroup.controllers").split()) if self.v2 else ()
         if self.v1 and not self.v2_controllers:
             self.v2 = ""
 
@@ -45,6 +45,14 @@ class Layout:
             if controller in controllers:
                 return path
         return self.v2 if controller in self.v2_controllers else ""
+
+    def only(self, usable: Callable[[str], bool]) -> Layout:
+        """The hierarchies of which usable(mount point) is true."""
+        made = Layout("")
+        made.v1 = [entry for entry in self.v1 if usable(entry[0])]
+        if self.v2 and usable(self.v2):
+            made.v2, made.v2_controllers = self.v2, self.v2_controllers
+        return made
 
     def hierarchies(self) -> Iterator[str]:
         """The mount points, version 2 last."""
