@@ -62,6 +62,10 @@ class Group:
             raise SpecError(f"{key}: {below!r} must be a path below the container's group, without `..`")
         self.below = below.strip("/")
 
+    def prepare(self) -> None:
+        """Of a foreign group: be able to attach, also when paths are a container's. OSError."""
+        raise NotImplementedError
+
     def attach(self, pid: int) -> None:
         """Have a process moved into a foreign group. OSError."""
         raise NotImplementedError
@@ -272,6 +276,7 @@ class Entrance:
         self.born, self._below, self._handing = -1, -1, ""
         self.group = group
         if group.foreign:
+            group.prepare()
             return
         try:
             for path, _ in group.layout.v1:

@@ -177,6 +177,9 @@ class Manager:
         return self
 
     def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._bus.close()
 
     def _call(self, member: str, signature: str = "", *values: Any) -> list[Any]:
@@ -274,6 +277,7 @@ class Scope(Group):
         self.rootless = self.foreign = user
         self._asked: list[Property] = []
         self._subgroup = ""
+        self._manager: Manager | None = None
 
     def adopt(self, config: dict[str, Any]) -> None:
         super().adopt(config)
@@ -317,11 +321,17 @@ class Scope(Group):
             os.makedirs(path, 0o755, exist_ok=True)
             write(f"{path}/cgroup.procs", str(self.holder))
 
+    def prepare(self) -> None:
+        self._manager = Manager(user=self.user)
+
     def attach(self, pid: int) -> None:
-        with Manager(user=self.user) as manager:
-            manager.attach(self.unit, pid)
+        assert self._manager
+        self._manager.attach(self.unit, pid)
 
     def settled(self) -> None:
+        if self._manager:
+            self._manager.close()
+            self._manager = None
         if self.holder:
             os.kill(self.holder, 9)
             os.waitpid(self.holder, 0)
