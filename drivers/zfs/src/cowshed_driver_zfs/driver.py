@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from time import monotonic
 
 from cowshed.storage import api
@@ -411,7 +412,7 @@ class ZfsDriver:
     def _check_received(self, new: api.Layer, snapshot: str) -> None:
         plan = api.MountPlan((api.FileSystem("zfs", snapshot, read_only=True, options=(("ro", None),)),))
         with self._host.mounted(plan) as tree:
-            if not os.path.isdir(f"{tree.path}/root"):
+            if "root" not in os.listdir(tree.path) or not stat.S_ISDIR(os.lstat(f"{tree.path}/root").st_mode):
                 raise Damaged(f"the stream of layer {new.id} is not that of a layer: it has no directory root")
 
 

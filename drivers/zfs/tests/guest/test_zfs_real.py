@@ -431,12 +431,19 @@ def test_streams_that_do_not_fit_are_refused_and_leave_nothing(store):
         with pytest.raises((Unsupported, Damaged)) as raised:
             store.driver.receive(new, below, "zfs-send", io.BytesIO(data), api.Durability.COMMIT)
         assert "\n" not in str(raised.value)
-    zfs("create", f"{dataset(store)}/foreign")
-    zfs("snapshot", f"{dataset(store)}/foreign@c")
-    foreign = subprocess.run(["zfs", "send", f"{dataset(store)}/foreign@c"], capture_output=True, check=True).stdout
-    with pytest.raises(Damaged):
-        store.driver.receive(new, None, "zfs-send", io.BytesIO(foreign), api.Durability.COMMIT)
-    zfs("destroy", "-r", f"{dataset(store)}/foreign")
+    for n, kind in enumerate(("nothing", "link", "file")):
+        name = f"{dataset(store)}/foreign{n}"
+        zfs("create", "-o", "canmount=noauto", name)
+        with store.host.mounted(api.MountPlan((api.FileSystem("zfs", name),))) as opened:
+            if kind == "link":
+                os.symlink("/tmp", f"{opened.path}/root")
+            elif kind == "file":
+                os.close(os.open(f"{opened.path}/root", os.O_WRONLY | os.O_CREAT))
+        zfs("snapshot", f"{name}@c")
+        foreign = subprocess.run(["zfs", "send", f"{name}@c"], capture_output=True, check=True).stdout
+        with pytest.raises(Damaged, match="no directory root"):
+            store.driver.receive(new, None, "zfs-send", io.BytesIO(foreign), api.Durability.COMMIT)
+        zfs("destroy", "-r", name)
     with pytest.raises(Unsupported):
         store.driver.send(base, None, "tar", io.BytesIO())
     assert store.living() == before
