@@ -1,6 +1,7 @@
 """Opening, making, moving, migrating a store; several processes; a full disk."""
 
 import _sqlite3
+import errno
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from cowshed.state import layers as rows
 from cowshed.state import making as making_
 from cowshed.state.rows import ContainerRow, ImageRow, VolumeRow
 from cowshed.state.schema import STEPS
-from cowshed.state.store import open_store
+from cowshed.state.store import BALLAST, open_store
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ def test_a_reader_writes_nothing_and_a_failed_transaction_leaves_nothing(store):
 def test_six_processes_make_one_store(tmp_path):
     code = """
         import sys
-        from cowshed.state.store import open_store
+        from cowshed.state.store import BALLAST, open_store
         store = open_store(sys.argv[1], sys.argv[1] + ".run")
         with store.transaction() as tx:
             tx.execute("update meta set value = value + 1 where key = 'next'")
@@ -225,7 +226,7 @@ def test_six_processes_make_one_store(tmp_path):
 def test_readers_never_wait_for_a_writer(store):
     code = """
         import sys
-        from cowshed.state.store import open_store
+        from cowshed.state.store import BALLAST, open_store
         for _ in range(200):
             store = open_store(sys.argv[1], sys.argv[1] + ".run", write=False)
             assert store.value("next") >= 1
@@ -243,7 +244,7 @@ def test_readers_never_wait_for_a_writer(store):
 def test_a_killed_writer_leaves_no_half_transaction(store):
     code = """
         import os, sys
-        from cowshed.state.store import open_store
+        from cowshed.state.store import BALLAST, open_store
         store = open_store(sys.argv[1], sys.argv[1] + ".run")
         with store.transaction() as tx:
             tx.execute("update meta set value = 4711 where key = 'next'")
@@ -275,13 +276,47 @@ def test_s7_a_full_disk_is_read_from_a_copy_and_removed_from_with_the_ballast(tm
     assert b"sound" in done.stdout
 
 
+def test_a_ballast_has_its_blocks_where_the_file_system_reserves_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", lambda fd, _, size: os.ftruncate(fd, size))  # as ZFS does it
+    making_.make_ballast(str(tmp_path))
+    status = os.stat(tmp_path / "ballast")
+    assert (status.st_size, status.st_blocks * 512 >= BALLAST) == (BALLAST, True)
+
+
+@pytest.mark.parametrize("late", [0, 3])
+def test_the_ballast_is_given_back_when_its_space_can_be_used(tmp_path, monkeypatch, late):
+    """As on ZFS, where what was deleted is full for some seconds more."""
+    looks, fsync = [], os.fsync
+
+    def full(fd):
+        looks.append(fd)
+        if len(looks) <= late:
+            raise OSError(errno.ENOSPC, "full")
+        fsync(fd)
+
+    monkeypatch.setattr(making_, "_PAUSE", 0)
+    monkeypatch.setattr(os, "fsync", full)
+    making_.make_ballast(str(tmp_path))
+    assert making_.give_ballast(str(tmp_path))
+    assert len(looks) == late + 1
+    assert os.listdir(tmp_path) == []
+    assert not making_.give_ballast(str(tmp_path)), "there is none any more"
+
+
+def test_space_that_others_take_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(making_, "_LATE", 0)
+    monkeypatch.setattr(making_, "_has_room", lambda _: False)
+    making_.make_ballast(str(tmp_path))
+    assert making_.give_ballast(str(tmp_path))
+
+
 def test_listing_imports_little(store):
     code = """
         import sys
         import _sqlite3  # brings functools and collections itself
         before = set(sys.modules)
         from cowshed.state import containers
-        from cowshed.state.store import open_store
+        from cowshed.state.store import BALLAST, open_store
         containers.list_all(open_store(sys.argv[1], sys.argv[1] + ".run", write=False))
         print(*sorted(set(sys.modules) - before))
     """
@@ -378,7 +413,7 @@ def test_a_lease_is_void_when_its_taker_was_killed(store):
     code = """
         import os, sys
         from cowshed.state.leases import Lease
-        from cowshed.state.store import open_store
+        from cowshed.state.store import BALLAST, open_store
         with Lease(open_store(sys.argv[1], sys.argv[1] + ".run"), ["sha256:wanted"]):
             print("taken", flush=True)
             os.read(0, 1)

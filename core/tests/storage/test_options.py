@@ -85,3 +85,22 @@ def test_what_creation_fixed_cannot_be_changed(wanted, told):
     with pytest.raises(BadOption, match=told) as caught:
         compared(wanted)
     assert "--root" in caught.value.remedy
+
+
+def test_what_creation_fixed_is_all_that_is_needed_to_open_again():
+    plugin = DriverPlugin(
+        name="example",
+        api=API_VERSION,
+        summary="",
+        options=(Option("pool", str, None, "where", creation_only=True), *PLUGIN.options[:3]),
+        probe=never,
+        init=never,
+        open=never,
+        destroy=never,
+    )
+    for given in ({}, {"pool": "a", "checksums": "no"}):
+        chosen = options.check(plugin, given)
+        assert options.again(plugin, options.fixed(plugin, chosen), {}) == chosen
+    assert options.again(plugin, {"pool": None}, {"pool": "b"})["pool"] == "b"
+    with pytest.raises(BadOption):
+        options.again(plugin, {"gone": "x"}, {})

@@ -266,7 +266,7 @@ def _objects(store: Store, settings: Settings, name: str, root: str, *, init: bo
     else:
         said = records.read(records.path(store.root, "drivers", name)) or {}
     fixed, identity = said.get("options"), said.get("store")
-    chosen = options.check(plugin, {**(fixed if isinstance(fixed, dict) else {}), **settings.options_of(name)})
+    chosen = options.again(plugin, fixed if isinstance(fixed, dict) else {}, settings.options_of(name))
     if not isinstance(identity, str) or not identity:
         if not init:
             raise StoreError("the record of its identity is lost")

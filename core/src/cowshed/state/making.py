@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from time import monotonic, sleep
 
 from cowshed.errors import Busy, StoreError
 from cowshed.state import sqlite
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _FOLDERS = ("locks", "blobs", "blobs/sha256", "blobs/partial", "drivers", "containers", "volumes", "cache", "records")
 _MIGRATION_WAIT = 10.0  # seconds for other commands to end
+_LATE, _PAUSE = 15.0, 0.1  # seconds in which a file system has given back what was deleted; between two looks
 # Their locks do not reach other machines, or their shared memory does not: WAL needs both (sqlite.org/wal.html).
 _NETWORK = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "gfs2"))
 
@@ -238,7 +241,45 @@ def make_ballast(root: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, BALLAST)
+        if os.fstat(fd).st_blocks * 512 < BALLAST:  # ZFS says that it has done it, and keeps a hole
+            _write(fd, os.urandom(BALLAST))
     except OSError:
         os.unlink(path)
     finally:
         os.close(fd)
+
+
+def give_ballast(root: str) -> bool:
+    """Give the ballast back to a full disk; whether there was one. Returns when the space can be used, which on ZFS is
+    with the next groups of transactions, or some seconds later without it: others may have taken it."""
+    try:
+        os.unlink(f"{root}/ballast")
+    except FileNotFoundError:
+        return False
+    until = monotonic() + _LATE
+    while not _has_room(root) and monotonic() < until:
+        sleep(_PAUSE)
+    return True
+
+
+def _has_room(root: str) -> bool:
+    try:
+        fd = os.open(root, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)  # a file system without such files is not asked
+    try:
+        _write(fd, os.urandom(BALLAST // 8))
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

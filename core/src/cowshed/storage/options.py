@@ -36,6 +36,12 @@ def fixed(plugin: DriverPlugin, options: Options) -> dict[str, Value]:
     return {o.name: options[o.name] for o in plugin.options if o.creation_only}
 
 
+def again(plugin: DriverPlugin, kept: Mapping[str, Value], wanted: Mapping[str, str | int | bool]) -> dict[str, Value]:
+    """`check`, of a store of which no more is known than what creation fixed (`fixed`, then): an option that was not
+    given has no value there. Raises BadOption."""
+    return check(plugin, {**{name: value for name, value in kept.items() if value is not None}, **wanted})
+
+
 def compare(
     plugin: DriverPlugin,
     kept: Mapping[str, Value],
