@@ -341,11 +341,15 @@ class OpenSources:
                 raise LaunchError("mount", error.errno or 0, f"{bind.describe()}: {_text(error)}") from None
 
 
+# By the policy, file by file: one label for all would hide what they are.
+_OWN_LABELS = ("proc", "sysfs", "mqueue")
+
+
 def mounts(
-    entries: list[dict[str, Any]], group: Group, bundle: str = "", mapping: Mapping | None = None
+    entries: list[dict[str, Any]], group: Group, bundle: str = "", mapping: Mapping | None = None, label: str = ""
 ) -> list[_Mount]:
     """The steps for OCI `mounts`. Pure. group: the container's; bundle: what relative sources are relative to; mapping:
-    the container's identities."""
+    the container's identities; label: of SELinux, for file systems that are made."""
     steps: list[_Mount] = []
     for entry in entries:
         options = Options(entry.get("options") or [])
@@ -363,5 +367,7 @@ def mounts(
         elif kind in ("cgroup", "cgroup2"):
             steps.append(Cgroup(group, destination, options))
         else:
+            if label and kind not in _OWN_LABELS and not any(key == "context" for key, _ in options.data):
+                options.data.append(("context", label))
             steps.append(FileSystem(kind, source, destination, options))
     return steps

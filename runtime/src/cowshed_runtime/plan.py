@@ -120,7 +120,8 @@ def build(
     _namespaces(plan, config)
     linux, work = config.get("linux") or {}, config["process"]
     isolated = bool(plan.create & process.CLONE_NEWNS)
-    mounts = mounting.mounts(config.get("mounts") or [], group, bundle, _mapping(plan))
+    label = linux.get("mountLabel") or ""
+    mounts = mounting.mounts(config.get("mounts") or [], group, bundle, _mapping(plan), label)
     binds = [step for step in mounts if isinstance(step, mounting.Bind)]
     if own_root:
         plan.sources.append(rootfs.OpenRoot(mounting.joined(bundle, config["root"]["path"])))
@@ -149,7 +150,7 @@ def build(
     if linux.get("readonlyPaths"):
         steps.append(rootfs.ReadOnly(linux["readonlyPaths"]))
     if linux.get("maskedPaths"):
-        steps.append(rootfs.Mask(linux["maskedPaths"]))
+        steps.append(rootfs.Mask(linux["maskedPaths"], label))
     read_only = bool((config.get("root") or {}).get("readonly"))
     if read_only or propagation:
         steps.append(rootfs.SealRoot(read_only=read_only, propagation=propagation, recursive=recursive))

@@ -320,12 +320,12 @@ def is_null(fd: int) -> bool:
 
 class Mask:
     """Hide paths: directories behind one empty read-only tmpfs, files behind a /dev/null that is verified to be one
-    (CVE-2025-31133)."""
+    (CVE-2025-31133). label: of SELinux, for the tmpfs."""
 
     stage = "mount"
 
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[str], label: str = "") -> None:
+        self.paths, self.label = paths, label
 
     def describe(self) -> str:
         return f"hide {' '.join(self.paths)}"
@@ -341,7 +341,9 @@ class Mask:
                 continue
             if stat.S_ISDIR(os.fstat(target).st_mode):
                 if empty < 0:
-                    options = [("size", "4k"), ("nr_inodes", "2"), ("mode", "555")]
+                    options: list[tuple[str, str | int | None]] = [("size", "4k"), ("nr_inodes", "2"), ("mode", "555")]
+                    if self.label:
+                        options.append(("context", self.label))
                     tree = empty = mount.file_system("tmpfs", "masked", options, mount.ATTR_RDONLY)
                 else:  # from where the first is attached: before Linux 6.15 what is detached cannot be cloned
                     tree = mount.clone("", at=empty)

@@ -25,10 +25,11 @@ LABELS = """
         cat /tmp/policy > /sys/fs/selinux/load || exit 1
     suite overlay -k "M08 or (H01 and selinux)"
     suite devicemapper -k "M08 or (H01 and selinux)"
+    run -m guest runtime/tests/test_labels.py -k selinux
 """
 # Debian's kernels start AppArmor, unless told otherwise.
 PROFILES = """
-    run -m guest tests/e2e/test_apparmor.py
+    run -m guest tests/e2e/test_apparmor.py runtime/tests/test_labels.py -k "not selinux"
 """
 QUOTA = """
     run drivers/overlay/tests tests/e2e/test_storage_opt.py
@@ -70,7 +71,7 @@ def plans(*, whole: bool = False) -> list[Plan]:
         Plan("control-groups", "6.1", "containers with control groups v2", GROUPS),
         Plan("quota", "6.12", "size limits by project quota on ext4 and xfs", QUOTA),
         Plan("one-meaning", "6.1", "the same scripts on all drivers of Linux 6.1", MEANING),
-        Plan("selinux", "6.1", "labels of SELinux in mounts", LABELS, append="lsm=landlock,lockdown,yama,selinux,bpf"),
+        Plan("selinux", "6.1", "labels of SELinux", LABELS, append="lsm=landlock,lockdown,yama,selinux,bpf"),
         Plan("apparmor", "6.1", "containers under a profile of AppArmor", PROFILES),
         Plan("harness", "", "the tests that boot guests", "COWSHED_BOOT=6.12 run tests/vm/tests/test_boot.py\n"),
     ]

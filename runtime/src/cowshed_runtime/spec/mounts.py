@@ -14,7 +14,6 @@ from cowshed_runtime.spec.walk import (
     one_of,
     section,
     string,
-    unsupported,
 )
 
 TYPE_CHECKING = False
@@ -46,7 +45,7 @@ RULES = (
     *section("config-linux.md#masked-paths", ("linux.maskedPaths[]", absolute)),
     *section("config-linux.md#readonly-paths", ("linux.readonlyPaths[]", absolute)),
     *section("config-linux.md#rootfs-mount-propagation", ("linux.rootfsPropagation", one_of(_PROPAGATIONS))),
-    *section("config-linux.md#mount-label", ("linux.mountLabel", unsupported)),
+    *section("config-linux.md#mount-label", ("linux.mountLabel", string)),
 )
 
 
