@@ -27,7 +27,10 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 
 # Debian packages of the demo and the tests: a registry, an image's contents, file systems to test on
 DEMO_PACKAGES := docker-registry busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs erofs-utils attr acl procps skopeo zsh fish runc crun fuse-overlayfs
+TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs erofs-utils attr acl procps skopeo zsh fish runc crun catatonit fuse-overlayfs
+
+# Runtimes that are only run by tests, and never installed
+RUNTIME_PACKAGES := runsc containerd
 
 # What guests are built and run with, where they can be (tests/vm)
 VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs kmod busybox-static debian-archive-keyring git gcc-12 make binutils libc6-dev libelf1
@@ -42,6 +45,7 @@ demo: setup  ## pull an image from a registry, run it on overlay, then on anothe
 .PHONY: test
 test: setup  ## all tests, the conformance suite on every driver, then the list of what was skipped and why
 	@tools/apt $(TEST_PACKAGES) $(if $(WITH_VM),$(VM_PACKAGES))
+	tools/unpack build/runtimes $(RUNTIME_PACKAGES)
 	VM=$(VM) tools/test $(TESTS)
 
 .PHONY: conformance

@@ -86,7 +86,7 @@ class Engine:
         return found
 
     def run_directory(self) -> str:
-        (name,) = os.listdir(self.run_root)
+        (name,) = [name for name in os.listdir(self.run_root) if os.path.isdir(self.run_root / name / "c")]
         return f"{self.run_root}/{name}"
 
     def close(self) -> None:

@@ -87,23 +87,66 @@ class Held:
     def root(self, *, mounts: bool = False) -> int:
         """A detached copy of the running container's root mount, with mounts of all that it has mounted below as well.
         Conflict if it has just ended."""
-        found = client.running(self._engine.place(self.row))
-        ended = Conflict(f"container {self.row.name} has just ended", remedy="try again")
-        if found is None:
+        return root_of(self._engine, self.row, mounts=mounts)
+
+    @property
+    def sandboxed(self) -> bool:
+        """Whether the running container's first process does not show what the container has mounted below its root:
+        it is a sandbox of another runtime."""
+        return self.row.runtime["name"] != "native" and sandbox(self._engine, self.row) != ("", "")
+
+
+def root_of(engine: Engine, row: ContainerRow, *, mounts: bool = False) -> int:
+    """As Held.root, for a container that nothing holds."""
+    found = client.running(engine.place(row))
+    ended = Conflict(f"container {row.name} has just ended", remedy="try again")
+    if found is None:
+        raise ended
+    pid, started, _ = found
+    place, root = f"/proc/{pid}/ns/mnt", "/"
+    if row.runtime["name"] != "native":
+        kept, inside = sandbox(engine, row)
+        if kept:
+            place, root, mounts = kept, inside, False
+    try:
+        namespace = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise ended from None
+    try:
+        if process.start_time(pid) != started:
             raise ended
-        pid, started, _ = found
+        return process.aside(namespace, lambda: mount.clone(root, recursive=mounts))
+    except (ProcessLookupError, FileNotFoundError):
+        raise ended from None
+    finally:
+        os.close(namespace)
+
+
+def sandbox(engine: Engine, row: ContainerRow) -> tuple[str, str]:
+    """(a mount namespace, a path in it) where the container's root is, if its first process has another one, as that of
+    a sandbox has; ("", "") if it has the container's. Conflict if its monitor, which keeps that namespace, was
+    killed."""
+    from cowshed.runtimes import choice
+
+    value, found = choice.running(engine, row), client.running(engine.place(row))
+    if found is None:
+        return "", ""
+    namespace, inside = f"/proc/{value.get('monitor')}/fd/{value.get('space')}", f"{value['folder']}/bundle/rootfs"
+    try:
+        shown = os.stat(f"/proc/{found[0]}/root")
+    except FileNotFoundError:
+        return "", ""  # it has just ended
+    try:
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            raise ended from None
-        try:
-            if process.start_time(pid) != started:
-                raise ended
-            return process.aside(namespace, lambda: mount.clone("/", recursive=mounts))
-        except ProcessLookupError:
-            raise ended from None
+            kept = process.aside(fd, lambda: os.stat(inside))
         finally:
-            os.close(namespace)
+            os.close(fd)
+    except OSError:
+        raise Conflict(
+            f"the root of container {row.name} cannot be reached: its monitor was killed", remedy="stop it first"
+        ) from None
+    return ("", "") if os.path.samestat(shown, kept) else (namespace, inside)
 
 
 class Moment:

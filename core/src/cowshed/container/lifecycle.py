@@ -250,7 +250,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
                 layers.finish(tx, layer)
                 containers.update(tx, row.number, state="created", exit_code=error.status, error=str(error))
         raise
-    _proxy(engine, row, session)
+    direct_signals(engine, row, session)
     step("start.running")
     with engine.store.transaction() as tx:
         tx.execute("delete from journal where number = ?", row.number)
@@ -270,7 +270,7 @@ def _foreign(engine: Engine, row: ContainerRow) -> dict[str, Any]:
     return {"runtime": choice.task(engine, row)}
 
 
-def _proxy(engine: Engine, row: ContainerRow, session: Session) -> None:
+def direct_signals(engine: Engine, row: ContainerRow, session: Session) -> None:
     """Signals that an attached command passes on go the way of `signal`."""
     if row.runtime["name"] != "native":
         session.signal = lambda number: signal(engine, row, number)
@@ -552,6 +552,10 @@ def remove_loose_volumes(engine: Engine) -> None:
 
 
 def _remove_files(engine: Engine, row: ContainerRow) -> None:
+    if row.runtime["name"] != "native":
+        from cowshed.runtimes import choice
+
+        choice.end(engine, row)
     for folder in (engine.folder(row), engine.place(row)):
         try:
             for name in os.listdir(folder):

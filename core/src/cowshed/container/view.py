@@ -1,8 +1,8 @@
 """The tree of a container as the container sees it, for a command outside: its root with its volumes in their places.
 
-A running one is looked at through a copy of all its mounts. For one that does not run, its layer is mounted in a
-namespace of this command's own, and its volumes there. Where it would have a file system of the kernel or in memory,
-there is an empty one that cannot be written: what were put below it would never be seen again.
+A running one is looked at through a copy of all its mounts. For one that does not run, or that runs in a sandbox, its
+layer is mounted in a namespace of this command's own, and its volumes there. Where it would have a file system of the
+kernel or in memory, there is an empty one that cannot be written: what were put below it would never be seen again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class View:
 
     def __enter__(self) -> int:
         try:
-            if self._held.running:
+            if self._held.running and not self._held.sandboxed:
                 self._fds.append(self._held.root(mounts=True))
                 return self._fds[0]
             return self._assembled()
@@ -67,14 +67,11 @@ class View:
 
     def _assembled(self) -> int:
         engine, row = self._engine, self._held.row
-        layers = engine.layers(row.driver)
-        layer = layers.load(row.number)
-        engine.store.locks.take("mounts", row.number, wait=1.0, what=f"container {row.name}")
-        self._mounted = row.number
-        root = layers.mount(layer, read_only=False)
-        self._fds.append(root)
-        if layers.settled(layer):
-            self._plan = layers.plan(layer, read_only=False)
+        if self._held.running:
+            root = self._held.root()
+            self._fds.append(root)
+        else:
+            root = self._own_mount()
         mounts = lifecycle.config_of(engine, row)["mounts"]
         # Any directory does: only this thread's namespace, which nobody else enters, has the mount there.
         place = engine.folder(row)
@@ -89,6 +86,19 @@ class View:
             self._fds.append(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
 
         process.aside(-1, assemble)
+        return root
+
+    def _own_mount(self) -> int:
+        """The layer's, which nobody else has mounted."""
+        engine, row = self._engine, self._held.row
+        layers = engine.layers(row.driver)
+        layer = layers.load(row.number)
+        engine.store.locks.take("mounts", row.number, wait=1.0, what=f"container {row.name}")
+        self._mounted = row.number
+        root = layers.mount(layer, read_only=False)
+        self._fds.append(root)
+        if layers.settled(layer):
+            self._plan = layers.plan(layer, read_only=False)
         return root
 
     def _mount(self, root: int, each: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ def _container(known: dict[str, Any], connection: Any, descriptors: list[int], s
     pid = known["pid"]
     known["pidfd"], known["listener"] = os.pidfd_open(known["child"]), _listen(place)
     write(f"{place}/exit.new", " " * RECORD)
-    write(f"{place}/pid.new", f"{pid} {process.start_time(pid)} {os.getppid()}")
+    write(f"{place}/pid.new", f"{pid} {known['since'] or process.start_time(pid)} {os.getppid()}")
     os.rename(f"{place}/pid.new", f"{place}/pid")
     _answer(known, connection)
     for fd in (known["pidfd"], known["listener"], *[fd for fd, _ in known["sources"]]):
@@ -154,7 +154,7 @@ def _streams(known: dict[str, Any], root: int) -> None:
     for fd in ends:
         os.close(fd)
     known["pid"], known["terminal"] = made.pid, made.terminal
-    known["child"] = getattr(made, "child", made.pid)
+    known["child"], known["since"] = getattr(made, "child", made.pid), getattr(made, "since", 0)
     known["sources"] = [[made.terminal, frames.STDOUT]] if made.terminal >= 0 else sources
     for fd, _ in known["sources"]:
         os.set_blocking(fd, False)

@@ -54,11 +54,12 @@ class Started:
     """What start and execute give.
 
     pid: the process that is told of as the container's (or the executed) one, as this host numbers it. child: the one
-    that is waited for. terminal: the master of its terminal, or -1.
+    that is waited for. terminal: the master of its terminal, or -1. since: the start time of pid (proc(5), in clock
+    ticks), which another parent of it may have reaped already; 0: it is the child.
     """
 
-    def __init__(self, pid: int, terminal: int, child: int = 0) -> None:
-        self.pid, self.terminal, self.child = pid, terminal, child or pid
+    def __init__(self, pid: int, terminal: int, child: int = 0, since: int = 0) -> None:
+        self.pid, self.terminal, self.child, self.since = pid, terminal, child or pid, since
 
 
 if TYPE_CHECKING:

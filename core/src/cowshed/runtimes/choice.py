@@ -192,7 +192,7 @@ def task(engine: Engine, row: ContainerRow) -> dict[str, Any]:
 
 def folder(engine: Engine, row: ContainerRow) -> str:
     """What is made for the container while it runs."""
-    return f"{engine.reader.run}/runtimes/{row.id[:32]}"
+    return f"{engine.place(row)}/runtime"
 
 
 def running(engine: Engine, row: ContainerRow) -> dict[str, Any]:
@@ -223,10 +223,15 @@ def signal(engine: Engine, row: ContainerRow, target: int, number: int) -> None:
 
 
 def end(engine: Engine, row: ContainerRow) -> None:
-    """What is left of a container whose monitor was killed; nothing for one that has ended as it should."""
-    from cowshed.runtimes import tasks
+    """What is left of a container whose monitor was killed; nothing of one that has ended well. LaunchFailed."""
+    from cowshed.runtimes import place, tasks
 
     value = tasks.kept(folder(engine, row))
-    if value is not None:
+    if value is None:
+        place.remove(folder(engine, row))
+    else:
         plugin, one = tasks.of(value)
-        plugin.end(one)
+        try:
+            plugin.end(one)
+        except LaunchError as error:
+            raise LaunchFailed(f"container {row.name}: {error}") from None

@@ -15,7 +15,7 @@ import select
 import stat
 from _struct import pack, unpack
 
-from cowshed.runtimes import program, ttrpc
+from cowshed.runtimes import place, program, ttrpc
 from cowshed.runtimes.api import Started
 from cowshed_linux import process
 from cowshed_runtime.cgroup.group import Group
@@ -68,7 +68,7 @@ def begin(task: Task, work: dict[str, Any], stdio: tuple[int, int, int], name: s
             os.close(master)
         stage, number, text, status = answer["error"]
         raise LaunchError(stage, number, text, status)
-    return Started(answer["pid"], master, pid)
+    return Started(answer["pid"], master, pid, answer["since"])
 
 
 def _main(
@@ -81,7 +81,7 @@ def _main(
         _signal.signal(_signal.SIGHUP, _signal.SIG_IGN)
         keeper = _Keeper(task, work, stdio, name, slave)
         pid = keeper.start()
-        os.write(report, dumps({"pid": pid}).encode())
+        os.write(report, dumps({"pid": pid, "since": keeper.since}).encode())
         os.close(report)
         report = -1
         status = keeper.run()
@@ -140,6 +140,7 @@ class _Keeper:
         self.events: dict[int, tuple[Any, bytes]] = {}  # connections of the shim, and what is not answered yet
         self.listener: Any = None
         self.log = self.wake = -1
+        self.since = 0  # when the container's first process was started: see Started
         self.input: _Copy | None = None
         self.output: _Copy | None = None
         self.opened: set[int] = set()  # for the shim, until it has opened them
@@ -163,7 +164,10 @@ class _Keeper:
             if self.task.settings:
                 options = ttrpc.encode({1: _OPTIONS, 2: self.task.settings})
                 body[10] = ttrpc.any_of(_OPTIONS, options)
-            self.client.call("Create", body)
+            created = self.client.call("Create", body)
+            first = int(created.get(1, [0])[0])
+            place.confined(self.task, first)
+            self.since = process.start_time(first)
         try:
             started = self.client.call("Start", {1: self.task.id, 2: self.name})
         except LaunchError:

@@ -1,4 +1,4 @@
-"""What is made for one container of another runtime in the run directory: the bundle, and what the runtime keeps.
+"""What is made for one container of another runtime in its run directory: the bundle, and what the runtime keeps.
 
 FOLDER/bundle/config.json and rootfs, FOLDER/state. The root is attached in a mount namespace that the helper, and what
 it starts, are alone in: nothing of it is left when they are gone.
@@ -6,6 +6,7 @@ it starts, are alone in: nothing of it is left when they are gone.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from cowshed.runtimes import program
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def make(task: Task, config: dict[str, Any]) -> str:
     """The bundle; its path."""
     bundle = f"{task.folder}/bundle"
-    for path in (os.path.dirname(task.folder), task.folder, f"{task.folder}/state", bundle, f"{bundle}/rootfs"):
+    for path in (task.folder, f"{task.folder}/state", bundle, f"{bundle}/rootfs"):
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -65,16 +66,21 @@ def enter(task: Task, root: int) -> None:
 
 def remove(path: str) -> None:
     """A folder and all in it; what is not there is no error."""
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    remove(entry.path)
-                else:
-                    os.unlink(entry.path)
-        os.rmdir(path)
-    except FileNotFoundError:
-        return
+    for attempt in range(5):
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        remove(entry.path)
+                    else:
+                        os.unlink(entry.path)
+            os.rmdir(path)
+            return
+        except FileNotFoundError:
+            continue  # one that somebody else has just removed
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or attempt == 4:
+                raise  # a signal that comes too late may have left a lock of the runtime meanwhile
 
 
 def configured(config: dict[str, Any], task: Task) -> dict[str, Any]:

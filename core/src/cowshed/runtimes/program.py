@@ -118,20 +118,17 @@ def hide(places: Sequence[str]) -> None:
 
 class Call:
     """One command of an OCI runtime's command line: `with Call(task, "kill") as call: call.run(...)`. Its log is a file
-    of its own, and is gone afterwards."""
+    in memory: the folder may just be going."""
 
     def __init__(self, task: Task, verb: str) -> None:
         self.task, self.verb = task, verb
-        self.log = f"{task.folder}/log-{verb}-{os.getpid()}"
+        self._log = os.memfd_create("log")
 
     def __enter__(self) -> Call:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            os.unlink(self.log)
-        except FileNotFoundError:
-            return
+        os.close(self._log)
 
     def run(self, *words: str, stdio: tuple[int, int, int] | None = None, entered: bool = False) -> None:
         """LaunchError with the runtime's own words if it fails. stdio: else what it prints is only looked at when it
@@ -140,10 +137,11 @@ class Call:
         said = os.memfd_create("said") if stdio is None else -1
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
+            log = f"/proc/{os.getpid()}/fd/{self._log}"
+            before = [*task.options, "--root", f"{task.folder}/state", "--log", log, "--log-format", "json"]
             status = run(
-                [task.path, *task.options, "--root", f"{task.folder}/state", "--log", self.log, "--log-format", "json",
-                 self.verb, *words],
-                stdio or (null, said, said), hidden=() if entered else task.hidden,
+                [task.path, *before, self.verb, *words], stdio or (null, said, said),
+                hidden=() if entered else task.hidden,
                 group=Group(task.id) if task.grouped and entered else None, folder=task.folder,
             )  # fmt: skip
             if status:
@@ -156,12 +154,7 @@ class Call:
 
     def error(self) -> str:
         """The last error in its log: one JSON object per line, with `level` and `msg`."""
-        try:
-            with open(self.log, "rb") as f:
-                lines = f.read(_SAID).splitlines()
-        except FileNotFoundError:
-            return ""
-        for line in reversed(lines):
+        for line in reversed(os.pread(self._log, _SAID, 0).splitlines()):
             try:
                 entry = loads(line)
                 if entry["level"] in ("error", "fatal"):

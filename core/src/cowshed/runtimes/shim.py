@@ -38,9 +38,7 @@ class ShimPlugin:
         place.make(task, config)
         place.group(task, config)
         place.enter(task, root)
-        made = keeper.begin(task, config["process"], stdio)
-        place.confined(task, made.pid)
-        return made
+        return keeper.begin(task, config["process"], stdio)
 
     def execute(
         self, task: Task, work: dict[str, Any], linux: dict[str, Any], target: int, stdio: tuple[int, int, int]

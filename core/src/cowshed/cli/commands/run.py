@@ -267,6 +267,7 @@ def attach(engine: Engine, said: Values) -> int:
     session = client.attach(engine.place(row), terminal=bool(row.config.get("tty")))
     found = client.running(engine.place(row))
     session.pid = found[0] if found else 0
+    lifecycle.direct_signals(engine, row, session)
     stdin = not said.no_stdin and bool(row.config.get("interactive"))
     status = relay.relay(session, stdin=stdin, detach=keys, proxy=said.sig_proxy is not False)
     if status == relay.DETACHED:
@@ -323,7 +324,12 @@ def _become(engine: Engine, row: ContainerRow, text: str, work: dict[str, Any]) 
 
     found = client.running(engine.place(row))
     try:
-        root = os.open(f"/proc/{found[0] if found else 0}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if row.runtime["name"] == "native":
+            root = os.open(f"/proc/{found[0] if found else 0}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            from cowshed.container import access
+
+            root = access.root_of(engine, row)
     except FileNotFoundError:
         raise Conflict(f"container {row.name} is not running", remedy="cowshed start it") from None
     try:

@@ -181,7 +181,7 @@ def _document(engine: Engine, row: ContainerRow, *, size: bool) -> dict[str, Any
             "SecurityOpt": asked.get("security_opt"),
             "Ulimits": asked.get("ulimit"),
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(count or 0)},
-            "Init": bool(asked.get("init")),
+            "Init": bool(asked.get("init")), "Runtime": row.runtime["name"],
             "LogConfig": {"Type": "cowshed", "Config": {}},
         },
         "NetworkSettings": {
