@@ -102,6 +102,8 @@ def _execute(step: api.Mount, done: list[int]) -> int:
         try:
             source = _short(step.source, opened) if step.source.startswith("/") else step.source
             return mount.file_system(step.fstype, source, step.options, attributes)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} ({step.source})") from None
         finally:
             for fd in opened:
                 os.close(fd)
