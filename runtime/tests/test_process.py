@@ -110,7 +110,10 @@ def test_every_limit_has_a_name_and_the_kernels_number():
     assert len(settings.LIMITS) == 16
 
 
-def test_limits_above_the_hosts_are_set_as_high_as_they_go(box):
+@pytest.mark.parametrize("inside", [False, True], ids=["host", "user namespace"])
+def test_limits_above_the_hosts_are_set_as_high_as_they_go(box, inside):
+    if inside:  # raising takes a privilege outside, which the container's root does not have
+        box.in_user_namespace()
     _, hard = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
     box.process["rlimits"] = [{"type": "RLIMIT_MSGQUEUE", "soft": hard + 1, "hard": hard + 2}]
     started = box.start("/bin/grep", "Max msgqueue", "/proc/self/limits")
@@ -122,6 +125,10 @@ def test_limits_above_the_hosts_are_set_as_high_as_they_go(box):
         assert got == [hard, hard]
         assert "RLIMIT_MSGQUEUE" in started.warnings[0]
         assert "CAP_SYS_RESOURCE" in started.warnings[0]
+    limit = ["/bin/grep", "Max msgqueue", "/proc/self/limits"]
+    box.group.remove()
+    first = box.start("/bin/sleep", "1000")
+    assert [int(word) for word in box.exec(first, *limit).out.split()[3:5]] == got
 
 
 def test_more_files_than_a_process_may_have(box):

@@ -139,6 +139,19 @@ def limit(limits: list[tuple[int, int, int]]) -> None:
             resource.setrlimit(kind, (lowest(soft, most), lowest(hard, most)))
 
 
+def raise_limits(pid: int, limits: list[tuple[int, int, int]]) -> None:
+    """Raise hard limits of a process (0: of this one) to those that it is to set itself, before a user namespace takes
+    the privilege from it."""
+    for kind, _, hard in limits:
+        soft, most = resource.prlimit(pid, kind)
+        if lowest(hard, most) == hard:
+            continue
+        try:
+            resource.prlimit(pid, kind, (soft, hard))
+        except PermissionError:
+            continue  # above fs.nr_open: it sets what it can
+
+
 def _schedule(settings: Settings) -> None:
     """While the privileges for it are still there."""
     steps: list[tuple[str, Callable[[], None]]] = []

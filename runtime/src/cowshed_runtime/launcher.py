@@ -171,6 +171,7 @@ def launch(
             mappings.write(pid, made.users, made.groups)
         if os.geteuid() == 0:
             settings.warnings += _adjust_oom(work, None, pid)
+            identity.raise_limits(pid, settings.limits)
             identity.own_streams(stdio, mappings.outside(mappings.Inside(pid).users, settings.uid))
 
     def for_hooks(pid: int) -> None:
@@ -304,6 +305,7 @@ def join(
         # Here and not in the child: there, /proc would be the container's.
         adjusted = _adjust_oom(work, None)
         if inside and os.geteuid() == 0:
+            identity.raise_limits(0, settings.limits)
             identity.own_streams(stdio, mappings.outside(inside.users, settings.uid))
         process.setns(pidfd, kinds)
         os.close(pidfd)
