@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cowshed_runtime import launcher
+from cowshed_runtime import hooks, launcher
 
 ORDER = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 TELL = """#!/bin/sh
@@ -175,6 +175,12 @@ def test_output_goes_where_annotations_say(box, hook):
     assert err.read_text().split() == [f"e-{kind}" for kind in ORDER[:5]]
     box.config["annotations"]["run.oci.hooks.stdout"] = "/no/such/folder/file"
     assert "/no/such/folder/file" in str(box.refused())
+
+
+def test_a_state_without_annotations_is_one_too(box, hook):
+    out = box.folder / "out"
+    hooks.run("poststart", [hook("look", f"cat > {out}")], {"bundle": "relative", "status": "running"})
+    assert json.loads(out.read_text()) == {"bundle": "relative", "status": "running"}
 
 
 @pytest.mark.parametrize("no_new_privileges", [False, True])

@@ -112,7 +112,7 @@ def run(
     """
     if not hooks:
         return
-    opened = output or Output(told["annotations"])
+    opened = output or Output(told.get("annotations") or {})
     try:
         document = dumps(told).encode()
         bundle = told["bundle"]
