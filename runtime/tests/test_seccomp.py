@@ -381,9 +381,17 @@ def agent(box):
     made.socket.close()
 
 
-@pytest.mark.parametrize("no_new_privileges", [False, True])
-def test_an_agent_decides(box, agent, no_new_privileges):
+@pytest.mark.parametrize(("no_new_privileges", "fetched"), [(False, True), (True, True), (False, False)])
+def test_an_agent_decides(box, agent, monkeypatch, no_new_privileges, fetched):
     import threading
+
+    from cowshed_linux import process
+
+    def refuse(pidfd, fd):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not fetched:  # as to a launcher that is not root
+        monkeypatch.setattr(process, "pidfd_getfd", refuse)
 
     (box.rootfs / "bin/ionice").symlink_to("busybox")
     box.process["noNewPrivileges"] = no_new_privileges

@@ -464,10 +464,14 @@ class _Report:
 
     def listening(self, fd: int) -> None:
         """Tell the launcher at which descriptor notifications arrive, and wait until the agent has it. By read(2) and
-        write(2) alone, for the filter is in force."""
+        write(2) alone if it can fetch it, for the filter is in force."""
         socket = self.socket.fileno()
         os.write(socket, b"%d" % fd)
-        if os.read(socket, 1) != b"k":
+        answer = os.read(socket, 1)
+        if answer == b"s":
+            self.socket.sendmsg([b"f"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))])
+            answer = os.read(socket, 1)
+        if answer != b"k":
             os._exit(125)
         os.close(fd)
 
@@ -489,6 +493,21 @@ def _report(fd: int, stage: str, error: BaseException) -> int:
         text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     os.write(fd, dumps([stage, number, text, status]).encode("ascii", "replace"))
     return status
+
+
+def _fetch(socket: Any, pid: int, number: int) -> int:
+    """A descriptor of the process pid, taken without a system call of that, which its filter could refuse. Who is not
+    root may not take it: then the process has to send it."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return process.pidfd_getfd(pidfd, number)
+    except PermissionError:
+        socket.send(b"s")
+    finally:
+        os.close(pidfd)
+    for _, _, data in socket.recvmsg(1, _socket.CMSG_SPACE(4))[1]:
+        return int.from_bytes(data[:4], sys.byteorder)
+    raise LaunchError("seccomp", 0, "the listener of the seccomp filter was not sent")
 
 
 def _clone(
@@ -538,7 +557,11 @@ def _clone(
         if ready and not manner.sibling:
             ours.send(b"k")
         if ready and for_listener and (number := ours.recv(16)):
-            for_listener(pid, int(number))
+            listener = _fetch(ours, pid, int(number))
+            try:
+                for_listener(pid, listener)
+            finally:
+                os.close(listener)
             ours.send(b"k")
         while block := os.read(read_end, 1 << 16):
             said += block

@@ -4,10 +4,8 @@ Process State; seccomp_unotify(2)): it is sent the descriptor at which they arri
 from __future__ import annotations
 
 import _socket
-import os
 import sys
 
-from cowshed_linux import process
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps
 
@@ -34,25 +32,17 @@ class Agent:
             self.close()
             raise self._failed(error) from None
 
-    def tell(self, pid: int, number: int, state: dict[str, Any]) -> None:
-        """Send it descriptor `number` of the process pid, with the state of the container, and close the connection.
+    def tell(self, pid: int, listener: int, state: dict[str, Any]) -> None:
+        """Send it the listener of the process pid, with the state of the container, and close the connection.
         LaunchError."""
         document = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": pid, "state": state}
         if self._metadata:
             document["metadata"] = self._metadata
         data = dumps(document).encode()
         try:
-            pidfd = os.pidfd_open(pid)
-            try:
-                listener = process.pidfd_getfd(pidfd, number)
-            finally:
-                os.close(pidfd)
-            try:
-                passed = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, listener.to_bytes(4, sys.byteorder))
-                sent = self._socket.sendmsg([data], [passed])
-                self._socket.sendall(data[sent:])
-            finally:
-                os.close(listener)
+            passed = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, listener.to_bytes(4, sys.byteorder))
+            sent = self._socket.sendmsg([data], [passed])
+            self._socket.sendall(data[sent:])
         except OSError as error:
             raise self._failed(error) from None
         finally:
