@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -99,13 +100,12 @@ def labelled(shop):
         for name in (".", *folders, *files):
             os.setxattr(f"{folder}/{name}", "security.selinux", FILES.encode(), follow_symlinks=False)
     os.setxattr(shop.rootfs / "srv/two", "security.selinux", FOREIGN.encode())
-    with open("/sys/fs/selinux/enforce", "r+") as file:
-        before = file.read()
-        file.write("1")
+    enforce = Path("/sys/fs/selinux/enforce")
+    before = enforce.read_text()
+    enforce.write_text("1")
     shop.process["selinuxLabel"], shop.linux["mountLabel"] = TASK, FILES
     yield shop
-    with open("/sys/fs/selinux/enforce", "w") as file:
-        file.write(before)
+    enforce.write_text(before)
 
 
 def test_selinux_denies_what_is_of_other_categories(labelled):
