@@ -78,11 +78,13 @@ class Settings:
                     elif not most >> number & 1:
                         refused[name] = "this runtime does not have it itself"
         self.warnings += [f"capability {name} is not granted: {why}" for name, why in refused.items()]
-        self.bounding, self.inheritable = sets["bounding"], sets["inheritable"]
+        self.bounding = sets["bounding"]
+        self.inheritable = sets["inheritable"] & self.bounding  # capset(2): no other can be added
         self.permitted = sets["permitted"]
         self.effective = sets["effective"] & self.permitted
         self.ambient = sets["ambient"] & self.permitted & self.inheritable
         for kind, given, needs in (
+            ("inheritable", self.inheritable, "bounding"),
             ("effective", self.effective, "permitted"), ("ambient", self.ambient, "permitted and inheritable"),
         ):  # fmt: skip
             for name in capabilities.names(sets[kind] & ~given):
