@@ -157,7 +157,7 @@ def _real(seen, path: str) -> str:
     """Where a name leads, links and all."""
     fd = seen.at(path)
     if fd is None:
-        return os.path.normpath(f"/{path}")
+        return os.path.normpath("/" + path.strip("/"))
     try:
         return os.readlink(f"/proc/self/fd/{fd}").rstrip("/")
     finally:
