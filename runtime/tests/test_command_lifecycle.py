@@ -113,6 +113,7 @@ def test_what_is_found_out_at_the_start_is_told_by_start(caller):
 def test_a_configuration_that_is_not_one(caller):
     (caller.bundle / "config.json").write_text("{")
     assert "config.json: " in caller.refused("create", "--bundle", caller.bundle, caller.name())
+    caller.process["args"] = ["true"]
     caller.config["linux"]["namespaces"].append({"type": "pid"})
     caller.write()
     assert "pid is given twice" in caller.refused("create", "--bundle", caller.bundle, caller.name())
@@ -254,4 +255,16 @@ def test_whenever_its_creator_is_killed_delete_leaves_nothing(caller):
     assert statuses <= {"stopped", "created"}, "nobody is creating any more"
     assert "stopped" in statuses
     caller.ok("delete", "--force", caller.create("true"))
+    assert caller.left() == []
+
+
+def test_a_container_that_runs_in_the_foreground_can_be_deleted(caller):
+    caller.process["args"] = ["sh", "-c", "echo ready; while :; do sleep 1000; done"]
+    caller.write()
+    name = caller.name()
+    command = subprocess.Popen(caller.words("run", "--bundle", caller.bundle, name), stdout=subprocess.PIPE, text=True)
+    assert command.stdout.readline() == "ready\n"
+    caller.ok("delete", "--force", name)
+    assert command.wait(30) == 137
+    command.stdout.close()
     assert caller.left() == []

@@ -23,7 +23,11 @@ class Hold:
         self.guard = -1
         try:
             # By descriptor: the path may be longer than a socket address holds.
-            self.listener.bind(f"/proc/self/fd/{place}/{_NAME}")
+            old = os.umask(0o177)
+            try:
+                self.listener.bind(f"/proc/self/fd/{place}/{_NAME}")
+            finally:
+                os.umask(old)
             self.listener.listen(1)
             self.guard = os.open(_GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=place)
             fcntl.flock(self.guard, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -252,7 +252,8 @@ def _spawn(path: str) -> None:
     search = [folder for folder in sys.path if folder.startswith("/")]  # never what the working directory holds
     code = (
         f"import os, sys; sys.path[:0] = {search!r}\n"
-        f"try:\n from cowshed.monitor import zygote; zygote.protect(); zygote.main({path!r}, {write_end})\n"
+        f"try:\n from cowshed_runtime import interpreter; interpreter.protect()\n"
+        f" from cowshed.monitor import zygote; zygote.main({path!r}, {write_end})\n"
         f"except BaseException as error:\n os.write({write_end}, f'{{type(error).__name__}}: {{error}}'.encode())"
     )
     os.posix_spawn(

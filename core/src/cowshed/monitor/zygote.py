@@ -11,25 +11,11 @@ import _socket
 import gc
 import os
 import select
-import sys
 
 from cowshed.monitor import monitor, starting
-from cowshed_linux import mount, process, seccomp
+from cowshed_linux import process, seccomp
 
 _IDLE = 60_000
-
-
-def protect() -> None:
-    """Run from a read-only clone of the interpreter, so that no container can write to /proc/self/exe
-    (CVE-2019-5736)."""
-    fd = os.open("/proc/self/exe", os.O_PATH | os.O_CLOEXEC)
-    read_only = os.fstatvfs(fd).f_flag & os.ST_RDONLY
-    os.close(fd)
-    if read_only:
-        return
-    tree = mount.clone(os.readlink("/proc/self/exe"))
-    mount.set_attributes(tree, mount.ATTR_RDONLY)
-    os.execve(tree, [sys.executable, *sys.orig_argv[1:]], dict(os.environ))  # noqa: S606
 
 
 def main(path: str, ready: int) -> None:

@@ -81,7 +81,7 @@ def _dispatch(flags: parser.Values) -> int:
     if verb.enters:
         from cowshed_runtime import interpreter
 
-        interpreter.protect()
+        interpreter.protect(keep=True)
     name = f"cowshed_runtime.command.verbs.{verb.module}"
     __import__(name)  # importlib brings warnings
     return int(getattr(sys.modules[name], verb.function)(flags, said) or 0)

@@ -95,6 +95,10 @@ class Container:
             raise _unknown(self.id)
         self.record = loads(_read(self.fd, "state.json"))
 
+    def unlock(self) -> None:
+        """Let other commands change it."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
     def lives(self) -> bool:
         return self.pid > 0 and process.lives(self.pid, self.record["started"])
 

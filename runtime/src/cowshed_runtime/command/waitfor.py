@@ -6,6 +6,7 @@ import _signal  # type: ignore[import-not-found]  # `signal` brings enum
 import fcntl
 import os
 import select
+from _struct import unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
 # Not those that cannot be caught, that this process causes itself, or that stop it; SIGCHLD and SIGWINCH are for us.
 _FORWARDED = [n for n in range(1, 65) if n not in (4, 5, 6, 7, 8, 9, 11, 17, 18, 19, 20, 21, 22, 23, 28, 31, 32, 33)]
 _GET_SIZE, _SET_SIZE = 0x5413, 0x5414
+
+
+def own_size(work: dict[str, Any]) -> None:
+    """Let a process that gets a terminal which is relayed to ours begin with its size."""
+    ours = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
+    if ours >= 0 and work.get("terminal") and not work.get("consoleSize"):
+        rows, columns, _, _ = unpack("HHHH", fcntl.ioctl(ours, _GET_SIZE, b"\0" * 8))
+        work["consoleSize"] = {"height": rows, "width": columns}
+
+
+def hold() -> None:
+    """Keep signals that are for the process until `wait` can pass them on: before it is started."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _FORWARDED)
 
 
 def wait(pid: int, terminal: int = -1) -> int:
@@ -28,6 +42,7 @@ def wait(pid: int, terminal: int = -1) -> int:
 
     for number in _FORWARDED:
         _signal.signal(number, forward)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _FORWARDED)
     if terminal >= 0:
         _relay(pid, terminal)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -48,6 +48,9 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
     watcher = handing.connect(said.pidfd_socket) if said.pidfd_socket else None
     container = state.create(folder, record, dumps(config).encode())
     hold = None
+    if not detached:
+        waitfor.own_size(work)
+        waitfor.hold()
     try:
         if service:
             notify.make(container.fd)
@@ -85,8 +88,13 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
         return 0
     if listener:
         notify.forward(listener, service, made.pid, os.getpid())
+    container.unlock()
     status = waitfor.wait(made.pid, made.terminal)
     if not said.keep:
+        try:
+            container.lock()
+        except state.Unknown:
+            return status  # another command has deleted it
         ending.destroy(container, config)
     return status
 

@@ -50,6 +50,9 @@ def _exec(flags: Values, said: Values) -> int:
     watcher = handing.connect(said.pidfd_socket) if said.pidfd_socket else None
     group = _below(container.group, said.cgroup) if said.cgroup else container.group
     manner = launcher.Manner(bundle=container.record["bundle"], preserve=inherits)
+    if not said.detach:
+        waitfor.own_size(work)
+        waitfor.hold()
     pid, terminal = _join(work, config, container, group, state.cache(folder), manner)
     try:
         if console:
