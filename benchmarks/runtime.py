@@ -29,7 +29,7 @@ from cowshed_runtime.fastjson import loads
 
 TOP = Path(__file__).resolve().parent.parent
 OURS = TOP / ".venv/bin/cowshed-runtime"
-_V1 = "umount /sys/fs/cgroup/unified 2>/dev/null || true; exec \"$@\""
+_V1 = 'umount /sys/fs/cgroup/unified 2>/dev/null || true; exec "$@"'
 
 
 def bundle(folder: Path, *args: str) -> Path:
@@ -102,8 +102,8 @@ class Runtime:
 
 
 class InProcess:
-    """What the engine does: a fork of a process that has everything imported launches, and the container is its parent's
-    child."""
+    """What the engine does: a fork of a process that has everything imported launches, and the container becomes the
+    child of its parent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = bundle(folder, "true")

@@ -233,6 +233,41 @@ def test_signals_by_name_and_number(caller):
     command.stdout.close()
 
 
+def test_events_tell_of_use_and_of_want_of_memory(caller):
+    caller.config["linux"]["resources"]["memory"] = {"limit": 16 << 20, "swap": 16 << 20}
+    name = caller.create("sh", "-c", "while :; do sleep 1000; done")
+    caller.ok("start", name)
+    once = json.loads(caller.ok("events", "--stats", name))
+    assert (once["type"], once["id"]) == ("stats", name)
+    assert once["data"]["pids"]["current"] >= 1
+    assert once["data"]["memory"]["usage"]["limit"] == 16 << 20
+    events = subprocess.Popen(caller.words("events", "--interval", "1h", name), stdout=subprocess.PIPE, text=True)
+    assert json.loads(events.stdout.readline())["type"] == "stats"
+    assert caller.call("exec", name, "tail", "/dev/zero").returncode == 137
+    assert json.loads(events.stdout.readline()) == {"type": "oom", "id": name}
+    caller.ok("delete", "--force", name)
+    assert events.wait(30) == 0
+    events.stdout.close()
+    for wrong in ("5", "-1s", "0s", "s"):
+        assert "is a time like 5s" in caller.refused("events", f"--interval={wrong}", caller.create("true"))
+
+
+def test_control_groups_are_where_the_configuration_says(caller):
+    path = f"/command-tests/{caller.name()}"
+    caller.config["linux"]["cgroupsPath"] = path
+    name = caller.create("sleep", "1000")
+    with open(f"/proc/{caller.state(name)['pid']}/cgroup") as file:
+        groups = {line.split(":", 2)[2].strip() for line in file if ":pids:" in line or line.startswith("0::/c")}
+    assert groups == {path}
+    caller.ok("delete", "--force", name)
+    caller.config["linux"]["cgroupsPath"] = "/a/../b"
+    caller.write()
+    assert "cgroupsPath" in caller.refused("create", "--bundle", caller.bundle, caller.name())
+    caller.config["linux"].pop("cgroupsPath")
+    caller.write()
+    assert "cgroupfs or systemd" in caller.refused("--cgroup-manager", "x", "create", caller.name())
+
+
 def test_listings(caller, running):
     (row,) = [line.split() for line in caller.ok("list").splitlines()[1:]]
     assert row[0] == running

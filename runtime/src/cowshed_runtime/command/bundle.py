@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from cowshed_runtime import spec
-from cowshed_runtime.cgroup.group import PARENT, Group
+from cowshed_runtime.cgroup import place
 from cowshed_runtime.command.errors import CommandError
 from cowshed_runtime.errors import SpecError
 from cowshed_runtime.fastjson import loads
@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cowshed_runtime.cgroup.group import Group
     from cowshed_runtime.command.parser import Values
 
 
@@ -51,15 +52,23 @@ def read(said: Values) -> Bundle:
 
 
 def group(flags: Values, config: dict[str, Any], name: str) -> Group:
-    """The control groups that linux.cgroupsPath names: from the mount point of each hierarchy on, or below ours if it
-    is relative."""
-    if flags.systemd_cgroup or flags.cgroup_manager not in (None, "cgroupfs"):
-        raise CommandError("this version makes control groups itself only (--cgroup-manager cgroupfs)")
-    wanted = (config.get("linux") or {}).get("cgroupsPath") or ""
-    parts = [part for part in wanted.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise CommandError(f"linux.cgroupsPath: must not contain `..`: {wanted}")
-    return Group(name, "/".join(["" if wanted[:1] == "/" else PARENT, *parts]) if parts else "")
+    """The control groups that linux.cgroupsPath names (place.locate), by the manager that the words name."""
+    manager = flags.cgroup_manager or ("systemd" if flags.systemd_cgroup else "cgroupfs")
+    if manager not in ("cgroupfs", "systemd"):
+        raise CommandError(f"--cgroup-manager is cgroupfs or systemd, not {manager!r}")
+    return place.locate(config, name, systemd=manager == "systemd", rootless=_rootless(flags.rootless or "auto"))
+
+
+def _rootless(word: str) -> bool:
+    """Whether this process can only have what was delegated to it: also root of a user namespace."""
+    if word not in ("true", "false", "auto"):
+        raise CommandError(f"--rootless is true, false or auto, not {word!r}")
+    if word != "auto":
+        return word == "true"
+    if os.geteuid() != 0:
+        return True
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() != [b"0", b"0", b"4294967295"]
 
 
 def record(bundle: Bundle, name: str, groups: Group) -> dict[str, Any]:
@@ -71,6 +80,6 @@ def record(bundle: Bundle, name: str, groups: Group) -> dict[str, Any]:
         "rootfs": bundle.rootfs,
         "ociVersion": config["ociVersion"],
         "annotations": config.get("annotations") or {},
-        "group": groups.path,
+        "group": groups.record(),
         "notifies": False,
     }

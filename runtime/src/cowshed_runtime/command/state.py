@@ -13,8 +13,7 @@ from time import gmtime, strftime, time_ns
 
 from cowshed_linux import process
 from cowshed_runtime import waiting
-from cowshed_runtime.cgroup import freezer
-from cowshed_runtime.cgroup.group import Group
+from cowshed_runtime.cgroup import freezer, place
 from cowshed_runtime.command.errors import CommandError
 from cowshed_runtime.fastjson import dumps, loads
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from cowshed_runtime.cgroup.group import Group
     from cowshed_runtime.command.parser import Values
 
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
@@ -78,7 +78,7 @@ class Container:
 
     @property
     def group(self) -> Group:
-        return Group(self.id, self.record["group"])
+        return place.restore(self.record["group"])
 
     def config(self) -> dict[str, Any]:
         """The configuration as it was when the container was made."""

@@ -67,6 +67,8 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
         )  # fmt: skip
         for text in made.warnings:
             log.warning(text)
+        for warning in made.warnings:
+            log.warning(warning)
         if console:
             handing.send(console, made.terminal, b"/dev/ptmx")
         if watcher:

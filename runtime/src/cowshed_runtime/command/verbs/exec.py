@@ -8,7 +8,7 @@ import sys
 
 from cowshed_linux.capabilities import NUMBERS
 from cowshed_runtime import launcher
-from cowshed_runtime.cgroup.group import Group
+from cowshed_runtime.cgroup import place
 from cowshed_runtime.command import handing, state, waitfor
 from cowshed_runtime.command.errors import CommandError, told
 from cowshed_runtime.command.log import log
@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cowshed_runtime.cgroup.group import Group
     from cowshed_runtime.command.parser import Values
 
 _FAILED = 255  # the status that says that exec itself failed, and not what it was to start
@@ -110,6 +111,8 @@ def _join(
         raise LaunchError(stage, number, text, code)
     for text in said[1]:
         log.warning(text)
+    for warning in said[1]:
+        log.warning(warning)
     terminal = -1
     for _, _, data in ancillary:
         terminal = int.from_bytes(data[:4], sys.byteorder)
@@ -180,7 +183,7 @@ def _more(first: dict[str, Any], names: list[str]) -> dict[str, Any]:
 def _below(group: Group, path: str) -> Group:
     if ".." in path.split("/"):
         raise CommandError(f"--cgroup: must not contain `..`: {path}")
-    below = Group(group.name, f"{group.path}/{path.strip('/')}".rstrip("/"))
+    below = place.restore({**group.record(), "path": f"{group.path}/{path.strip('/')}".rstrip("/")})
     for folder in below.directories():
         if not os.path.isdir(folder):
             raise CommandError(f"--cgroup: {folder} does not exist")

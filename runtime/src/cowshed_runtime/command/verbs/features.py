@@ -63,7 +63,7 @@ def document() -> dict[str, Any]:
         "linux": {
             "namespaces": _which(_NAMESPACES, lambda name: {"linux": _namespace(name)}),
             "capabilities": list(NUMBERS),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": _rdma()},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": _rdma()},
             "seccomp": {
                 "enabled": True,
                 "actions": _seccomp(_ACTIONS, "SCMP_ACT_", _doing),
