@@ -117,7 +117,7 @@ class Devices:
         folder = place(root, device["path"].rpartition("/")[0] or "/", directory=True)
         try:
             number = os.makedev(device.get("major", 0), device.get("minor", 0))
-            if _node(folder, device["path"], _KINDS[device["type"]] | device.get("fileMode", 0o666), number):
+            if _node(folder, device["path"], _KINDS[device["type"]] | device.get("fileMode", 0o666) & 0o7777, number):
                 name = device["path"].rpartition("/")[2]
                 os.chown(name, device.get("uid", 0), device.get("gid", 0), dir_fd=folder, follow_symlinks=False)
         finally:

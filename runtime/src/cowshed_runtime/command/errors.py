@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cowshed_runtime.errors import LaunchError, SpecError
 
 # What callers match on is what Go programs say (syscall.Errno.Error, os/exec): without these words they take a missing
@@ -24,18 +26,19 @@ def told(error: BaseException) -> str:
         if error.stage == "exec" and "not found in PATH" in text:
             text = f'exec: "{text.partition(":")[0]}": executable file not found in $PATH'
         else:
-            words = _WORDS.get(error.errno, "")
-            if words and words not in text.lower():
-                text = f"{text}: {words}"
+            text = _in_words(text, error.errno)
         text = f"unable to start container process: {text}" if error.stage != "spec" else text
     elif isinstance(error, (CommandError, SpecError)):
         text = str(error)
     elif isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
-        text = f"{name}{error.strerror or error}"
-        words = _WORDS.get(error.errno or 0, "")
-        if words and words not in text.lower():
-            text = f"{text}: {words}"
+        text = _in_words(f"{name}{error.strerror or error}", error.errno or 0)
     else:
         text = f"internal error: {type(error).__name__}: {error}"
     return " ".join(text.split())
+
+
+def _in_words(text: str, number: int) -> str:
+    words = _WORDS.get(number, "")
+    text = text.replace(os.strerror(number), words) if words else text
+    return text if words in text else f"{text}: {words}"

@@ -80,7 +80,7 @@ RULES = (
         ("linux.devices[].type!", one_of(("c", "b", "u", "p"))),
         ("linux.devices[].major", whole(0, 2**32 - 1)),
         ("linux.devices[].minor", whole(0, 2**32 - 1)),
-        ("linux.devices[].fileMode", whole(0, 0o7777)),
+        ("linux.devices[].fileMode", whole(0, 0o177777)),  # podman's have the type's bits
         ("linux.devices[].uid", ID),
         ("linux.devices[].gid", ID),
     ),
