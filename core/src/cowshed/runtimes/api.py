@@ -27,7 +27,7 @@ class Answers:
 
 
 class Task:
-    """One container, as its runtime has to know it; all of it can be said in JSON (`vars`).
+    """One container, as its runtime has to know it; all that it is made of can be said in JSON.
 
     folder: its own in the run directory, with the bundle and what the runtime keeps: made by start, removed by end.
     path: of the program, absolute; "" for a plug-in that drives none. options: words for the program, before its
@@ -48,6 +48,7 @@ class Task:
     ) -> None:
         self.id, self.folder, self.path, self.settings, self.grouped = id, folder, path, settings, grouped
         self.options, self.hidden = options or [], hidden or []
+        self.doors: list[int] = []  # cgroup.procs of each group that the engine has made, open for writing
 
 
 class Started:

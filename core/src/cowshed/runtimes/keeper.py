@@ -77,7 +77,7 @@ def _main(
     status = 125
     try:
         # The locks and sockets of the monitor must not live on in here.
-        _keep_only(report, slave, *stdio)
+        _keep_only(report, slave, *stdio, *task.doors)
         _signal.signal(_signal.SIGHUP, _signal.SIG_IGN)
         keeper = _Keeper(task, work, stdio, name, slave)
         pid = keeper.start()
@@ -88,7 +88,7 @@ def _main(
     except LaunchError as error:
         status = _LOST
         if report >= 0:
-            failed = program.failure(task, "exec" if name else "create", str(error))
+            failed = program.failure(task, "exec" if name else "create", str(error), work)
             os.write(report, dumps({"error": [error.stage, error.errno, str(failed), failed.status]}).encode())
     except BaseException as error:
         if report >= 0:
@@ -168,6 +168,7 @@ class _Keeper:
             first = int(created.get(1, [0])[0])
             place.confined(self.task, first)
             self.since = process.start_time(first)
+            place.shut(self.task)
         try:
             started = self.client.call("Start", {1: self.task.id, 2: self.name})
         except LaunchError:
@@ -372,7 +373,7 @@ def command(task: Task, address: str, verb: str) -> str:
             status = program.run(
                 words, (null, said, errors), folder=bundle, environment=environment,
                 hidden=() if verb == "start" else task.hidden,
-                group=Group(task.id) if task.grouped and verb == "start" else None,
+                doors=task.doors,
             )  # fmt: skip
             text = os.pread(said, _BLOCK, 0).decode(errors="replace").strip()
             if status:

@@ -8,9 +8,10 @@ import fcntl
 import os
 from _struct import pack, unpack
 
-from cowshed.runtimes import place
+from cowshed.runtimes import place, program
 from cowshed.runtimes.api import API_VERSION, Started
 from cowshed.runtimes.program import Call
+from cowshed_linux import process
 from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps
@@ -58,29 +59,35 @@ class OciPlugin:
         bundle = place.make(task, config)
         place.group(task, config)
         place.enter(task, root)
+        process.become_subreaper()  # until this process ends, and the container becomes the monitor's child
         pid_file = f"{task.folder}/pid"
         words = ["--bundle", bundle, "--pid-file", pid_file]
         terminal = -1
-        with Console(task, config["process"]) as console, Call(task, "create") as call:
+        with Console(task, config["process"]) as console, Call(task, "create", config["process"]) as call:
             call.run(*words, *console.words, task.id, stdio=console.stdio or stdio, entered=True)
             pid = _number(pid_file)
             terminal = console.master()
+        program.reap(pid)
         place.confined(task, pid)
-        with Call(task, "start") as call:
+        with Call(task, "start", config["process"]) as call:
             call.run(task.id, entered=True)
+        place.shut(task)
         return Started(pid, terminal)
 
     def execute(
         self, task: Task, work: dict[str, Any], linux: dict[str, Any], target: int, stdio: tuple[int, int, int]
     ) -> Started:
         mark = f"{task.folder}/exec-{os.getpid()}"
-        with Console(task, work) as console, Call(task, "exec") as call:
+        with Console(task, work) as console, Call(task, "exec", work) as call:
             try:
                 with open(f"{mark}.json", "w", encoding="utf-8") as f:
                     f.write(dumps(work))
                 words = ["--detach", "--pid-file", f"{mark}.pid", "--process", f"{mark}.json", *console.words]
+                process.become_subreaper()  # as in start
                 call.run(*words, task.id, stdio=console.stdio or stdio)
-                return Started(_number(f"{mark}.pid"), console.master())
+                pid = _number(f"{mark}.pid")
+                program.reap(pid)
+                return Started(pid, console.master())
             finally:
                 for path in (f"{mark}.json", f"{mark}.pid"):
                     if os.path.exists(path):

@@ -37,12 +37,22 @@ def make(task: Task, config: dict[str, Any]) -> str:
 
 
 def group(task: Task, config: dict[str, Any]) -> None:
-    """The control groups, if they are the engine's to make."""
+    """The control groups, if they are the engine's to make, and the doors to them, opened where they can be seen."""
     if task.grouped:
+        made = Group(task.id)
         try:
-            Group(task.id).create(config["linux"].get("resources") or {})
+            made.create(config["linux"].get("resources") or {})
+            for path in made.directories():
+                task.doors.append(os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
         except OSError as error:
             raise LaunchError("cgroup", error.errno or 0, str(error.strerror or error)) from None
+
+
+def shut(task: Task) -> None:
+    """Nobody enters the groups any more."""
+    for fd in task.doors:
+        os.close(fd)
+    task.doors.clear()
 
 
 def confined(task: Task, pid: int) -> None:

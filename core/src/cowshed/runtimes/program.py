@@ -7,21 +7,20 @@ import os
 import select
 
 from cowshed_linux import mount, process
-from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from cowshed.runtimes.api import Task
 
 _SIGNALS = [n for n in range(1, _signal.NSIG) if n not in (9, 19, 32, 33)]  # the C library keeps the last two
 _SAID = 1 << 16  # bytes of its output that are looked at
 # How a program says that what it was to execute is not there, or is no program: the words of the kernel, which all pass
-# on, beside one of those for executing. docker tells the same two statuses from the same words.
+# on, beside the command or a word for executing. docker tells the same two statuses from such words.
 _EXECUTING = ("exec", "executable", "cwd", "chdir", "failed to load")
 _NOT_FOUND = ("not found", "no such file")
 _REFUSED = ("permission denied", "operation not permitted", "exec format error", "is a directory", "not a directory")
@@ -32,20 +31,20 @@ def run(
     stdio: tuple[int, int, int],
     *,
     hidden: Sequence[str] = (),
-    group: Group | None = None,
+    doors: Sequence[int] = (),
     folder: str = "/",
     environment: dict[str, str] | None = None,
     seconds: float | None = None,
 ) -> int:
     """Run a program to its end, with nothing of this process's but these three descriptors; its exit status.
 
-    hidden: mount points to take out of its view; group: control groups to start it in; seconds: it is killed then.
-    LaunchError if it cannot be executed, or has not ended by then.
+    hidden: mount points to take out of its view; doors: what to write to, to be in control groups; seconds: it is
+    killed then. LaunchError if it cannot be executed, or has not ended by then.
     """
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(words, stdio, hidden, group, folder, environment, write_end)
+        _child(words, stdio, hidden, doors, folder, environment, write_end)
     os.close(write_end)
     try:
         said = b""
@@ -78,12 +77,14 @@ def _child(
     words: Sequence[str],
     stdio: tuple[int, int, int],
     hidden: Sequence[str],
-    group: Group | None,
+    doors: Sequence[int],
     folder: str,
     environment: dict[str, str] | None,
     report: int,
 ) -> NoReturn:
     try:
+        for fd in doors:
+            os.write(fd, b"0")
         moved = [os.dup(fd) for fd in stdio]  # away from 0-2 first, so that none is overwritten before it is used
         for number, fd in enumerate(moved):
             os.dup2(fd, number)
@@ -95,11 +96,6 @@ def _child(
         if hidden:
             process.unshare(process.CLONE_NEWNS)
             hide(hidden)
-        if group:
-            for path in group.directories():
-                fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-                os.write(fd, b"0")
-                os.close(fd)
         os.chdir(folder)
         environment = environment or {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
         os.execve(words[0], list(words), environment)  # noqa: S606
@@ -107,6 +103,14 @@ def _child(
         os.write(report, str(getattr(error, "strerror", None) or error).encode())
     finally:
         os._exit(127)
+
+
+def reap(kept: int) -> None:
+    """Take the ends of this process's children that have ended, but of one: what a runtime forked on its way."""
+    with open("/proc/thread-self/children", "rb") as f:
+        for pid in map(int, f.read().split()):
+            if pid != kept:
+                os.waitpid(pid, os.WNOHANG | process.WALL)
 
 
 def hide(places: Sequence[str]) -> None:
@@ -118,10 +122,10 @@ def hide(places: Sequence[str]) -> None:
 
 class Call:
     """One command of an OCI runtime's command line: `with Call(task, "kill") as call: call.run(...)`. Its log is a file
-    in memory: the folder may just be going."""
+    in memory: the folder may just be going. work: the OCI process that it is to start, if it is to."""
 
-    def __init__(self, task: Task, verb: str) -> None:
-        self.task, self.verb = task, verb
+    def __init__(self, task: Task, verb: str, work: dict[str, Any] | None = None) -> None:
+        self.task, self.verb, self._work = task, verb, work
         self._log = os.memfd_create("log")
 
     def __enter__(self) -> Call:
@@ -142,11 +146,11 @@ class Call:
             status = run(
                 [task.path, *before, self.verb, *words], stdio or (null, said, said),
                 hidden=() if entered else task.hidden,
-                group=Group(task.id) if task.grouped and entered else None, folder=task.folder,
+                doors=task.doors if entered else (), folder=task.folder,
             )  # fmt: skip
             if status:
                 text = self.error() or (_last_line(said) if said >= 0 else "")
-                raise failure(task, self.verb, text or f"it ended with status {status} and said nothing")
+                raise failure(task, self.verb, text or f"it ended with status {status} and said nothing", self._work)
         finally:
             os.close(null)
             if said >= 0:
@@ -164,10 +168,10 @@ class Call:
         return ""
 
 
-def failure(task: Task, verb: str, text: str) -> LaunchError:
+def failure(task: Task, verb: str, text: str, work: dict[str, Any] | None) -> LaunchError:
     """What a runtime refused, as an error of ours: 127 and 126 if it is the container's program that is at fault."""
     low, status = text.lower(), 125
-    if verb in ("create", "start", "exec") and any(word in low for word in _EXECUTING):
+    if work is not None and any(word in low for word in (*_EXECUTING, work["args"][0].lower())):
         status = 127 if any(word in low for word in _NOT_FOUND) else 126 if any(w in low for w in _REFUSED) else 125
     return LaunchError("runtime", 0, f"{os.path.basename(task.path)} {verb}: {text}", status)
 

@@ -38,7 +38,9 @@ class ShimPlugin:
         place.make(task, config)
         place.group(task, config)
         place.enter(task, root)
-        return keeper.begin(task, config["process"], stdio)
+        made = keeper.begin(task, config["process"], stdio)
+        place.shut(task)
+        return made
 
     def execute(
         self, task: Task, work: dict[str, Any], linux: dict[str, Any], target: int, stdio: tuple[int, int, int]
