@@ -441,6 +441,12 @@ def test_rules_of_the_process(box, change, where):
     assert f"process.{where}: " in str(caught.value)
 
 
+@pytest.mark.parametrize("annotations", [{"": "x"}, {"key": 7}, ["key"]])
+def test_rules_of_annotations(box, annotations):
+    box.config["annotations"] = annotations
+    assert "annotations: " in str(box.refused())
+
+
 def test_a_label_of_a_system_that_does_not_run_is_refused(box):
     from cowshed_runtime import labels
 

@@ -21,11 +21,15 @@ def _version(value: Any) -> str:
     return string(value) or ("" if value.split(".")[0] == "1" else f"version {value} is not 1.x")
 
 
+def _annotations(value: Any) -> str:
+    return strings(value) or ("a key must not be empty" if "" in value else "")
+
+
 RULES = (
     *section("config.md#specification-version", ("ociVersion!", _version)),
     *section("config.md#process", ("process!", mapping)),
     *((f"process.{place}", check, name) for place, check, name in process.RULES),
-    *section("config.md#annotations", ("annotations", strings)),
+    *section("config.md#annotations", ("annotations", _annotations)),
     *section("config-vm.md", ("vm", unsupported)),
     *mounts.RULES,
     *namespaces.RULES,
