@@ -34,6 +34,29 @@ class opened:
         os.close(self._fd)
 
 
+def described(fd: int) -> tuple[str, int]:
+    """MAJOR:MINOR and bytes of an open block device."""
+    return device_number(fd), size(fd)
+
+
+def describe(path: str) -> tuple[str, int]:
+    """The same of the device that a node stands for."""
+    with opened(path) as fd:
+        return described(fd)
+
+
+def flush(path: str) -> None:
+    """What was written to a device survives a power cut from now on."""
+    with opened(path) as fd:
+        os.fsync(fd)
+
+
+def discard_all(path: str) -> None:
+    """`discard` of a whole device."""
+    with opened(path, os.O_RDWR) as fd:
+        discard(fd, 0, size(fd))
+
+
 def device_number(fd: int) -> str:
     """MAJOR:MINOR of an open block device."""
     number = os.fstat(fd).st_rdev
@@ -55,6 +78,22 @@ def node_of(number: str) -> str:
             if line.startswith("DEVNAME="):
                 return f"/dev/{line.strip().partition('=')[2]}"
     raise OSError(errno.ENODEV, f"device {number} has no name")
+
+
+def nodes(folder: str, prefix: str) -> dict[str, str]:
+    """The names of nodes in a folder that begin so, and the numbers of their devices."""
+    found: dict[str, str] = {}
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return found
+    for name in names:
+        if name.startswith(prefix):
+            try:
+                found[name] = number_of(f"{folder}/{name}")
+            except FileNotFoundError:
+                pass  # another process has taken it away
+    return found
 
 
 def make_node(path: str, number: str) -> None:

@@ -172,9 +172,9 @@ class DeviceMapperDriver:
                     os.chown(root, options.root_uid, options.root_gid)
                 if limited:
                     with blockdevices.opened(root) as fd:
-                        below = projects.used(fd, filesystems.PROJECT) if parent is not None else (0, 0)
+                        below = self._used(fd) if parent is not None else (0, 0)
                         self._grow(temporary, new.id, fd, below[0] + (options.quota.bytes or 0))
-                        _limit(fd, below, options.quota)
+                        self._limit(fd, below, options.quota)
             self.host.step("devicemapper.prepare.changed")
         self._at.publish(temporary, new, durable=options.durable)
         self.host.step("devicemapper.prepare.published")
@@ -251,7 +251,7 @@ class DeviceMapperDriver:
             with self._mounted(id_, device, frozen=False) as root:  # this replays the journal
                 if device.limited:  # a child would have the limit too
                     with blockdevices.opened(root) as fd:
-                        _limit(fd, (0, 0), api.Quota())
+                        self._limit(fd, (0, 0), api.Quota())
             self.host.step("devicemapper.replayed")
             self.pool.activate(name, device.thin, device.sectors, frozen=False)
         try:
@@ -448,7 +448,7 @@ class DeviceMapperDriver:
         mounted = self._mounted(layer.id, device, frozen=False)
         with self._layer_lock(layer), mounted as root, blockdevices.opened(root) as fd:
             self._grow(self._at.layer(layer), layer.id, fd, below[0] + (quota.bytes or 0))
-            _limit(fd, below, quota)
+            self._limit(fd, below, quota)
 
     def _grow(self, folder: str, id_: LayerId, fd: int, content: int) -> None:
         """Give a mounted layer, of which fd is the root and `folder` tells, room for so many bytes: the limit that was
@@ -465,6 +465,16 @@ class DeviceMapperDriver:
         self.pool.extend(self.device_name(id_), device.thin, wanted)
         self.host.call("grow", lambda: filesystems.grow(fd, known.filesystem, wanted * tables.SECTOR))
         self.host.step("devicemapper.grown")
+
+    def _used(self, fd: int) -> tuple[int, int]:
+        """Bytes and inodes of the tree that fd is the root of."""
+        return self.host.call("used", lambda: projects.used(fd, filesystems.PROJECT), changes=False)
+
+    def _limit(self, fd: int, below: tuple[int, int], quota: api.Quota) -> None:
+        """Limit the tree that fd is the root of; below: what of it (bytes, inodes) does not count."""
+        size = max(below[0] + quota.bytes, 1) if quota.bytes is not None else 0
+        inodes = max(below[1] + quota.inodes, 1) if quota.inodes is not None else 0
+        self.host.call("limit", lambda: projects.set_limits(fd, filesystems.PROJECT, size, inodes))
 
     def snapshot(self, active: api.Layer, new: api.Layer, durability: api.Durability) -> api.DriverData:
         """A frozen file system is snapped; a device that is not mounted needs no freezing."""
@@ -607,17 +617,6 @@ class _Mounted:
 
     def __exit__(self, *_: object) -> None:
         self._mount.__exit__(None, None, None)
-
-
-def _limit(fd: int, below: tuple[int, int], quota: api.Quota) -> None:
-    """Limit the tree that fd is the root of; below: what of it (bytes, inodes) does not count."""
-    size, inodes = quota.bytes, quota.inodes
-    projects.set_limits(
-        fd,
-        filesystems.PROJECT,
-        max(below[0] + size, 1) if size is not None else 0,
-        max(below[1] + inodes, 1) if inodes is not None else 0,
-    )
 
 
 def _any_id() -> int:

@@ -11,6 +11,7 @@ from _struct import pack, unpack_from
 
 from cowshed.storage.api import FileSystem, MountPlan
 from cowshed.storage.errors import Damaged
+from cowshed_driver_devicemapper import blockdevices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def parse_superblock(start: bytes) -> Superblock | None:
 
 def read_superblock(fd: int) -> Superblock | None:
     return parse_superblock(os.pread(fd, 4096, 0))
+
+
+def superblock_on(device: str) -> Superblock | None:
+    with blockdevices.opened(device) as fd:
+        return read_superblock(fd)
 
 
 def mkfs(kind: str, device: str, uuid: str, size: int, *, quota: bool, zeroed: bool) -> Sequence[str]:

@@ -25,7 +25,7 @@ def make(root: str, options: api.Options, host: api.Host, mapper: Mapper, store:
         return
     begun = known is not None
     if known is None:
-        known = plan(root, options, mapper, store)
+        known = plan(root, options, mapper, store, host)
         os.makedirs(f"{root}/pool", mode=0o700, exist_ok=True)
         record.save(root, known)
         host.step("devicemapper.init.recorded")
@@ -56,7 +56,7 @@ def _number(mapper: Mapper, name: str) -> str:
     return info.number
 
 
-def plan(root: str, options: api.Options, mapper: Mapper, store: str) -> PoolRecord:
+def plan(root: str, options: api.Options, mapper: Mapper, store: str, host: api.Host) -> PoolRecord:
     """What is to be made, from the options; nothing is."""
     kind, name, data, metadata = record.LOOP, "", str(options["data_device"]), str(options["metadata_device"])
     if options["pool"]:
@@ -69,9 +69,11 @@ def plan(root: str, options: api.Options, mapper: Mapper, store: str) -> PoolRec
         capacity = table[0].length
     elif data or metadata:
         kind, name = record.DEVICES, f"cowshed-{store[:16]}"
-        capacity = min(_blank(path, option) for option, path in (("data_device", data), ("metadata_device", metadata)))
-        with blockdevices.opened(data) as fd:
-            capacity = blockdevices.size(fd) // tables.SECTOR
+        sizes = [
+            host.call("blank", _blank, path, option, changes=False)
+            for option, path in (("data_device", data), ("metadata_device", metadata))
+        ]
+        capacity = sizes[0] // tables.SECTOR
     else:
         status = os.statvfs(root)
         capacity = _loop_sizes(status.f_bavail * status.f_frsize, options)[0] // tables.SECTOR
@@ -204,7 +206,8 @@ def _base(pool: Pool, options: api.Options, host: api.Host) -> None:
         plan = filesystems.plan(known.filesystem, node, frozen=False, read_only=False, quota=known.quota, subpath="")
         try:
             with host.mounted(plan) as tree:
-                _root(f"{tree.path}/{filesystems.ROOT}", quota=known.quota)
+                path = f"{tree.path}/{filesystems.ROOT}"
+                host.call("root", lambda: _root(path, quota=known.quota))
         except OSError as error:
             if not known.quota:
                 raise
@@ -238,7 +241,7 @@ def unmake(root: str, mapper: Mapper, host: api.Host) -> None:
         pool.down()
         if known.kind == record.DEVICES:
             for path in (known.data, known.metadata):
-                _wipe(path)
+                host.call("wipe", _wipe, path)
     except FileNotFoundError:
         pass  # not made yet, or gone with its devices
     for name in ("data", "metadata", "record"):

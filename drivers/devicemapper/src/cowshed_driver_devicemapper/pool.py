@@ -114,15 +114,17 @@ class Pool:
         return True
 
     def _create(self) -> None:
-        if self.known.kind == record.LOOP:
-            opened = [blockdevices.attach_loop(f"{self.root}/pool/{name}") for name in ("metadata", "data")]
-        else:
-            opened = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in (self.known.metadata, self.known.data)]
+        opened: list[int] = []
         try:
-            numbers = [blockdevices.device_number(fd) for fd in opened]
-            sectors = blockdevices.size(opened[1]) // tables.SECTOR
-            parameters = tables.pool_parameters(numbers[0], numbers[1])
-            target = Target(0, sectors // tables.BLOCK * tables.BLOCK, "thin-pool", parameters)
+            if self.known.kind == record.LOOP:
+                opened += (blockdevices.attach_loop(f"{self.root}/pool/{name}") for name in ("metadata", "data"))
+                found = [blockdevices.described(fd) for fd in opened]
+            else:
+                paths = self.known.metadata, self.known.data
+                found = [self._host.call("device", blockdevices.describe, path, changes=False) for path in paths]
+            (metadata, _), (data, size) = found
+            sectors = size // tables.SECTOR // tables.BLOCK * tables.BLOCK
+            target = Target(0, sectors, "thin-pool", tables.pool_parameters(metadata, data))
             self._host.call("pool", lambda: self._mapper.create(self.name, target))
         finally:
             for fd in opened:
@@ -326,7 +328,7 @@ class Pool:
                     raise
                 sleep(0.01)
         self._drop_stale(name, info.number)
-        blockdevices.make_node(self.node(name), info.number)
+        self._host.call("node", blockdevices.make_node, self.node(name), info.number)
 
     def _kept(self, name: str, *, frozen: bool) -> Info | None:
         info = self._mapper.info(name)
@@ -371,15 +373,15 @@ class Pool:
         if info is None:
             self.drop_node(name)
             return
-        blockdevices.make_node(self.node(name), info.number)  # libdevmapper has taken it away
+        self._host.call("node", blockdevices.make_node, self.node(name), info.number)  # libdevmapper has taken it away
         if self.known.filesystem == "xfs":
             filesystems.end_retries(info.minor)
 
     def _drop_stale(self, name: str, number: str) -> None:
         """Take away the nodes of devices that have gone with their last user, and whose number NAME has now. One whose
         layer is being activated has its own number in a moment, and is left."""
-        for other in self._nodes():
-            if other == name or self._number_of(other) != number:
+        for other, has in self._nodes().items():
+            if other == name or has != number:
                 continue
             lock = self._lock_of(other.removeprefix(self.prefix))
             try:
@@ -388,16 +390,10 @@ class Pool:
             except FileNotFoundError:
                 continue  # the layer has just moved on
             try:
-                if self._number_of(other) == number:
+                if self._nodes().get(other) == number:
                     self.drop_node(other)
             finally:
                 lock.release()
-
-    def _number_of(self, name: str) -> str:
-        try:
-            return blockdevices.number_of(self.node(name))
-        except FileNotFoundError:
-            return ""  # another process was faster
 
     def _lock_of(self, layer: str) -> Lock | None:
         """The lock under which a published layer is activated; others are their callers' alone."""
@@ -413,11 +409,9 @@ class Pool:
         except FileNotFoundError:
             pass
 
-    def _nodes(self) -> list[str]:
-        try:
-            return [name for name in os.listdir(self._mapper.nodes) if name.startswith(self.prefix)]
-        except FileNotFoundError:
-            return []
+    def _nodes(self) -> dict[str, str]:
+        """The nodes of the store's devices, and the numbers of these."""
+        return self._host.call("nodes", blockdevices.nodes, self._mapper.nodes, self.prefix, changes=False)
 
     def removed(self, name: str) -> None:
         """Take a device away at once. Raises InUse."""
@@ -440,17 +434,14 @@ class Pool:
         return info is not None and info.suspended
 
     def superblock(self, name: str) -> filesystems.Superblock | None:
-        with blockdevices.opened(self.node(name)) as fd:
-            return filesystems.read_superblock(fd)
+        return self._host.call("superblock", filesystems.superblock_on, self.node(name), changes=False)
 
     def flush(self, name: str) -> None:
         """Data and the mappings of a device survive a power cut from now on."""
-        with blockdevices.opened(self.node(name)) as fd:
-            self._host.call("flush", lambda: os.fsync(fd))
+        self._host.call("flush", blockdevices.flush, self.node(name))
 
     def discard(self, name: str) -> None:
-        with blockdevices.opened(self.node(name), os.O_RDWR) as fd:
-            blockdevices.discard(fd, 0, blockdevices.size(fd))
+        self._host.call("discard", blockdevices.discard_all, self.node(name))
 
 
 def loop_name(root: str, store: str) -> str:

@@ -39,7 +39,7 @@ def probe(root: str, options: Options, host: Host, *, mapper: Callable[[], Mappe
                 raise _Refused("not-writable", f"{place} cannot be written", "choose another --root")
             _tools(facts, str(options["filesystem"]))
             _kernel(mapper, facts)
-            loop = _backing(place, options, mapper, facts)
+            loop = _backing(place, options, mapper, facts, host)
         except StorageError as error:
             raise _Refused(error.code, str(error), error.remedy) from None
         except OSError as error:
@@ -93,9 +93,9 @@ def _kernel(mapper: Callable[[], Mapper], facts: Facts) -> None:
         facts[kind] = targets[kind]
 
 
-def _backing(place: str, options: Options, mapper: Callable[[], Mapper], facts: Facts) -> bool:
+def _backing(place: str, options: Options, mapper: Callable[[], Mapper], facts: Facts, host: Host) -> bool:
     """Whether the pool would lie on loop files. Raises what init() would raise for wrong options."""
-    plan = making.plan(place, options, mapper(), "0" * 32)
+    plan = making.plan(place, options, mapper(), "0" * 32, host)
     facts["pool"] = plan.name or plan.kind
     facts["layer_bytes"] = plan.sectors * 512
     if plan.kind == record.LOOP and not os.path.exists("/dev/loop-control"):
