@@ -214,6 +214,12 @@ def test_a_disk_that_fails_to_write_metadata_stops_the_pool_until_it_is_checked(
     assert "thin_check" in raised.value.remedy
     store.driver.close()
     Mapper().remove(store.driver.pool.name)
+    store.driver = store.open()  # after a boot, before anybody has looked at it
+    assert store.look(base) == wanted, "what is there cannot be read any more"
+    with pytest.raises(NoSpace, match="needs a check"):
+        store.new(base)
+    store.driver.pool.down()
+    store.driver.close()
     tool("thin_check", "--clear-needs-check-flag", metadata.path)
     store.driver = store.open()
     assert store.look(base) == wanted
@@ -434,6 +440,45 @@ def test_devices_that_hold_data_are_not_taken_and_come_back_blank(tmp_path):
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def test_a_disk_that_has_the_name_of_the_pools_after_a_boot_is_not_touched(tmp_path):
+    sizes = {"metadata": 4, "data": 64, "other": 64}
+    with contextlib.ExitStack() as stack:
+        nodes = {}
+        for name, size in sizes.items():
+            with open(f"{tmp_path}/{name}", "wb") as file:
+                file.write(os.urandom(MIB) if name == "other" else b"")
+                file.truncate(size * MIB)
+            nodes[name] = stack.enter_context(disks.loop(f"{tmp_path}/{name}"))
+        link, mapper = f"{tmp_path}/link", Mapper()
+
+        def name_is_of(name):
+            os.symlink(nodes[name], f"{link}.new")
+            os.rename(f"{link}.new", link)
+
+        name_is_of("data")
+        there = Store(
+            target(metadata_device=nodes["metadata"], data_device=link, layer_size="32M"), f"{tmp_path}/store"
+        )
+        layer = there.layer(steps.file("a", b"1"))
+        there.driver.remove(there.new(layer, steps.file("b", b"2" * MIB)))
+        there.driver.pool.down()  # as a boot does
+        there.driver.close()
+        with open(nodes["other"], "rb") as device:
+            before = device.read()
+        name_is_of("other")
+        with pytest.raises(WrongStore, match="another one"):
+            there.open()
+        assert mapper.info(there.driver.pool.name) is None, "a refused pool is left"
+        with open(nodes["other"], "rb") as device:
+            blockdevices.forget_cached(device.fileno())
+            assert device.read() == before
+        name_is_of("data")
+        there.driver = there.open()
+        there.purge_all()
+        assert there.read(layer, "a") == b"1"
+        there.discard()
 
 
 def test_with_udevd_beside_it_nothing_is_busy(store):

@@ -99,7 +99,7 @@ class Pool:
             try:
                 self._compare()
             except BaseException:
-                self._mapper.remove(self.name)
+                self._remove(self.name)  # the base may be on its way out still
                 raise
 
     def _is_up(self) -> bool:
