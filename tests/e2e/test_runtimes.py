@@ -256,6 +256,14 @@ def test_processes_beside_a_container_are_killed(on):
         os.kill(pid, signal.SIGKILL)
     assert on.ok("wait", "box") == "137\n"
     assert not (place / "runtime").exists()
+    on.ok("start", "box")
+    first, _, monitor = map(int, (place / "pid").read_text().split())
+    for pid in (monitor, *_below(monitor)):
+        if pid != first:
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not _lives(monitor))
+    on.ok("rm", "-f", "box")
+    until(lambda: not _lives(first))
 
 
 def test_an_init(on):

@@ -201,6 +201,10 @@ def _values(option: Option, flags: Values) -> list[str] | None:
         from cowshed_linux.capabilities import NUMBERS
 
         return ["ALL", *(name.removeprefix("CAP_") for name in NUMBERS)]
+    if key == "runtime":
+        from cowshed.runtimes import choice
+
+        return ["native", *(one["name"] for one in choice.programs())]
     if key in _WORDS:
         return _WORDS[key].split()
     return None if key in _FILES or option.metavar in ("FILE", "DIRECTORY") else []
@@ -209,7 +213,7 @@ def _values(option: Option, flags: Values) -> list[str] | None:
 _WORDS = {
     "format": "json table", "network": "none host", "net": "none host",
     "restart": "no always unless-stopped on-failure",
-    "runtime": "native", "security_opt": "no-new-privileges seccomp=unconfined apparmor=",
+    "security_opt": "no-new-privileges seccomp=unconfined apparmor=",
     "platform": "linux/amd64 linux/arm64 linux/arm/v7",
 }  # fmt: skip
 _FILES = frozenset("root run_root config env_file label_file cidfile volume device input output".split())

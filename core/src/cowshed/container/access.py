@@ -131,7 +131,7 @@ def sandbox(engine: Engine, row: ContainerRow) -> tuple[str, str]:
     value, found = choice.running(engine, row), client.running(engine.place(row))
     if found is None:
         return "", ""
-    namespace, inside = f"/proc/{value.get('monitor')}/fd/{value.get('space')}", f"{value['folder']}/bundle/rootfs"
+    namespace, inside = f"/proc/{value.get('monitor')}/fd/{value.get('space')}", f"{value['folder']}/{row.id}/rootfs"
     try:
         shown = os.stat(f"/proc/{found[0]}/root")
     except FileNotFoundError:

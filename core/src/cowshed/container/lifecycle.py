@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from cowshed import log
 from cowshed.container import state
 from cowshed.errors import Conflict, LaunchFailed, NotFound
 from cowshed.layers.faults import step
@@ -417,11 +418,15 @@ def stop(engine: Engine, row: ContainerRow, *, timeout: float | None, number: in
         return  # it was never started in this boot, or is just being removed
     if state.now(engine, row).state != "running":
         return
+    patience = 10.0 if timeout is None else timeout
     try:
         signal(engine, row, number)
     except Conflict:
         return
-    if not _wait_for(engine, row, 10.0 if timeout is None else timeout):
+    except LaunchFailed as error:
+        log.warn(f"{error}: it is killed")
+        patience = 0
+    if not _wait_for(engine, row, patience):
         try:
             signal(engine, row, 9)
         except Conflict:

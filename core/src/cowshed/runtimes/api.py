@@ -86,7 +86,7 @@ if TYPE_CHECKING:
             """Start a container from an OCI configuration, whose control groups are /cowshed/ID. root: a detached
             mount. stdio is not used with process.terminal. `end` was called before, and the folder made since.
             LaunchError: what is left then, `end` removes. This process may be in another mount namespace afterwards,
-            in which the root is at FOLDER/bundle/rootfs."""
+            in which the root is at FOLDER/ID/rootfs."""
             ...
 
         def execute(

@@ -10,6 +10,7 @@ import os
 
 from cowshed.errors import Conflict, LaunchFailed, NotFound, Unsupported
 from cowshed.storage.record import record
+from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.errors import LaunchError
 
 TYPE_CHECKING = False
@@ -26,6 +27,7 @@ _DRIVERS = ("native", "oci", "shim")  # plug-ins of ours that are no runtime or 
 # What is looked for in PATH, to be listed. What it is, its answers tell.
 _CANDIDATES = ("runc", "crun", "youki", "runsc", "kata-runtime", "cowshed-runtime")
 _SHIMS = ("containerd-shim-", "-v2")
+_KILL = 9
 _FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -218,6 +220,9 @@ def signal(engine: Engine, row: ContainerRow, target: int, number: int) -> None:
         plugin.signal(one, target, number)
     except LaunchError as error:
         if not state.alive(engine.place(row)):
+            return
+        if number == _KILL:  # for which nobody's consent is needed
+            Group(row.id).kill()
             return
         raise LaunchFailed(f"container {row.name}: {error}") from None
 

@@ -159,7 +159,7 @@ class _Keeper:
             self.client.call("Exec", body)
         else:
             self.serve()
-            body = {1: self.task.id, 2: f"{self.task.folder}/bundle", 4: int(self.slave >= 0), 5: paths[0],
+            body = {1: self.task.id, 2: place.bundle_of(self.task), 4: int(self.slave >= 0), 5: paths[0],
                     6: paths[1], 7: paths[2]}  # fmt: skip
             if self.task.settings:
                 options = ttrpc.encode({1: _OPTIONS, 2: self.task.settings})
@@ -181,7 +181,7 @@ class _Keeper:
 
     def serve(self) -> None:
         """Start the shim: what it wants from containerd is a socket for events, and a pipe for its log."""
-        task, bundle = self.task, f"{self.task.folder}/bundle"
+        task, bundle = self.task, place.bundle_of(self.task)
         folder = os.open(task.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         address = f"/proc/{os.getpid()}/fd/{folder}/events"
         self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
@@ -356,12 +356,31 @@ def connected(task: Task) -> Client:
             found = loads(f.read())
     except FileNotFoundError:
         raise LaunchError("runtime", 0, "the container is not running") from None
-    return ttrpc.Client(ttrpc.connect(found["address"]), _SERVICE.format(found["version"]))
+    return ttrpc.Client(ttrpc.connect(found["address"] or _left(task)), _SERVICE.format(found["version"]))
+
+
+def _left(task: Task) -> str:
+    """The address of a shim whose keeper was killed before it knew it: shims write it down."""
+    try:
+        with open(f"{place.bundle_of(task)}/address", encoding="utf-8") as f:
+            return f.read().strip()
+    except FileNotFoundError:
+        raise LaunchError("runtime", 0, "the shim was never started") from None
+
+
+def forget(task: Task) -> None:
+    """The socket of a shim that was killed."""
+    try:
+        with open(f"{task.folder}/shim", "rb") as f:
+            address = str(loads(f.read())["address"] or _left(task))
+        os.unlink(address.removeprefix("unix://"))
+    except (FileNotFoundError, LaunchError):
+        return
 
 
 def command(task: Task, address: str, verb: str) -> str:
     """Run the shim's program with a verb, in the bundle; what it prints. LaunchError."""
-    bundle = f"{task.folder}/bundle"
+    bundle = place.bundle_of(task)
     said, null = os.memfd_create("said"), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
         words = [task.path, *task.options, "-namespace", NAMESPACE, "-id", task.id, "-address", address,

@@ -1,7 +1,8 @@
 """What is made for one container of another runtime in its run directory: the bundle, and what the runtime keeps.
 
-FOLDER/bundle/config.json and rootfs, FOLDER/state. The root is attached in a mount namespace that the helper, and what
-it starts, are alone in: nothing of it is left when they are gone.
+FOLDER/ID/config.json and rootfs, the bundle, which shims expect under the container's name; FOLDER/state.
+The root is attached in a mount namespace that the helper, and what it starts, are alone in: nothing of it is left when
+they are gone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def make(task: Task, config: dict[str, Any]) -> str:
     """The bundle; its path."""
-    bundle = f"{task.folder}/bundle"
+    bundle = bundle_of(task)
     for path in (task.folder, f"{task.folder}/state", bundle, f"{bundle}/rootfs"):
         try:
             os.mkdir(path, 0o700)
@@ -34,6 +35,10 @@ def make(task: Task, config: dict[str, Any]) -> str:
     with open(fd, "w", encoding="utf-8") as f:
         f.write(dumps(config))
     return bundle
+
+
+def bundle_of(task: Task) -> str:
+    return f"{task.folder}/{task.id}"
 
 
 def group(task: Task, config: dict[str, Any]) -> None:
@@ -70,7 +75,7 @@ def enter(task: Task, root: int) -> None:
     process.unshare(process.CLONE_NEWNS)
     # A slave of the host's: what is mounted there later still comes to volumes that ask for it, and nothing goes back.
     program.hide(task.hidden)
-    mount.attach(root, f"{task.folder}/bundle/rootfs")
+    mount.attach(root, f"{bundle_of(task)}/rootfs")
     mount.set_attributes(root, propagation=mount.PRIVATE)
 
 

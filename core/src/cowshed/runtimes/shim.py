@@ -80,7 +80,8 @@ class ShimPlugin:
         try:
             keeper.command(task, "", "delete")
         except LaunchError:
-            return  # it has nothing more to delete
+            pass  # it has nothing more to delete
+        keeper.forget(task)
 
 
 plugin = ShimPlugin()
