@@ -182,7 +182,7 @@ def test_R05_check_is_clean_on_a_fresh_a_busy_and_an_old_store(target: Target, b
     engine.remove(running)
     engine.untag(image)
     assert engine.findings() == []
-    engine.layers.purge(5)
+    engine.layers.purge(60)
     assert engine.findings() == []
     assert list(engine.driver.scan()) == []
     engine.close()
@@ -212,12 +212,12 @@ def test_L11_a_layer_stays_while_others_stand_on_it(target: Target, backing: Bac
         wanted = engine.look(container)
         engine.untag(image)
         engine.untag(other)
-        engine.layers.purge(5)
+        engine.layers.purge(60)
         tree.same(wanted, engine.look(container), "the layers below a container were removed")
         assert engine.findings() == []
         engine.remove(container)
         engine.layers.remove_unreferenced()
-        engine.layers.purge(5)
+        engine.layers.purge(60)
         assert list(engine.driver.scan()) == []
 
 
@@ -335,7 +335,7 @@ def test_R10_what_is_repaired_was_told_before_and_nothing_else_is_touched(target
         assert remove_orphans(engine.layers) == 1, "what may be a container's goes by itself, or rubbish stays"
         assert [finding.layer for finding in engine.layers.check()] == [LayerId(f"{4711:032x}")]
         engine.driver.remove(api.Layer(LayerId(f"{4711:032x}"), 4711, api.Kind.ACTIVE))
-        engine.layers.purge(5)
+        engine.layers.purge(60)
         assert engine.findings() == []
         assert {x.layer for x in engine.driver.scan()} == before
         tree.same(wanted, engine.look(kept), "a repair changed another layer")
