@@ -1,5 +1,6 @@
 """Real containers: a busybox root file system, a forked launcher, and this process as the monitor."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -84,7 +85,7 @@ class Box:
         self.config["process"]["env"] = ["PATH=/bin"]
         self.config["hostname"] = "box"
         self.running: list[Started] = []
-        self.filtered = False
+        self.filtered, self.by_path = False, False
         for name in ("bin", "dev", "proc", "sys", "etc", "tmp"):
             (self.rootfs / name).mkdir(parents=True)
         shutil.copy(BUSYBOX, self.rootfs / "bin/busybox")
@@ -153,7 +154,7 @@ class Box:
             from cowshed_runtime import seccomp
 
             self.linux["seccomp"] = seccomp.default_profile(self.process["capabilities"]["bounding"])
-        root = mount.clone(str(self.rootfs))
+        root = -1 if self.by_path else mount.clone(str(self.rootfs))
         manner = launcher.Manner(bundle=str(self.folder))
 
         def launch(stdio):
@@ -164,7 +165,24 @@ class Box:
         try:
             return self._fork(launch)
         finally:
-            os.close(root)
+            if root >= 0:
+                os.close(root)
+
+    @contextlib.contextmanager
+    def beside(self, *words: str):
+        """A first container that runs while others are started: it ends after them, for a pid namespace of its own
+        does not before."""
+        first = self.start(*(words or ("/bin/sleep", "60")))
+        self.group, group = Group(self.group.name + "b"), self.group
+        try:
+            yield first
+        finally:
+            self.group.remove()
+            for started in reversed(self.running):
+                if started is first:
+                    group.kill()
+                started.wait()
+            group.remove()
 
     def in_user_namespace(self, first: int = 100_000, count: int = 65_536) -> None:
         """Give the container a user namespace, and its root file system the owner that this makes root."""

@@ -108,8 +108,17 @@ def launch(
     joined = joining.Joined(made)
     scene = plan.Scene(root, isolated_users=made.user_namespace)
     # Root opens what the container is made of while he has his rights; others get theirs with the user namespace.
-    here = os.geteuid() == 0 and (made.user_namespace or not made.create & process.CLONE_NEWNS)
+    here = os.geteuid() == 0 and (made.early or made.user_namespace or not made.create & process.CLONE_NEWNS)
+    if joined.mount >= 0:
+        here = False  # all names are those of the namespace that is joined
     try:
+        if made.early and not here:
+            text = (
+                "mounts of devices, and with shifted identities, take root of the host, in a mount namespace of its own"
+            )
+            raise LaunchError("mount", 1, text)
+        if joined.mount >= 0 and root >= 0:
+            raise LaunchError("mount", 22, "in a mount namespace of others the root is found by its path there")
         for step in made.sources if here else ():
             step.execute(scene)
         try:
@@ -174,6 +183,11 @@ def launch(
             identity.raise_limits(pid, settings.limits)
             identity.own_streams(stdio, mappings.outside(mappings.Inside(pid).users, settings.uid))
 
+    def for_devices(pid: int) -> None:
+        from cowshed_runtime import netdevices  # few containers have any
+
+        netdevices.move(made.devices, pid)
+
     def for_hooks(pid: int) -> None:
         for kind in ("prestart", "createRuntime"):
             hooks.run(kind, wanted.get(kind) or [], {**told, "status": "creating", "pid": pid})
@@ -183,7 +197,9 @@ def launch(
             output = hooks.Output(annotations)
         agent = _agent(settings)
         tell = _tell(agent, {**told, "status": "creating"}) if agent else None
-        answers: dict[bytes, Callable[[int], None]] = {b"a": group.attach, b"u": for_identities, b"h": for_hooks}
+        answers: dict[bytes, Callable[[int], None]] = {
+            b"a": group.attach, b"u": for_identities, b"n": for_devices, b"h": for_hooks,
+        }  # fmt: skip
         pid, terminal, warnings = _clone(made.create, entrance.born, child, answers, tell, manner, joined.early)
         if not manner.hold:
             try:
@@ -229,6 +245,8 @@ def _settle(config: dict[str, Any], made: plan.Plan, joined: joining.Joined, rep
         joining.enter(kind, fd)
     if made.create & process.CLONE_NEWNET:
         loopback.up()
+    if made.devices:
+        report.ask(b"n")
     if config.get("hostname"):
         process.set_hostname(config["hostname"])
     if config.get("domainname"):
@@ -267,7 +285,8 @@ def join(
     for entry in linux.get("namespaces") or ():
         kinds |= plan.NAMESPACES[entry["type"]]
     inside = mappings.Inside(target) if kinds & process.CLONE_NEWUSER else None
-    root = -1 if kinds & process.CLONE_NEWNS else os.open(f"/proc/{target}/root", os.O_PATH | os.O_CLOEXEC)
+    own = any(entry["type"] == "mount" and not entry.get("path") for entry in linux.get("namespaces") or ())
+    root = -1 if own else os.open(f"/proc/{target}/root", os.O_PATH | os.O_CLOEXEC)
 
     def child(report: _Report) -> NoReturn:
         _keep(*report.descriptors(), *stdio, *entrance.descriptors(), proc, root, preserve=manner.preserve)

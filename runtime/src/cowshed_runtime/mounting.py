@@ -37,6 +37,8 @@ def _text(error: OSError) -> str:
 
 
 _PLAIN = mount.ATTR_RDONLY | mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC | mount.ATTR_NOSYMFOLLOW
+_GROUPS = "/sys/fs/cgroup"
+_WITHOUT_DEVICE = frozenset(("tmpfs", "proc", "sysfs", "devpts", "mqueue"))
 # What a user namespace may not mount, because not all that it shows is the namespace's own, is bound from the host.
 _BOUND_INSTEAD = {"proc": "/proc", "sysfs": "/sys", "mqueue": "/dev/mqueue"}
 
@@ -72,6 +74,7 @@ def _propagate(tree: int, wanted: list[tuple[int, bool]]) -> None:
 class _Mount:
     stage = "mount"
     late_read_only = False
+    opened = False  # by OpenSources
 
     def __init__(self, source: str, destination: str, options: Options) -> None:
         self.source, self.destination, self.options = source, destination, options
@@ -114,6 +117,8 @@ class _Mount:
 
 class Bind(_Mount):
     """A bind mount. Its source is opened by OpenSources, in the host's view and before propagation is cut."""
+
+    opened = True
 
     def __init__(self, source: str, destination: str, options: Options, mapping: Mapping | None = None) -> None:
         super().__init__(source, destination, options)
@@ -182,13 +187,15 @@ class FileSystem(_Mount):
         self.kind = kind
         # Mount points in it and devices may have to be made first.
         self.late_read_only = kind == "tmpfs" and bool(options.add & mount.ATTR_RDONLY)
+        # Devices are opened on the host, before the container's device rules and user namespace forbid that.
+        self.opened = source[:1] == "/" and kind not in _WITHOUT_DEVICE
 
     def describe(self) -> str:
         return f"mount a {self.kind} at {self.destination}"
 
     def perform(self, scene: Scene) -> None:
         options = self.options
-        tree = self._make()
+        tree = scene.trees.pop(self) if self.opened else self.open()
         try:
             _finish(tree, options)
             if options.copy_up:
@@ -197,16 +204,17 @@ class FileSystem(_Mount):
             kernel = self.kind in ("proc", "sysfs")
             if self.destination == "/proc" and self.kind != "proc":
                 raise LaunchError("mount", 1, f"{self.describe()}: /proc is the kernel's")
+            _propagate(tree, options.propagation)
             self.attach(scene, tree, self.destination, plain=kernel)
             if options.version:
                 self._count_versions(tree)
-            _propagate(tree, options.propagation)
             if self.late_read_only:
                 scene.sealed.append(os.dup(tree))
         finally:
             os.close(tree)
 
-    def _make(self) -> int:
+    def open(self) -> int:
+        """A detached mount."""
         options = self.options
         add = options.add & ~mount.ATTR_RDONLY if self.late_read_only else options.add
         flags = list(options.flags)
@@ -238,7 +246,7 @@ class FileSystem(_Mount):
         """`iversion` is a flag of mount(2) only, and only of what is attached. That sets the mount's own attributes
         anew, too."""
         mount.mount(None, f"/proc/self/fd/{tree}", None, mount.REMOUNT | mount.I_VERSION)
-        mount.set_attributes(tree, self.options.add)
+        mount.set_attributes(tree, self.options.add, clear=self.options.clear & mount.ATTR_ATIME)
 
     def _copy_up(self, scene: Scene, tree: int) -> None:
         try:
@@ -266,27 +274,42 @@ class Cgroup(_Mount):
         layout, options = self.group.layout, self.options
         if not layout.v1:
             if layout.v2:
-                self._bind(scene, layout.v2, self.destination)
+                self._bind(scene, layout.v2 + self.group.path, self.destination)
+            else:
+                self._show(scene)
             return
         flags = mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC
         base = mount.file_system("tmpfs", "cgroup", [("mode", "755"), ("size", "64k")], flags)
         try:
-            self.attach(scene, base, self.destination)
             hierarchies = [(path, os.path.basename(path), names) for path, names in layout.v1]
             if layout.v2:
                 hierarchies.append((layout.v2, "unified", ()))
-            for path, folder, names in hierarchies:
+            for _, folder, names in hierarchies:
                 os.mkdir(folder, 0o755, dir_fd=base)
-                self._bind(scene, path, f"{self.destination}/{folder}")
                 for controller in names if len(names) > 1 else ():
                     os.symlink(folder, controller, dir_fd=base)
             if options.add & mount.ATTR_RDONLY:
                 mount.set_attributes(base, mount.ATTR_RDONLY)
+            self.attach(scene, base, self.destination)
+            for path, folder, _ in hierarchies:
+                self._bind(scene, path + self.group.path, f"{self.destination}/{folder}")
         finally:
             os.close(base)
 
-    def _bind(self, scene: Scene, hierarchy: str, destination: str) -> None:
-        tree = mount.clone(hierarchy + self.group.path)
+    def _show(self, scene: Scene) -> None:
+        """The container has no groups of its own: it may see the host's, and not make any (CVE-2023-25809)."""
+        if not os.path.isdir(_GROUPS):
+            return
+        tree = mount.clone(_GROUPS, recursive=True)
+        try:
+            mount.set_attributes(tree, propagation=mount.PRIVATE, recursive=True)
+            mount.set_attributes(tree, self.options.add | mount.ATTR_RDONLY, recursive=True)
+            self.attach(scene, tree, self.destination)
+        finally:
+            os.close(tree)
+
+    def _bind(self, scene: Scene, group: str, destination: str) -> None:
+        tree = mount.clone(group)
         try:
             mount.set_attributes(tree, self.options.add, propagation=mount.PRIVATE)
             self.attach(scene, tree, destination)
@@ -321,24 +344,24 @@ class Remount(_Mount):
 
 
 class OpenSources:
-    """Open what is bound while the host's names and its propagation are still there."""
+    """Open what is bound, and devices, while the host's names and its propagation are still there."""
 
     stage = "mount"
 
-    def __init__(self, binds: list[Bind]) -> None:
-        self.binds = binds
+    def __init__(self, mounts: list[Bind | FileSystem]) -> None:
+        self.mounts = mounts
 
     def describe(self) -> str:
-        return f"open the sources of {len(self.binds)} bind mounts"
+        return f"open the sources of {len(self.mounts)} mounts"
 
     def execute(self, scene: Scene) -> None:
-        for bind in self.binds:
+        for step in self.mounts:
             try:
-                if bind.options.copy_symlink and os.path.islink(bind.source):
+                if step.options.copy_symlink and os.path.islink(step.source):
                     continue
-                scene.trees[bind] = bind.open()
+                scene.trees[step] = step.open()
             except OSError as error:
-                raise LaunchError("mount", error.errno or 0, f"{bind.describe()}: {_text(error)}") from None
+                raise LaunchError("mount", error.errno or 0, f"{step.describe()}: {_text(error)}") from None
 
 
 # By the policy, file by file: one label for all would hide what they are.

@@ -46,7 +46,7 @@ class Scene:
     def __init__(self, root: int, *, isolated_users: bool = False) -> None:
         self.root = root  # -1: OpenRoot makes it
         self.isolated_users = isolated_users  # in another user namespace than who starts the container
-        self.trees: dict[mounting.Bind, int] = {}  # opened sources
+        self.trees: dict[mounting.Bind | mounting.FileSystem, int] = {}  # opened sources
         self.sealed: list[int] = []  # mounts to be made read-only when all is in its place
         self.terminal: tuple[int, int] | None = None  # master, slave
         self.ask: Callable[[], None] = _nobody  # have the launcher run hooks, and wait
@@ -69,8 +69,8 @@ class Plan:
     create: clone3 flags of the new namespaces; late: of those that the child makes itself, once it is inside the
     groups and has its identities; join: (kind, path) of those of others, in the order for root; users, groups: the
     identities of a new user namespace; clocks: offsets of a new time namespace; devices: network devices of the host to
-    move; sources: steps that open what the host has; steps: what the child does to its root; last: what it does right
-    before it executes its program.
+    move; sources: steps that open what the host has; early: only the launcher can, as root; steps: what the child does
+    to its root; last: what it does right before it executes its program.
     """
 
     def __init__(self) -> None:
@@ -81,6 +81,7 @@ class Plan:
         self.clocks: list[tuple[str, int, int]] = []
         self.devices: dict[str, str] = {}
         self.sources: list[Any] = []
+        self.early = False
         self.steps: list[Any] = []
         self.last: list[Any] = []
 
@@ -125,8 +126,10 @@ def build(
     binds = [step for step in mounts if isinstance(step, mounting.Bind)]
     if own_root:
         plan.sources.append(rootfs.OpenRoot(mounting.joined(bundle, config["root"]["path"])))
-    if binds:
-        plan.sources.append(mounting.OpenSources(binds))
+    opened = [step for step in mounts if isinstance(step, mounting.Bind | mounting.FileSystem) and step.opened]
+    if opened:
+        plan.sources.append(mounting.OpenSources(opened))
+    plan.early = any(step.options.idmap or isinstance(step, mounting.FileSystem) for step in opened)
     steps = plan.steps
     word = linux.get("rootfsPropagation") or ""
     recursive = word not in PROPAGATION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -239,7 +240,12 @@ class SealMounts:
 
     def execute(self, scene: Scene) -> None:
         for tree in scene.sealed:
-            mount.set_attributes(tree, mount.ATTR_RDONLY)
+            try:
+                mount.set_attributes(tree, mount.ATTR_RDONLY)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                _cover(tree, recursive=False)  # on a root that is attached nowhere only what is moved can be changed
             os.close(tree)
 
 
@@ -306,16 +312,21 @@ class ReadOnly:
             target = open_if_there(scene.root, path)
             if target < 0:
                 continue
-            tree = mount.clone("", at=target, recursive=True)
-            mount.set_attributes(tree, mount.ATTR_RDONLY, recursive=True)
-            mount.attach(tree, at=target)
-            os.close(tree)
+            _cover(target, recursive=True)
             os.close(target)
 
 
 def is_null(fd: int) -> bool:
     there = os.fstat(fd)
     return stat.S_ISCHR(there.st_mode) and there.st_rdev == os.makedev(1, 3)
+
+
+def _cover(target: int, *, recursive: bool) -> None:
+    """Mount what is there over itself, read-only; recursive: with all that is mounted below."""
+    tree = mount.clone("", at=target, recursive=True)
+    mount.set_attributes(tree, mount.ATTR_RDONLY, recursive=recursive)
+    mount.attach(tree, at=target)
+    os.close(tree)
 
 
 class Mask:

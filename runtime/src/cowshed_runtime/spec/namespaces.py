@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cowshed_runtime.spec.mappings import mapped, mapping_rules, overlapping
-from cowshed_runtime.spec.walk import Problem, absolute, filled, mapping, one_of, section, strings, unsupported, whole
+from cowshed_runtime.spec.walk import Problem, absolute, filled, mapping, one_of, section, string, strings, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,30 @@ def _clocks(value: Any) -> str:
     return mapping(value) or (f"{unknown[0]!r} is no clock that a time namespace offsets" if unknown else "")
 
 
+def _devices(value: Any) -> str:
+    if not isinstance(value, dict):
+        return "must be an object"
+    names: set[str] = set()
+    for old, device in value.items():
+        if not isinstance(device, dict):
+            return f"{old}: must be an object"
+        new = device.get("name")
+        for name in (old, old if new is None else new):
+            text = string(name) or ("" if _is_device(name) else f"{name!r} is no name of a device")
+            if text:
+                return text
+        new = new or old
+        if new in names and "%d" not in new:
+            return f"two devices would be {new}"
+        names.add(new)
+    return ""
+
+
+def _is_device(name: str) -> bool:
+    """As the kernel judges it (dev_valid_name of net/core/dev.c)."""
+    return 0 < len(name.encode()) < 16 and name not in (".", "..") and not any(c in "/:" or c.isspace() for c in name)
+
+
 RULES = (
     *section("config.md#hostname", ("hostname", filled)),
     *section("config.md#domainname", ("domainname", filled)),
@@ -47,7 +71,7 @@ RULES = (
         *((f"linux.timeOffsets.{clock}.secs", whole(-(2**63), 2**63 - 1)) for clock in _CLOCKS),
         *((f"linux.timeOffsets.{clock}.nanosecs", whole(0, 999_999_999)) for clock in _CLOCKS),
     ),
-    *section("config-linux.md#network-devices", ("linux.netDevices", unsupported)),
+    *section("config-linux.md#network-devices", ("linux.netDevices", _devices)),
     *section("config-linux.md#sysctl", ("linux.sysctl", strings)),
 )
 
@@ -68,6 +92,10 @@ def together(config: dict[str, Any]) -> Iterator[Problem]:
     if linux.get("timeOffsets") and ("time" not in kinds or kinds["time"]):
         text = "needs a new time namespace; others keep the offsets that they have"
         yield Problem("linux.timeOffsets", text, "config-linux.md#offset-for-time-namespace")
+    if linux.get("netDevices") and "network" not in kinds:
+        yield Problem(
+            "linux.netDevices", "needs a network namespace to move them to", "config-linux.md#network-devices"
+        )
     for key in ("hostname", "domainname"):
         if config.get(key) and "uts" not in kinds:
             yield Problem(key, "needs a uts namespace; without one it would be the host's", f"config.md#{key}")
