@@ -41,7 +41,7 @@ LATE_IMPORTS = {
     "mount.py": {"_beneath_attached"},  # of storage drivers, on kernels before 6.15
     "process.py": {"aside"},  # of storage drivers
     "bpf.py": {"_lift_memory_lock"},  # of the launcher, as it makes the groups
-    "launcher.py": {"_agent"},  # before it makes a process
+    "launcher.py": {"_agent", "for_devices"},  # of the launcher itself
     "seccomp.py": {"_decoded"},  # of the launcher, as it reads the configuration
 }
 

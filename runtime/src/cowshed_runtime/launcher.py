@@ -10,6 +10,7 @@ After the change of root nothing is imported, loaded or looked up by name: an im
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import sys
 
@@ -298,8 +299,7 @@ def join(
             if not inside.set_groups and not settings.groups:
                 settings.groups = None
         if root >= 0:
-            os.fchdir(root)
-            os.chroot(".")
+            rootfs.enter(root)
         if settings.final:
             _set_affinity("final", settings.final)
         if confinement:
@@ -543,12 +543,19 @@ def _clone(
     called when its filter is in force. early: namespaces that it is to be born in."""
     read_end, write_end = os.pipe()
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    if early:
-        pid = _clone_within(early, flags, group, write_end)
-    elif manner.sibling:
-        pid, _ = process.clone3(flags | process.CLONE_PARENT, exit_signal=0, cgroup=group)
-    else:
-        pid, _ = process.clone3(flags, cgroup=group)
+    try:
+        if early:
+            pid = _clone_within(early, flags, group, write_end)
+        elif manner.sibling:
+            pid, _ = process.clone3(flags | process.CLONE_PARENT, exit_signal=0, cgroup=group)
+        else:
+            pid, _ = process.clone3(flags, cgroup=group)
+    except OSError as error:
+        os.close(read_end)
+        os.close(write_end)
+        ours.close()
+        theirs.close()
+        raise _unborn(error, flags) from None
     if pid == 0:
         try:
             _forget_imports()
@@ -605,6 +612,15 @@ def _clone(
         text = "the container was killed while it was being set up (is its memory limit too low?)"
         raise LaunchError("start", 0, text)
     return pid, terminal, loads(message[1:]) if message[1:] else []
+
+
+def _unborn(error: OSError, flags: int) -> LaunchError:
+    text = f"the container's process cannot be made: {os.strerror(error.errno or 0)}"
+    if error.errno == errno.EPERM and os.geteuid() and not flags & process.CLONE_NEWUSER:
+        text += (
+            " (a plain user's container needs a user namespace in linux.namespaces, with uidMappings and gidMappings)"
+        )
+    return LaunchError("namespaces", error.errno or 0, text)
 
 
 def _clone_within(early: Sequence[tuple[str, int]], flags: int, group: int, errors: int) -> int:

@@ -225,9 +225,13 @@ class ChangeRoot:
         return "change the root, in the mount namespace that is there"
 
     def execute(self, scene: Scene) -> None:
-        os.fchdir(scene.root)
-        os.chroot(".")
-        os.chdir("/")
+        enter(scene.root)
+
+
+def enter(root: int) -> None:
+    """Make a directory this process's root and working directory."""
+    os.fchdir(root)
+    os.chroot(".")
 
 
 class SealMounts:

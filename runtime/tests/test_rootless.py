@@ -1,0 +1,216 @@
+"""Containers of a plain user, who has no rights of his own but in a user namespace."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cowshed_linux import mount, process
+from cowshed_runtime import launcher
+from cowshed_runtime.cgroup import place
+
+USER, FIRST = 3917, 700_000
+
+
+class Plain:
+    """A box that is started by a user with subordinate ids, of whom the host knows in a mount namespace only."""
+
+    def __init__(self, box) -> None:
+        self.box = box
+        os.chown(box.folder, USER, USER)
+        for path in (box.rootfs, *box.rootfs.rglob("*"), box.cache):
+            os.lchown(path, USER, USER)
+        for name, line in (
+            ("passwd", f"cowshedtest:x:{USER}:{USER}::/:/bin/sh"), ("subuid", f"cowshedtest:{FIRST}:65536"),
+            ("subgid", f"cowshedtest:{FIRST}:65536"),
+        ):  # fmt: skip
+            there = Path(f"/etc/{name}")
+            (box.folder / name).write_text((there.read_text() if there.exists() else "") + line + "\n")
+            (box.folder / name).chmod(0o644)
+        box.linux["namespaces"].append({"type": "user"})
+        box.config["root"]["path"] = "rootfs"
+        for entry in box.config["mounts"]:
+            entry["options"] = [word for word in entry["options"] if word != "gid=5"]
+        self.map(1)
+
+    def map(self, more: int) -> None:
+        """His own id as root, and `more` - 1 subordinate ones."""
+        for key in ("uidMappings", "gidMappings"):
+            self.box.linux[key] = [{"containerID": 0, "hostID": USER, "size": 1}]
+            if more > 1:
+                self.box.linux[key].append({"containerID": 1, "hostID": FIRST, "size": more - 1})
+
+    def _become(self) -> None:
+        process.unshare(process.CLONE_NEWNS)
+        mount.mount(None, "/", None, mount.REC | mount.PRIVATE)
+        for name in ("passwd", "subuid", "subgid"):
+            if not os.path.exists(f"/etc/{name}"):
+                pytest.skip(f"needs /etc/{name} (Debian: uidmap)")
+            mount.mount(str(self.box.folder / name), f"/etc/{name}", None, mount.BIND)
+        os.setgroups([])
+        os.setresgid(USER, USER, USER)
+        os.setresuid(USER, USER, USER)
+        process.prctl(process.PR_SET_DUMPABLE, 1)  # as if he had executed a program
+
+    def start(self, *words: str):
+        box = self.box
+        box.process["args"] = list(words)
+        manner = launcher.Manner(bundle=str(box.folder))
+
+        def work(stdio):
+            for fd in stdio[1:]:
+                os.fchown(fd, USER, USER)  # as if he had made them
+            self._become()
+            group = place.locate(box.config, box.group.name, rootless=True)
+            return launcher.launch(box.config, -1, stdio, group=group, cache=str(box.cache), manner=manner)
+
+        return box._fork(work)
+
+    def sh(self, script: str):
+        started = self.start("/bin/sh", "-c", script)
+        out, err = started.read()
+        return started.wait(), out.splitlines(), err
+
+    def exec(self, first, *words: str, **changes):
+        box = self.box
+        work = {**box.process, "args": list(words), "terminal": False, **changes}
+
+        def enter(stdio):
+            self._become()
+            group = place.locate(box.config, box.group.name, rootless=True)
+            return launcher.join(work, box.linux, first.pid, stdio, group=group, cache=str(box.cache))
+
+        started = box._fork(enter)
+        return started.read()
+
+
+@pytest.fixture
+def plain(box):
+    """In a folder that everybody may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="cowshed-rootless-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    shutil.move(box.rootfs, folder / "rootfs")
+    (folder / "cache").mkdir()
+    box.folder, box.rootfs, box.cache = folder, folder / "rootfs", folder / "cache"
+    yield Plain(box)
+    for started in box.running:
+        if started.status is None:
+            os.kill(started.pid, 9)
+    shutil.rmtree(folder)
+
+
+def without(box, *kinds: str) -> None:
+    box.linux["namespaces"] = [entry for entry in box.linux["namespaces"] if entry["type"] not in kinds]
+
+
+def test_a_plain_user_is_root_in_his_container(plain):
+    """With his one identity nobody else has to help him; nobody may leave a group then (CVE-2014-8989)."""
+    status, lines, err = plain.sh("id -u; id -g; cat /proc/self/setgroups; touch /made; hostname; echo $$;"
+                                  "stat -c %t:%T /dev/null; echo x > /dev/full; ls /sys/class/net")  # fmt: skip
+    assert (status, lines) == (0, ["0", "0", "deny", "box", "1", "1:3", "lo"]), err
+    assert "No space left" in err
+    assert (plain.box.rootfs / "made").stat().st_uid == USER
+
+
+def test_subordinate_ids(plain):
+    """newuidmap(1) and newgidmap(1) map what the host's administrator has granted."""
+    if not shutil.which("newuidmap"):
+        pytest.skip("needs newuidmap (Debian: uidmap)")
+    plain.map(2000)
+    plain.box.process["user"] = {"uid": 1000, "gid": 1000, "additionalGids": [7]}
+    (plain.box.rootfs / "tmp").chmod(0o1777)
+    status, lines, err = plain.sh("id; touch /tmp/made; echo again > /dev/stdout")
+    assert (status, lines) == (0, ["uid=1000 gid=1000 groups=7", "again"]), err
+    assert (plain.box.rootfs / "tmp/made").stat().st_uid == FIRST + 999
+
+
+def test_ids_that_he_was_not_granted(plain):
+    if not shutil.which("newuidmap"):
+        pytest.skip("needs newuidmap (Debian: uidmap)")
+    plain.map(100_000)
+    with pytest.raises(Exception, match=r"subuid\(5\)") as caught:
+        plain.start("/bin/true")
+    assert caught.value.stage == "namespaces"
+
+
+def test_without_a_user_namespace_he_has_no_rights(plain):
+    without(plain.box, "user")
+    del plain.box.linux["uidMappings"], plain.box.linux["gidMappings"]
+    with pytest.raises(Exception, match="needs a user namespace") as caught:
+        plain.start("/bin/true")
+    assert caught.value.stage == "namespaces"
+
+
+def test_terminal_of_a_plain_user(plain):
+    plain.box.process["terminal"] = True
+    started = plain.start("/bin/sh", "-c", "tty; stat -c %t:%T /dev/console; echo end")
+    seen = b""
+    while b"end" not in seen:
+        seen += os.read(started.terminal, 4096)
+    assert seen.decode().split() == ["/dev/pts/0", "88:0", "end"]
+    started.wait()
+
+
+def test_exec_of_a_plain_user(plain):
+    first = plain.start("/bin/sh", "-c", "echo up; sleep 60")
+    assert first.line() == "up"
+    out, err = plain.exec(
+        first, "/bin/sh", "-c", "id -u; readlink /proc/self/ns/user; readlink /proc/1/ns/user; ls /bin"
+    )
+    lines = out.split()
+    assert lines[0] == "0", err
+    assert lines[1] == lines[2] == os.readlink(f"/proc/{first.pid}/ns/user")
+    assert "busybox" in lines
+    os.kill(first.pid, 9)
+
+
+def test_cve_2023_25809_no_groups_can_be_made_in_a_bound_sysfs(plain):
+    """Without a network namespace sysfs is the host's, bound; without groups of his own so are the control groups. A
+    user whose groups are delegated to him could write there, if that were not read-only."""
+    without(plain.box, "network", "cgroup")
+    status, lines, _ = plain.sh(
+        "grep -c ' /sys' /proc/self/mountinfo; grep ' /sys' /proc/self/mountinfo | grep -v ' ro,';"
+        "mkdir /sys/fs/cgroup/x /sys/fs/cgroup/*/x; ls -d /sys/fs/cgroup/x /sys/fs/cgroup/*/x; ls /sys/kernel | wc -l"
+    )
+    assert status == 0
+    assert int(lines[0]) > 0
+    assert lines[1:-1] == [], "mounts that can be written, or groups that were made"
+    assert int(lines[-1]) > 3, "there is no sysfs"
+
+
+def test_cve_2023_25809_control_groups_of_nobody(plain):
+    """With all namespaces his own, there is what the host has, to look at."""
+    _, lines, err = plain.sh(
+        "mkdir /sys/fs/cgroup/x /sys/fs/cgroup/*/x; ls -d /sys/fs/cgroup/x; ls /sys/fs/cgroup | wc -l"
+    )
+    assert "/sys/fs/cgroup/x" not in lines, err
+    assert int(lines[-1]) > 0
+
+
+def test_proc_without_a_pid_namespace_is_the_hosts(plain):
+    """What the kernel refuses to mount is bound: with the masks of the configuration on it."""
+    without(plain.box, "pid")
+    status, lines, err = plain.sh(
+        "test -d /proc/self/fd && echo there; cat /proc/keys | wc -c; echo 5 > /proc/sys/vm/swappiness"
+    )
+    assert (status, lines) == (1, ["there", "0"]), err
+    assert "Read-only" in err
+
+
+def test_message_queues_without_an_ipc_namespace(plain):
+    without(plain.box, "ipc")
+    if not os.path.ismount("/dev/mqueue"):
+        plain.box.config["mounts"] = [e for e in plain.box.config["mounts"] if e["type"] != "mqueue"]
+    assert plain.sh("test -d /dev && echo there")[1] == ["there"]
+
+
+def test_bind_mounts_of_a_plain_user(plain):
+    folder = plain.box.folder / "volume"
+    folder.mkdir()
+    os.chown(folder, USER, USER)
+    for name, options in (("rw", ["rbind"]), ("ro", ["rbind", "ro"])):
+        plain.box.config["mounts"].append({"destination": f"/{name}", "source": "volume", "options": options})
+    _, lines, err = plain.sh("touch /rw/made && ls /ro; touch /ro/x || echo kept")
+    assert lines == ["made", "kept"], err
