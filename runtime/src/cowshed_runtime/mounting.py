@@ -385,6 +385,7 @@ def mounts(
         elif options.bind or kind in ("bind", ""):
             own = mapping
             if entry.get("uidMappings"):
+                options.idmap = True  # which older configurations leave out
                 own = Mapping(mappings.extents(entry["uidMappings"]), mappings.extents(entry["gidMappings"]))
             steps.append(Bind(joined(bundle, source), destination, options, own))
         elif kind in ("cgroup", "cgroup2"):

@@ -9,8 +9,8 @@ asked for.
 from __future__ import annotations
 
 from cowshed_runtime.errors import SpecError
-from cowshed_runtime.spec import hooks, mounts, namespaces, process, resources, seccomp, walk
-from cowshed_runtime.spec.walk import Problem, mapping, section, string, strings, unsupported
+from cowshed_runtime.spec import hooks, mounts, namespaces, process, resources, seccomp, vm, walk
+from cowshed_runtime.spec.walk import Problem, mapping, section, string, strings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,26 @@ if TYPE_CHECKING:
 
 
 def _version(value: Any) -> str:
-    return string(value) or ("" if value.split(".")[0] == "1" else f"version {value} is not 1.x")
+    """Semantic Versioning 2.0.0: three numbers, then perhaps what comes before the release, and about its build."""
+    if text := string(value):
+        return text
+    core, plus, build = value.partition("+")
+    core, dash, before = core.partition("-")
+    numbers = core.split(".")
+    right = len(numbers) == 3 and all(map(_is_number, numbers))
+    for said, words in ((dash, before), (plus, build)):
+        right = right and not (said and not all(map(_is_identifier, words.split("."))))
+    if not right:
+        return f"{value!r} is no version as in Semantic Versioning"
+    return "" if numbers[0] == "1" else f"version {value} is not 1.x"
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0")
+
+
+def _is_identifier(text: str) -> bool:
+    return text.isascii() and text.replace("-", "a").isalnum()
 
 
 def _annotations(value: Any) -> str:
@@ -30,7 +49,7 @@ RULES = (
     *section("config.md#process", ("process!", mapping)),
     *((f"process.{place}", check, name) for place, check, name in process.RULES),
     *section("config.md#annotations", ("annotations", _annotations)),
-    *section("config-vm.md", ("vm", unsupported)),
+    *vm.RULES,
     *mounts.RULES,
     *namespaces.RULES,
     *resources.RULES,
@@ -50,6 +69,7 @@ def validate(config: Any) -> list[Problem]:
         *process.together(config["process"]),
         *namespaces.together(config),
         *mounts.together(config),
+        *vm.together(config),
         *process.linux_together(config["linux"]),
         *seccomp.together(config["linux"]),
     ]

@@ -70,9 +70,7 @@ def _shifted(config: dict[str, Any], entry: dict[str, Any], here: str, *, bound:
     asked = bool({"idmap", "ridmap"} & set(entry.get("options") or ()))
     if own[0] != own[1]:
         yield Problem(here, "uidMappings and gidMappings belong together", "config.md#posix-platform-mounts")
-    if any(own) and not asked:
-        yield Problem(here, "mappings without the option idmap or ridmap", "config.md#posix-platform-mounts")
-    if asked and not bound:
+    if (asked or any(own)) and not bound:
         yield Problem(here, "only of a bind mount identities can be shifted", section_name)
     inherited = any(space["type"] == "user" for space in config["linux"].get("namespaces") or ())
     if asked and not any(own) and not inherited:
