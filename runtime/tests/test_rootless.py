@@ -2,14 +2,19 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+import cowshed_linux
+import cowshed_runtime
 from cowshed_linux import mount, process
 from cowshed_runtime import launcher
-from cowshed_runtime.cgroup import place
+from cowshed_runtime.cgroup import layout, place
+from cowshed_runtime.fastjson import dumps
 
 USER, FIRST = 3917, 700_000
 
@@ -214,3 +219,85 @@ def test_bind_mounts_of_a_plain_user(plain):
         plain.box.config["mounts"].append({"destination": f"/{name}", "source": "volume", "options": options})
     _, lines, err = plain.sh("touch /rw/made && ls /ro; touch /ro/x || echo kept")
     assert lines == ["made", "kept"], err
+
+
+def command(plain, *words: str, group: str = "") -> subprocess.CompletedProcess:
+    """cowshed-runtime, executed by the user; group: of version 2, that he is moved into before."""
+    program = Path(sys.executable).parent / "cowshed-runtime"
+    closed = [folder for folder in program.parents if not folder.stat().st_mode & 1]
+    if closed:
+        pytest.skip(f"needs a checkout that everybody can read: not {closed[0]}")
+    (plain.box.folder / "config.json").write_text(dumps(plain.box.config))
+
+    def become() -> None:
+        if group:
+            Path(f"{group}/cgroup.procs").write_text("0")
+        plain._become()
+
+    line = [str(program), "--root", str(plain.box.folder / "state"), *words]
+    return subprocess.run(line, preexec_fn=become, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_command_of_a_plain_user(plain):
+    plain.box.process["args"] = ["/bin/sh", "-c", "id -u; exit 3"]
+    done = command(plain, "run", "--bundle", str(plain.box.folder), "one")
+    assert (done.returncode, done.stdout) == (3, "0\n"), done
+    assert "one" not in os.listdir(plain.box.folder / "state")
+
+
+def test_limits_of_a_plain_user_without_delegation(plain):
+    """Explicit limits that nobody can keep are an error, and no container that seems to be limited."""
+    if layout.host.v2 and not layout.host.v1:
+        pytest.skip("needs version 1 of control groups, in which nothing is delegated")
+    plain.box.linux["resources"]["memory"] = {"limit": 64 << 20}
+    plain.box.process["args"] = ["/bin/true"]
+    done = command(plain, "run", "--bundle", str(plain.box.folder), "one")
+    assert done.returncode
+    assert "memory" in done.stderr
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_cve_2019_5736_interpreter_of_a_plain_user(plain, own):
+    """His containers can write what he can: an interpreter of his own is executed from a copy that is sealed."""
+    folder = plain.box.folder / "python"
+    (folder / "bin").mkdir(parents=True)
+    real = os.path.realpath(sys.executable)
+    shutil.copy(real, folder / "bin/python3")
+    (folder / "pyvenv.cfg").write_text(f"home = {os.path.dirname(real)}\n")
+    if own:
+        os.chown(folder / "bin/python3", USER, USER)
+    paths = [str(Path(package.__file__).parents[1]) for package in (cowshed_runtime, cowshed_linux)]
+    script = (
+        f"import sys; sys.path[:0] = {[*paths, *(p for p in sys.path if 'site-packages' in p)]!r}\n"
+        "import os; from cowshed_runtime import interpreter; interpreter.protect()\n"
+        "print(os.readlink('/proc/self/exe'), flush=True)\n"
+        "os.chmod('/proc/self/exe', 0o777); os.truncate('/proc/self/exe', 0)\n"
+    )
+    done = subprocess.run([str(folder / "bin/python3"), "-IS", "-c", script], preexec_fn=plain._become,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode, "it could be changed"
+    assert done.stdout.startswith("/memfd:cowshed-runtime" if own else str(folder)), done
+    assert (folder / "bin/python3").stat().st_size == os.stat(real).st_size
+
+
+@pytest.mark.guest
+def test_limits_of_a_plain_user_in_a_group_that_is_his(plain):
+    """Version 2 of control groups, a part of which is delegated to him (cgroups(7), Delegation)."""
+    if layout.host.v1 or not layout.host.v2:
+        pytest.skip("needs version 2 of control groups alone")
+    top = Path(layout.host.v2)
+    (top / "cgroup.subtree_control").write_text("+memory +pids")
+    base = top / f"rootless-{os.getpid()}"
+    (base / "own").mkdir(parents=True)
+    for path in (base, base / "own", *(base / f"cgroup.{name}" for name in ("procs", "subtree_control", "threads")),
+                 base / "own/cgroup.procs"):  # fmt: skip
+        os.chown(path, USER, USER)
+    plain.box.linux["resources"].update(memory={"limit": 64 << 20}, pids={"limit": 33})
+    plain.box.process["args"] = ["/bin/sh", "-c", "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; id -u"]
+    try:
+        done = command(plain, "run", "--bundle", str(plain.box.folder), "one", group=str(base / "own"))
+        assert (done.returncode, done.stdout.split()) == (0, [str(64 << 20), "33", "0"]), done
+    finally:
+        for folder in (*sorted(base.rglob("*/"), reverse=True), base):
+            if folder.is_dir():
+                folder.rmdir()

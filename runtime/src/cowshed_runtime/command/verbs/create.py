@@ -34,7 +34,8 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
     handing.check_terminal(bool(work.get("terminal")), detached, said.console_socket)
     groups = bundle.group(flags, config, name)
     if said.dry_run:
-        sys.stdout.write(plan.build(config, groups, pivot=not said.no_pivot).describe() + "\n")
+        text = plan.build(config, groups, bundle=given.path, pivot=not said.no_pivot, own_root=True).describe()
+        sys.stdout.write(text + "\n")
         return 0
     preserve = said.preserve_fds or 0
     inherits = handing.inherited(preserve)
