@@ -66,8 +66,6 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
         made = launcher.launch(
             config, -1, (0, 1, 2), group=groups, cache=state.cache(folder), manner=manner
         )  # fmt: skip
-        for text in made.warnings:
-            log.warning(text)
         for warning in made.warnings:
             log.warning(warning)
         if console:
