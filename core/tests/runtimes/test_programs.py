@@ -2,13 +2,16 @@
 
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from cowshed.config.settings import Settings
-from cowshed.errors import NotFound
-from cowshed.runtimes import choice, initial, oci, program, registry, shim, trial
+from cowshed.errors import NotFound, Unsupported
+from cowshed.runtimes import choice, initial, native, oci, program, registry, shim, trial
 from cowshed.runtimes.api import Answers, Task
+from cowshed.storage.errors import Unsupported as Misfit
+from cowshed.storage.registry import Found
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import loads
 
@@ -146,3 +149,64 @@ def test_an_init_is_put_before_the_command(monkeypatch):
     assert config["process"]["args"] == ["/run/cowshed-init", "--", "a", "b"]
     assert config["mounts"][0]["source"].endswith("/tini-static")
     assert loads('{"a":1}') == {"a": 1}
+
+
+class Own:
+    """A plug-in that is a runtime by itself: it starts containers as ours does."""
+
+    name, api, summary, programs = "own", (1, 0), "a test's", False
+
+    def drives(self, answers):
+        return False
+
+    def facts(self, answers):
+        return {"odd": True}
+
+    def start(self, task, config, root, stdio):
+        return native.plugin.start(task, config, root, stdio)
+
+    def execute(self, task, work, linux, target, stdio):
+        raise AssertionError
+
+    def signal(self, task, target, number):
+        raise AssertionError
+
+    def end(self, task):
+        native.plugin.end(task)
+
+
+own = Own()
+
+
+def test_a_plug_in_that_is_a_runtime_is_tried_once_in_a_boot(tmp_path, monkeypatch):
+    found = [
+        Found("own", "strange 1", registry.fit("own", own)),
+        Found("broken", "strange 1", None, "it does not import"),
+    ]
+    monkeypatch.setattr(registry, "installed", lambda: found)
+    monkeypatch.setattr(registry, "attr_of", lambda name: f"{__name__}:own")
+    monkeypatch.setattr(choice, "_plugins", lambda: ["own", "broken"])
+    tried = []
+    monkeypatch.setattr(trial, "attempt", lambda value: tried.append(value) or "")
+    settings = Settings("/r", str(tmp_path / "run"), "", "", runtime="own", runtime_from="a test")
+    engine = SimpleNamespace(settings=settings)
+    for _ in range(2):
+        kept = choice.chosen(engine)
+        assert (kept["name"], kept["kind"], kept["path"]) == ("own", "own", "")
+    assert len(tried) == 1
+    settings = Settings("/r", str(tmp_path / "run"), "", "", runtime="broken", runtime_from="a test")
+    with pytest.raises(Unsupported, match=r"runtime broken \(a test\) cannot run a container here: it does not import"):
+        choice.chosen(SimpleNamespace(settings=settings))
+    told = {one.found["name"]: one.error for one in choice.known(settings)}
+    assert (told["own"], told["broken"]) == ("", "it does not import")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [({"name": "other"}, "calls itself other"), ({"api": (2, 0)}, "needs interface 2.0"), ({"api": (1, 9)}, "1.9")],
+)
+def test_a_plug_in_that_does_not_fit_is_refused(wrong, text):
+    with pytest.raises(Misfit, match=text):
+        registry.fit("own", type("Odd", (Own,), wrong)())
+    with pytest.raises(Misfit, match="lacks summary, programs"):
+        registry.fit("own", object())

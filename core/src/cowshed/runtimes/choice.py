@@ -142,15 +142,16 @@ def tried(engine: Engine, found: dict[str, Any], *, again: bool = False) -> Tria
     from cowshed.runtimes import registry, trial
 
     run = f"{engine.settings.run_root}/runtimes"
-    folder = f"{run}/{os.getpid()}"
-    if not found["path"]:
-        one = next((one for one in registry.installed() if one.name == found["name"]), None)
-        if one is None or one.plugin is None:
-            return trial.Trial("", error=one.error if one is not None else "it is not installed")
-        return trial.alone(one, folder)
     known = None if again else trial.recall(found, run)
     if known is None:
-        known = trial.examine(found, folder, registry.installed())
+        folder = f"{run}/{os.getpid()}"
+        if found["path"]:
+            known = trial.examine(found, folder, registry.installed())
+        else:
+            one = next((one for one in registry.installed() if one.name == found["name"]), None)
+            if one is None or one.plugin is None:
+                return trial.Trial("", error=one.error if one is not None else "it is not installed")
+            known = trial.alone(one, folder)
         trial.remember(found, run, known)
     return known
 

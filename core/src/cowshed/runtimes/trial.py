@@ -260,7 +260,9 @@ def remember(found: dict[str, Any], run: str, trial: Trial) -> None:
 
 
 def _remembered(found: dict[str, Any], run: str) -> tuple[str, list[Any]]:
-    status = os.stat(found["path"])
-    key = [found["path"], found["options"], found["settings"]]
-    stamp = [_FORMAT, *key, status.st_mtime_ns, status.st_size, status.st_ino]
+    key = [found["path"] or found["name"], found["options"], found["settings"]]
+    stamp = [_FORMAT, *key]
+    if found["path"]:
+        status = os.stat(found["path"])
+        stamp += [status.st_mtime_ns, status.st_size, status.st_ino]
     return f"{run}/trial-{crc32(dumps(key).encode()):08x}", stamp
