@@ -327,10 +327,11 @@ def test_a_container_is_a_scope(box, scope):
     first = box.start("/bin/sleep", "60")
     assert scope.path == f"/cowshedtest.slice/{scope.unit}"
     assert scope.processes() == [first.pid]
-    names = ("ActiveState", "ControlGroup", "Delegate", "Slice", "MemoryMax", "TasksMax", "TimeoutStopUSec")
+    limit = "MemoryLimit" if layout.host.v1 else "MemoryMax"
+    names = ("ActiveState", "ControlGroup", "Delegate", "Slice", limit, "TasksMax", "TimeoutStopUSec")
     assert shown(scope.unit, *names) == {
         "ActiveState": "active", "ControlGroup": scope.path, "Delegate": "yes", "Slice": "cowshedtest.slice",
-        "MemoryMax": str(64 << 20), "TasksMax": "30", "TimeoutStopUSec": "7s",
+        limit: str(64 << 20), "TasksMax": "30", "TimeoutStopUSec": "7s",
     }  # fmt: skip
     folder = layout.host.v2 + scope.path
     if not layout.host.v1:
@@ -351,6 +352,7 @@ def test_a_container_is_a_scope(box, scope):
 def test_a_limit_of_one_process_and_a_group_in_the_scope(box, scope):
     box.linux["resources"]["pids"] = {"limit": 1}
     box.config["annotations"] = {systemd.SUBGROUP: "container"}
+    scope.adopt(box.config)
     first = box.start("/bin/sleep", "60")
     assert scope.path.endswith(".scope/container")
     assert scope.processes() == [first.pid]

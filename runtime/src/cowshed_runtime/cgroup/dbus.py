@@ -169,15 +169,15 @@ class Connection:
         self._socket.close()
 
     def _authenticate(self) -> None:
-        """EXTERNAL without a name: the other side knows by the socket who we are, also from a user namespace."""
-        self._send(b"\0AUTH EXTERNAL\r\n")
-        line = self._line()
-        if line == b"DATA":
-            self._send(b"DATA\r\n")
-            line = self._line()
+        """EXTERNAL without a name: the other side knows by the socket who we are, also from a user namespace.
+
+        All at once: a call that reaches systemd together with BEGIN would lie there until something follows it.
+        """
+        self._send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")
+        while (line := self._line()) == b"DATA":
+            continue
         if line[:3] != b"OK ":
             raise PermissionError(13, f"D-Bus does not let this user in: {line.decode(errors='replace')}")
-        self._send(b"BEGIN\r\n")
 
     def _send(self, data: bytes | bytearray) -> None:
         while data:

@@ -383,9 +383,9 @@ def _processes(path: str) -> list[int]:
     found = []
     try:
         found += [int(line) for line in read(f"{path}/cgroup.procs").split()]
-    except FileNotFoundError:
-        return found
     except OSError as error:
+        if error.errno in (2, 19):  # also while it is read
+            return found
         if error.errno != 95:  # a threaded group of version 2: its processes are told by the one above
             raise
     for below in _below(path):

@@ -37,7 +37,7 @@ def locate(
     if ".." in parts or "\0" in path or (path and not parts):
         raise SpecError(f"linux.cgroupsPath: {path!r} must name a group, without `..`")
     if systemd:
-        return _scope(name, path, within, user=rootless)
+        return _scope(config, name, path, within, user=rootless)
     if rootless:
         return _delegated(name, parts, absolute=path.startswith("/"), within=within)
     if not path:
@@ -45,7 +45,7 @@ def locate(
     return Group(name, "/".join(("" if path.startswith("/") else PARENT, *parts)), within)
 
 
-def _scope(name: str, path: str, within: Layout, *, user: bool) -> Group:
+def _scope(config: dict[str, Any], name: str, path: str, within: Layout, *, user: bool) -> Group:
     from cowshed_runtime.cgroup import systemd as units
 
     slice_, unit = units.place(path, name, user=user)
@@ -54,7 +54,9 @@ def _scope(name: str, path: str, within: Layout, *, user: bool) -> Group:
         within = within.only(lambda hierarchy: hierarchy == within.v2)
         with units.Manager(user=True) as manager:
             above = manager.own()
-    return units.Scope(name, f"{above}{units.expand(slice_)}/{unit}", unit, slice_, within, user=user)
+    made = units.Scope(name, f"{above}{units.expand(slice_)}/{unit}", unit, slice_, within, user=user)
+    made.adopt(config)
+    return made
 
 
 def _delegated(name: str, parts: list[str], *, absolute: bool, within: Layout) -> Group:

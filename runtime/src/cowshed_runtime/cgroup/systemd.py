@@ -275,6 +275,7 @@ class Scope(Group):
         super().__init__(name, path, within)
         self.unit, self.slice, self.user = unit, slice_, user
         self.rootless = self.foreign = user
+        self._scope = path
         self._asked: list[Property] = []
         self._subgroup = ""
         self._manager: Manager | None = None
@@ -286,15 +287,22 @@ class Scope(Group):
         self._subgroup = annotations.get(SUBGROUP) or ""
         if self._subgroup and ("/" in self._subgroup or self._subgroup.startswith(".") or "\0" in self._subgroup):
             raise SpecError(f"annotations.{SUBGROUP}: {self._subgroup!r} must be the name of one group")
+        self._go(self._scope)
 
     def create(self, resources: dict[str, Any]) -> None:
         """As of any group. A scope must have a process: one that does nothing holds it until the container's is in."""
         self.holder = _hold()
         try:
             with Manager(user=self.user) as manager:
-                self.path = manager.start(self.unit, self._properties(resources))
-            if self._subgroup:
-                self._go_below()
+                self._go(manager.start(self.unit, self._properties(resources)))
+        except BaseException:
+            self.settled()  # the unit, if there is one, is another's
+            raise
+        try:
+            if self._subgroup and self.layout.v2:
+                # The scope's group can hand controllers down on version 2 only when it is empty itself.
+                os.makedirs(self.layout.v2 + self.path, 0o755, exist_ok=True)
+                write(f"{self.layout.v2}{self.path}/cgroup.procs", str(self.holder))
             super().create(resources)
         except BaseException:
             self.settled()
@@ -314,12 +322,8 @@ class Scope(Group):
     def _second(self) -> bool:
         return not self.layout.v1
 
-    def _go_below(self) -> None:
-        """Be a group in that of the scope, which can hand controllers down to it only when it is empty itself."""
-        self.path = f"{self.path}/{self._subgroup}"
-        for path in self.directories():
-            os.makedirs(path, 0o755, exist_ok=True)
-            write(f"{path}/cgroup.procs", str(self.holder))
+    def _go(self, scope: str) -> None:
+        self._scope, self.path = scope, f"{scope}/{self._subgroup}" if self._subgroup else scope
 
     def prepare(self) -> None:
         self._manager = Manager(user=self.user)
