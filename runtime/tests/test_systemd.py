@@ -321,7 +321,7 @@ def shown(unit, *names):
 
 
 @real
-def test_a_container_is_a_scope(box, scope):
+def test_real_systemd_has_a_container_as_a_scope(box, scope):
     box.linux["resources"].update(memory={"limit": 64 << 20}, pids={"limit": 30}, cpu={"shares": 512})
     box.config["annotations"] = {"org.systemd.property.TimeoutStopSec": "7"}
     first = box.start("/bin/sleep", "60")
@@ -349,7 +349,7 @@ def test_a_container_is_a_scope(box, scope):
 
 
 @real
-def test_a_limit_of_one_process_and_a_group_in_the_scope(box, scope):
+def test_real_systemd_and_a_limit_of_one_process_in_a_group_of_the_scope(box, scope):
     box.linux["resources"]["pids"] = {"limit": 1}
     box.config["annotations"] = {systemd.SUBGROUP: "container"}
     scope.adopt(box.config)
@@ -361,14 +361,14 @@ def test_a_limit_of_one_process_and_a_group_in_the_scope(box, scope):
 
 
 @real
-def test_what_cannot_be_started_leaves_no_unit(box, scope):
+def test_real_systemd_keeps_no_unit_of_what_cannot_be_started(box, scope):
     box.linux["resources"]["memory"] = {"limit": 8192}
     box.refused()
     assert shown(scope.unit, "LoadState") == {"LoadState": "not-found"}
 
 
 @real
-def test_a_unit_in_use_is_not_taken_over(box, scope):
+def test_real_systemd_keeps_a_unit_that_is_in_use(box, scope):
     first = box.start("/bin/sleep", "60")
     with pytest.raises(LaunchError, match="systemd refuses"):
         box.start("/bin/true")
