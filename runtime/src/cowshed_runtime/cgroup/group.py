@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from cowshed_runtime.cgroup import resctrl
     from cowshed_runtime.cgroup.layout import Layout
 
 PARENT = "/cowshed"
@@ -44,18 +45,25 @@ class Group:
         self.own, self.rootless = not path, False
         self.owner: int | None = None
         self.below = ""
+        self.service: resctrl.Class | None = None
 
     def record(self) -> dict[str, Any]:
         """What place.restore makes the same object from, in another process."""
         return {
             "name": self.name, "path": self.path, "own": self.own, "rootless": self.rootless,
             "hierarchies": list(self.layout.hierarchies()),
+            "intelRdt": self.service.wanted if self.service else None,
         }  # fmt: skip
 
     def adopt(self, config: dict[str, Any]) -> None:
         """Be made as a configuration says besides its limits: given to the container's user, or with a group below that
         the container manages itself, in which its processes are. SpecError."""
         self.owner = ownership.owner(config)
+        wanted = (config.get("linux") or {}).get("intelRdt")
+        if wanted is not None:
+            from cowshed_runtime.cgroup import resctrl
+
+            self.service = resctrl.Class(wanted, self.name)
         below = (config.get("annotations") or {}).get(ownership.DELEGATE) or ""
         if below and (below.startswith("/") or ".." in below.split("/") or "\0" in below):
             key = f"annotations.{ownership.DELEGATE}"
@@ -104,6 +112,8 @@ class Group:
             if rules and not within.find("devices"):
                 self._filter_devices(rules)
             self._delegate()
+            if self.service:
+                self.service.create()
         except BaseException:
             for path in made:
                 _remove(path, self.kill)
@@ -260,6 +270,8 @@ class Group:
         within a second: it sleeps in the kernel."""
         for path in self.directories():
             _remove(path, self.kill)
+        if self.service:
+            self.service.remove()
 
 
 class Entrance:
@@ -275,10 +287,13 @@ class Entrance:
         self.tasks: list[int] = []
         self.born, self._below, self._handing = -1, -1, ""
         self.group = group
-        if group.foreign:
-            group.prepare()
-            return
         try:
+            if group.foreign:
+                group.prepare()
+            for path in group.service.tasks() if group.service else ():
+                self.tasks.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+            if group.foreign:
+                return
             for path, _ in group.layout.v1:
                 self.tasks.append(os.open(f"{path}{group.path}/tasks", os.O_WRONLY | os.O_CLOEXEC))
             if group.layout.v2:

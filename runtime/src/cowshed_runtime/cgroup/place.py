@@ -100,4 +100,8 @@ def restore(record: dict[str, Any]) -> Group:
     else:
         made = Group(record["name"], record["path"], within)
     made.own, made.rootless = record["own"], record["rootless"]
+    if record["intelRdt"] is not None:
+        from cowshed_runtime.cgroup import resctrl
+
+        made.service = resctrl.Class(record["intelRdt"], made.name)
     return made

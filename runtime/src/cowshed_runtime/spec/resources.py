@@ -14,7 +14,6 @@ from cowshed_runtime.spec.walk import (
     section,
     string,
     strings,
-    unsupported,
     whole,
 )  # fmt: skip
 
@@ -58,6 +57,20 @@ def _unified(value: Any) -> str:
 
 def _interface(value: Any) -> str:
     return filled(value) or ("" if not set(value) & set(" \t\n/") else f"{value!r} is no network interface")
+
+
+def _class(value: Any) -> str:
+    """One directory of resctrl, or its root."""
+    wrong = value in (".", "..") or ("/" in value and value != "/") if isinstance(value, str) else False
+    return filled(value) or (f"{value!r} is no class of service" if wrong else "")
+
+
+def _schema(value: Any) -> str:
+    return filled(value) or ("must be one line" if "\n" in value else "")
+
+
+def _bandwidth(value: Any) -> str:
+    return _schema(value) or ("" if value[:3] == "MB:" else "must start with MB:")
 
 
 def _rdma(value: Any) -> str:
@@ -139,5 +152,13 @@ RULES = (
         ("linux.resources.network.priorities[].name!", _interface),
         ("linux.resources.network.priorities[].priority!", whole(0, 2**32 - 1)),
     ),
-    *section("config-linux.md#intelrdt", ("linux.intelRdt", unsupported)),
+    *section(
+        "config-linux.md#intelrdt",
+        ("linux.intelRdt", mapping),
+        ("linux.intelRdt.closID", _class),
+        ("linux.intelRdt.l3CacheSchema", _schema),
+        ("linux.intelRdt.memBwSchema", _bandwidth),
+        ("linux.intelRdt.schemata[]", _schema),
+        ("linux.intelRdt.enableMonitoring", boolean),
+    ),
 )  # fmt: skip
