@@ -92,6 +92,12 @@ def test_a_kill_for_want_of_memory_is_told(caller):
     assert watcher.wait() == 0
 
 
+def test_classes_of_service_cannot_be_changed_where_there_are_none(caller):
+    name = caller.create("sleep", "1000")
+    caller.ok("start", name)
+    assert "without linux.intelRdt" in caller.refused("update", "--l3-cache-schema", "L3:0=f", name)
+
+
 @pytest.mark.skipif(
     os.geteuid() != 0 or os.path.exists("/run/systemd/private") or not os.path.exists("/lib/systemd/systemd"),
     reason="needs root and a systemd that does not run",

@@ -30,8 +30,18 @@ def update(flags: Values, said: Values) -> int:
     container = state.load(state.root(flags), said["operands"][0], lock=True)
     if container.status(mine=True) == "stopped":
         raise CommandError("container not running")
+    service, schemata = container.group.service, _schemata(said)
+    if schemata and service is None:
+        raise CommandError("the container was made without linux.intelRdt")
     container.group.update(resources)
+    if service and schemata:
+        service.update(schemata)
     return 0
+
+
+def _schemata(said: Values) -> dict[str, Any]:
+    wanted = {"l3CacheSchema": said.l3_cache_schema, "memBwSchema": said.mem_bw_schema}
+    return {key: value for key, value in wanted.items() if value}
 
 
 def _said(said: Values) -> dict[str, Any]:
