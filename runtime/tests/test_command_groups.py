@@ -33,7 +33,7 @@ def test_groups_are_where_the_configuration_says(caller):
 @pytest.mark.parametrize(
     ("flags", "path", "words"),
     [
-        (("--cgroup-manager", "other"), "", "must be cgroupfs, systemd or disabled"),
+        (("--cgroup-manager", "other"), "", "is cgroupfs or systemd"),
         (("--systemd-cgroup",), "/a/b", "slice:prefix:name"),
         (("--systemd-cgroup",), "no--slice.slice:a:b", "no name of a slice"),
         ((), "/a/../b", "must not contain `..`"),
@@ -46,14 +46,6 @@ def test_groups_that_cannot_be(caller, flags, path, words):
     caller.write()
     assert words in caller.refused(*flags, "create", "--bundle", caller.bundle, caller.name())
     assert caller.left() == []
-
-
-def test_a_container_without_groups(caller):
-    caller.config["linux"]["resources"] = {}
-    caller.process["args"] = ["cat", "/proc/self/cgroup"]
-    caller.write()
-    said = caller.ok("--cgroup-manager", "disabled", "run", "--bundle", caller.bundle, caller.name())
-    assert "cowshed" not in said
 
 
 def test_what_a_container_uses_is_told_in_the_shape_of_runc(caller):

@@ -7,6 +7,7 @@ import os
 from cowshed_runtime import spec
 from cowshed_runtime.cgroup import place
 from cowshed_runtime.command.errors import CommandError
+from cowshed_runtime.command.log import log
 from cowshed_runtime.errors import SpecError
 from cowshed_runtime.fastjson import loads
 
@@ -56,7 +57,12 @@ def group(flags: Values, config: dict[str, Any], name: str) -> Group:
     manager = flags.cgroup_manager or ("systemd" if flags.systemd_cgroup else "cgroupfs")
     if manager not in ("cgroupfs", "systemd"):
         raise CommandError(f"--cgroup-manager is cgroupfs or systemd, not {manager!r}")
-    return place.locate(config, name, systemd=manager == "systemd", rootless=_rootless(flags.rootless or "auto"))
+    found = place.locate(config, name, systemd=manager == "systemd", rootless=_rootless(flags.rootless or "auto"))
+    if not any(found.directories()):
+        log.warning(
+            "no control group has been delegated to this user: what the container uses is not limited or counted"
+        )
+    return found
 
 
 def _rootless(word: str) -> bool:

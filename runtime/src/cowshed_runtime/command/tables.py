@@ -88,6 +88,8 @@ VERBS = (
         Option("--memory-reservation", "int", "bytes that it is to have when memory is scarce", "BYTES"),
         Option("--memory-swap", "int", "bytes of memory and swap; -1: no limit", "BYTES"),
         Option("--pids-limit", "int", "processes; -1: no limit"),
+        Option("--l3-cache-schema", "text", "the schema of the L3 cache (resctrl)", "SCHEMA"),
+        Option("--mem-bw-schema", "text", "the schema of memory bandwidth (resctrl)", "SCHEMA"),
         _HELP)),
     Verb("events", "ID", "print what a container uses, now and then, and when it is out of memory, as lines of JSON", (
         Option("--stats", "flag", "once, and end"),
