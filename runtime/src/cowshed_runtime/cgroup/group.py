@@ -7,7 +7,7 @@ import os
 from time import sleep
 
 from cowshed_linux import bpf
-from cowshed_runtime.cgroup import devices, freezer, layout, ownership, version1, version2
+from cowshed_runtime.cgroup import devices, freezer, layout, ownership, resctrl, version1, version2
 from cowshed_runtime.cgroup.files import read, write
 from cowshed_runtime.errors import SpecError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from cowshed_runtime.cgroup import resctrl
     from cowshed_runtime.cgroup.layout import Layout
 
 PARENT = "/cowshed"
@@ -60,10 +59,7 @@ class Group:
         the container manages itself, in which its processes are. SpecError."""
         self.owner = ownership.owner(config)
         wanted = (config.get("linux") or {}).get("intelRdt")
-        if wanted is not None:
-            from cowshed_runtime.cgroup import resctrl
-
-            self.service = resctrl.Class(wanted, self.name)
+        self.service = resctrl.Class(wanted, self.name) if wanted is not None else None
         below = (config.get("annotations") or {}).get(ownership.DELEGATE) or ""
         if below and (below.startswith("/") or ".." in below.split("/") or "\0" in below):
             key = f"annotations.{ownership.DELEGATE}"

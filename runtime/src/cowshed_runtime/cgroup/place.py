@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from cowshed_runtime.cgroup import layout
+from cowshed_runtime.cgroup import layout, resctrl
 from cowshed_runtime.cgroup.files import read
 from cowshed_runtime.cgroup.group import PARENT, Group
 from cowshed_runtime.errors import SpecError
@@ -101,7 +101,5 @@ def restore(record: dict[str, Any]) -> Group:
         made = Group(record["name"], record["path"], within)
     made.own, made.rootless = record["own"], record["rootless"]
     if record["intelRdt"] is not None:
-        from cowshed_runtime.cgroup import resctrl
-
         made.service = resctrl.Class(record["intelRdt"], made.name)
     return made
