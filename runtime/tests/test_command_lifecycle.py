@@ -3,11 +3,15 @@
 import glob
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from cowshed_testing.callers import COMMAND
 
 from cowshed_linux import process
 
@@ -234,11 +238,13 @@ def _recorded(caller, name):
 def test_whenever_its_creator_is_killed_delete_leaves_nothing(caller):
     caller.process["args"] = ["sleep", "1000"]
     caller.write()
-    name = caller.name()
-    status, said = _killed(caller, name, 0)
-    assert status == 0, said
-    total = int(said)
-    caller.ok("delete", "--force", name)
+    total = 0
+    for _ in range(2):  # the first makes the folders, and has more to do
+        name = caller.name()
+        status, said = _killed(caller, name, 0)
+        assert status == 0, said
+        total = int(said)
+        caller.ok("delete", "--force", name)
     moments = int(os.environ.get("COWSHED_KILLED_CREATES", "25"))
     assert total > moments
     statuses = set()
@@ -268,3 +274,31 @@ def test_a_container_that_runs_in_the_foreground_can_be_deleted(caller):
     assert command.wait(30) == 137
     command.stdout.close()
     assert caller.left() == []
+
+
+def test_a_plain_user_makes_containers(caller):
+    as_user = ["setpriv", "--reuid", "3000", "--regid", "3000", "--clear-groups"]
+    folder = tempfile.mkdtemp(dir="/tmp")
+    try:
+        words = [*as_user, "unshare", "--user", "sh", "-c", 'exec "$@"', "sh", str(COMMAND), "--version"]
+        if subprocess.run(words, capture_output=True, check=False).returncode:
+            pytest.skip("a plain user can make no user namespace here, or not reach the command")
+        shutil.copytree(caller.bundle / "rootfs", f"{folder}/rootfs", symlinks=True)
+        for path in (folder, *glob.glob(f"{folder}/**", recursive=True)):
+            os.chown(path, 3000, 3000, follow_symlinks=False)
+        environment = {"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": f"{folder}/run"}
+
+        def call(*words):
+            return subprocess.run(
+                [*as_user, COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
+
+        assert call("spec", "--rootless").returncode == 0
+        config = json.loads(Path(folder, "config.json").read_text())
+        config["process"].update(terminal=False, args=["id", "-u"])
+        Path(folder, "config.json").write_text(json.dumps(config))
+        done = call("run", caller.name())
+        assert (done.returncode, done.stdout) == (0, "0\n"), done
+        assert os.listdir(f"{folder}/run/cowshed-runtime") == [".cache"]
+    finally:
+        shutil.rmtree(folder)

@@ -360,13 +360,16 @@ def bury(engine: Engine, row: ContainerRow) -> None:
 def clear(engine: Engine, row: ContainerRow) -> None:
     """End the processes of a container that has no monitor, and remove its control groups and what its runtime keeps.
     LaunchFailed if the runtime cannot."""
-    from cowshed_runtime.cgroup.group import Group
+    from cowshed_runtime.cgroup import layout
 
     if row.runtime["name"] != "native":
         from cowshed.runtimes import choice
 
         choice.end(engine, row)
-    Group(row.id).remove()
+    if layout.exist(row.id):
+        from cowshed_runtime.cgroup.group import Group
+
+        Group(row.id).remove()
 
 
 def wait(engine: Engine, row: ContainerRow) -> int:
@@ -520,9 +523,9 @@ def _end(engine: Engine, row: ContainerRow, *, force: bool) -> None:
 def _import_removal() -> None:
     """What a removal needs, imported while the command would only wait."""
     from cowshed.layers import purge, unused
-    from cowshed_runtime.cgroup import group
+    from cowshed_runtime.cgroup import layout
 
-    _ = purge, unused, group
+    _ = purge, unused, layout
 
 
 def forget(engine: Engine, row: ContainerRow, *, with_volumes: bool = True) -> None:

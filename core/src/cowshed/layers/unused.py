@@ -75,11 +75,14 @@ def prove(
 def _holder(store: Store, layer: api.Layer, driver: api.Driver, shown: Shown | None) -> str:
     rows = store.query("select id from containers where number = ?", layer.number)
     if rows:
-        from cowshed_runtime.cgroup.group import Group
+        from cowshed_runtime.cgroup import layout
 
-        pids = Group(rows[0][0]).processes()
-        if pids:
-            return f"process {pids[0]} of container {rows[0][0][:12]}"
+        if layout.exist(rows[0][0]):
+            from cowshed_runtime.cgroup.group import Group
+
+            pids = Group(rows[0][0]).processes()
+            if pids:
+                return f"process {pids[0]} of container {rows[0][0][:12]}"
     marks = [layer.id.encode()]
     free = None
     if api.has_activation(driver):

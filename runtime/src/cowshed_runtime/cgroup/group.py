@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cowshed_runtime.cgroup.layout import Layout
 
-PARENT = "/cowshed"
+PARENT = layout.PARENT
 # In the order in which they are set: their names in version 1 and in version 2.
 _CONTROLLERS = (
     ("memory", "memory"), ("cpu", "cpu"), ("cpuset", "cpuset"), ("pids", "pids"), ("blkio", "io"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from cowshed_runtime.cgroup.files import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+PARENT = "/cowshed"
 _NOT_CONTROLLERS = ("rw", "ro", "none", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
@@ -63,3 +66,9 @@ class Layout:
 
 
 host = Layout(read("/proc/self/mountinfo"))
+
+
+def exist(name: str) -> bool:
+    """Whether anything is left of the control groups that the engine made for the container called name: a command
+    that asks only this need not import all that limits are made of."""
+    return any(os.path.exists(f"{hierarchy}{PARENT}/{name}") for hierarchy in host.hierarchies())
