@@ -19,7 +19,7 @@ from cowshed_linux.procfs import handle
 from cowshed_runtime import hooks, identity, joining, labels, mappings, plan, rootfs, spec
 from cowshed_runtime import seccomp as profiles
 from cowshed_runtime.cgroup.group import Entrance
-from cowshed_runtime.errors import LaunchError, SpecError
+from cowshed_runtime.errors import LaunchError, SpecError, shortened
 from cowshed_runtime.fastjson import dumps, loads
 from cowshed_runtime.settings import Settings
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from cowshed_runtime.labels import Label
     from cowshed_runtime.notify import Agent
 
+_MESSAGE = 8000  # bytes of what a child asks or says
 INIT_ANNOTATION = "cowshed.init"  # `--init`
-_LONGEST = 8000  # characters of an error; as JSON each is six bytes at most, and a pipe holds 65536
 
 
 class Manner:
@@ -507,9 +507,7 @@ def _report(fd: int, stage: str, error: BaseException) -> int:
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         name = getattr(error, "filename", None)
         text = f"{stage}: {name}: {text}" if name else f"{stage}: {text}"
-    # Shorter than a pipe holds: nobody reads while this is written.
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    text = shortened(text)  # nobody reads while this is written
     os.write(fd, dumps([stage, number, text, status]).encode("ascii", "replace"))
     return status
 
@@ -572,11 +570,11 @@ def _clone(
     try:
         if manner.recorded and pid > 0:
             manner.recorded(pid)
-        message, ancillary, _, _ = ours.recvmsg(_LONGEST, _socket.CMSG_SPACE(4))
+        message, ancillary, _, _ = ours.recvmsg(_MESSAGE, _socket.CMSG_SPACE(4))
         while message in answers:
             answers[message](pid)
             ours.send(b"g")
-            message, ancillary, _, _ = ours.recvmsg(_LONGEST, _socket.CMSG_SPACE(4))
+            message, ancillary, _, _ = ours.recvmsg(_MESSAGE, _socket.CMSG_SPACE(4))
         for _, _, data in ancillary:
             terminal = int.from_bytes(data[:4], sys.byteorder)
         ready = message[:1] == b"r"

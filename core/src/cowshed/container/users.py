@@ -13,7 +13,7 @@ from cowshed.errors import BadUsage
 from cowshed_linux.paths import open_in_root
 
 _LIMIT = 4 << 20
-_LAST = 2**31 - 1
+_LAST, _DIGITS = 2**31 - 1, 10
 
 
 def resolve(root: int, text: str) -> tuple[int, int, list[int], str]:
@@ -25,7 +25,7 @@ def resolve(root: int, text: str) -> tuple[int, int, list[int], str]:
     entry = next(
         (e for e in passwd if len(e) >= 6 and (e[2] == str(number) if number is not None else e[0] == user)), None
     )
-    if entry is not None and entry[2].isdigit() and entry[3].isdigit():
+    if entry is not None and _is_id(entry[2]) and _is_id(entry[3]):
         name, uid, gid, home = entry[0], int(entry[2]), int(entry[3]), entry[5] or "/"
     elif number is not None:
         uid, name = number, ""
@@ -47,15 +47,24 @@ def resolve(root: int, text: str) -> tuple[int, int, list[int], str]:
 
 def _groups(root: int) -> list[list[str]]:
     split = [line.split(":") for line in _lines(root, "etc/group")]
-    return [g for g in split if len(g) >= 4 and g[2].isdigit()]
+    return [g for g in split if len(g) >= 4 and _is_id(g[2])]
 
 
 def _number(text: str, whole: str) -> int | None:
-    if not text.isdigit():
+    if not _is_number(text):
         return None
-    if int(text) > _LAST:
-        raise BadUsage(f"{whole!r} is no user: numbers end at {_LAST}")
+    if len(text.lstrip("0")) > _DIGITS or int(text) > _LAST:
+        raise BadUsage(f"{whole[:100]!r} is no user: numbers end at {_LAST}")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _is_id(text: str) -> bool:
+    """Of an entry, which may hold anything."""
+    return _is_number(text) and len(text) <= _DIGITS and int(text) <= _LAST
 
 
 def _lines(root: int, path: str) -> list[str]:
