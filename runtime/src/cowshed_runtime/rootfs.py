@@ -26,6 +26,8 @@ _LINKS = (
     ("ptmx", "pts/ptmx"),
 )  # fmt: skip
 _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+# Of what hides a directory: no less than any mount that it lies on
+_EMPTY = mount.ATTR_RDONLY | mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC
 _UNLOCK_TERMINAL, _OPEN_PEER = 0x40045431, 0x5441  # TIOCSPTLCK, TIOCGPTPEER
 
 
@@ -359,7 +361,7 @@ class Mask:
                     options: list[tuple[str, str | int | None]] = [("size", "4k"), ("nr_inodes", "2"), ("mode", "555")]
                     if self.label:
                         options.append(("context", self.label))
-                    tree = empty = mount.file_system("tmpfs", "masked", options, mount.ATTR_RDONLY)
+                    tree = empty = mount.file_system("tmpfs", "masked", options, _EMPTY)
                 else:  # from where the first is attached: before Linux 6.15 what is detached cannot be cloned
                     tree = mount.clone("", at=empty)
             else:

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def _annotations(value: Any) -> str:
-    return strings(value) or ("must not have an empty key" if "" in value else "")
-
-
 def _version(value: Any) -> str:
     """Semantic Versioning 2.0.0: three numbers, then perhaps what comes before the release, and about its build."""
     if text := string(value):
