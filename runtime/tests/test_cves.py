@@ -713,6 +713,14 @@ def test_cve_2023_25809_groups_without_a_namespace_of_their_own(box):
 # What has no number
 
 
+@pytest.mark.parametrize("kind", ["maskedPaths", "readonlyPaths"])
+@pytest.mark.parametrize("path", ["/", "//", "/proc/..", "/link"])
+def test_the_root_cannot_be_hidden_and_nobody_is_made_to_believe_it(box, kind, path):
+    (box.rootfs / "link").symlink_to("/")
+    box.linux[kind] = [path]
+    assert "is the root" in str(box.refused())
+
+
 def test_an_error_longer_than_a_pipe_holds_is_told(box):
     """Whoever sets a container up writes it while nobody reads: it must not wait for ever."""
     box.process["cwd"] = "/" + "a" * 200_000

@@ -304,6 +304,14 @@ class MakeDirectory:
             return  # where it cannot be made, entering it says why
 
 
+def _below_root(root: int, path: str) -> int:
+    """open_if_there, but for the root itself: who has it as his root already would not see what is put onto it."""
+    target = open_if_there(root, path)
+    if target >= 0 and os.path.samestat(os.fstat(target), os.fstat(root)):
+        raise LaunchError("mount", 22, f"{path} is the root, which cannot be hidden (root.readonly makes it read-only)")
+    return target
+
+
 class ReadOnly:
     stage = "mount"
 
@@ -315,7 +323,7 @@ class ReadOnly:
 
     def execute(self, scene: Scene) -> None:
         for path in self.paths:
-            target = open_if_there(scene.root, path)
+            target = _below_root(scene.root, path)
             if target < 0:
                 continue
             _cover(target, recursive=True)
@@ -353,7 +361,7 @@ class Mask:
             raise LaunchError("mask", 0, "the container's /dev/null is something else")
         empty = -1
         for path in self.paths:
-            target = open_if_there(scene.root, path)
+            target = _below_root(scene.root, path)
             if target < 0:
                 continue
             if stat.S_ISDIR(os.fstat(target).st_mode):
