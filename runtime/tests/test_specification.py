@@ -142,7 +142,7 @@ def test_what_is_not_known_is_ignored(box):
 
 def test_what_is_not_done_is_refused(box):
     box.config["vm"] = {"kernel": {"path": "/vmlinuz"}}
-    assert "not supported" in str(box.refused())
+    assert "vm: " in str(box.refused())
 
 
 def test_another_file_where_a_device_is_wanted(box):
