@@ -19,7 +19,7 @@ from cowshed_runtime.fastjson import dumps, loads
 from cowshed_runtime.options import Options
 
 FIRST = int(os.environ.get("COWSHED_FUZZ_FIRST", "0"))
-COUNT = int(os.environ.get("COWSHED_FUZZ_CONFIGURATIONS", "250"))
+COUNT = int(os.environ.get("COWSHED_FUZZ_CONFIGURATIONS", "200"))
 EXPECTED = (LaunchError, OSError, MemoryError)  # of a small RLIMIT_DATA or AS
 
 
