@@ -160,13 +160,15 @@ def test_limits_hold_and_memory_that_runs_out_is_told(on):
 
 def test_a_terminal(on, tmp_path):
     script = f"{tmp_path}/script"
+    # An executed process may run before its terminal has its size, if its runtime does not heed consoleSize.
+    inside = """'until [ "$(stty size)" = "31 91" ]; do :; done; [ -t 0 ] && stty size && exit 6'"""
     for words in (
         ["run", "--rm", "-t", on.image],
         ["exec", "-t", "box"],
     ):
         if words[0] == "exec":
             on.up("sleep", "1000")
-        command = " ".join(on.shop.words(*words, "sh", "-c", "'[ -t 0 ] && stty size && exit 6'"))
+        command = " ".join(on.shop.words(*words, "sh", "-c", inside))
         done = subprocess.run(
             ["script", "-qec", f"stty rows 31 cols 91; exec {command}", script], stdin=subprocess.DEVNULL,
             capture_output=True, env={**on.shop.env, **on.env, "TERM": "xterm"}, timeout=60,
