@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 
 import pytest
@@ -155,22 +156,40 @@ def test_sockets_of_a_service_manager_are_passed_on(caller):
     assert done.stdout.split() == ["2", "1", "6"]
 
 
-def test_a_service_manager_is_told_that_the_container_is_ready(caller):
-    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    manager.bind(str(caller.bundle / "manager"))
-    manager.settimeout(30)
-    environment = {**os.environ, "NOTIFY_SOCKET": str(caller.bundle / "manager")}
+@pytest.fixture
+def manager():
+    """A service manager's socket, at a path that an address can hold."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as it:
+        it.bind(f"{folder}/manager")
+        it.settimeout(30)
+        yield it
+
+
+def started_service(caller, manager):
+    """A container's name, and the `start` of it, which waits until it is ready."""
+    environment = {**os.environ, "NOTIFY_SOCKET": manager.getsockname()}
     (caller.bundle / "rootfs/run").mkdir()
     name = caller.create("sh", "-c", "test -S $NOTIFY_SOCKET && sleep 1000", env=environment)
     start = subprocess.Popen(caller.words("start", name), env=environment)
-    inside = caller.root / name / "notify/notify.sock"
-    while not inside.exists():
+    while caller.state(name)["status"] != "running":
         assert start.poll() is None
-    said = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    said.connect(str(inside))
-    said.send(b"MAINPID=1\nSTATUS=x")
-    said.send(b"READY=1\nSTATUS=y")
-    said.close()
+    return name, start
+
+
+def test_a_service_that_is_never_ready_can_be_deleted(caller, manager):
+    name, start = started_service(caller, manager)
+    caller.ok("delete", "--force", name)
+    assert start.wait(30) == 0
+
+
+def test_a_service_manager_is_told_that_the_container_is_ready(caller, manager):
+    name, start = started_service(caller, manager)
+    folder = os.open(caller.root / name / "notify", os.O_PATH)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as said:
+        said.connect(f"/proc/self/fd/{folder}/notify.sock")
+        said.send(b"MAINPID=1\nSTATUS=x")
+        said.send(b"READY=1\nSTATUS=y")
+    os.close(folder)
     assert manager.recv(100) == b"READY=1\n"
     assert manager.recv(100) == b"MAINPID=%d\n" % caller.state(name)["pid"]
     message, descriptors, _, _ = socket.recv_fds(manager, 100, 1)
@@ -180,7 +199,6 @@ def test_a_service_manager_is_told_that_the_container_is_ready(caller):
         os.close(fd)
     assert start.wait(30) == 0
     assert caller.state(name)["status"] == "running"
-    manager.close()
 
 
 def test_pause_and_resume(caller, running):

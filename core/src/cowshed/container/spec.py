@@ -7,6 +7,7 @@ import os
 import stat
 
 from cowshed.errors import BadUsage, Unsupported
+from cowshed_linux import capabilities as linux_capabilities
 from cowshed_linux.capabilities import NUMBERS
 from cowshed_runtime import defaults
 
@@ -40,15 +41,16 @@ def environment(asked: dict[str, Any], image: dict[str, Any], hostname: str, hom
 
 
 def capabilities(asked: dict[str, Any]) -> list[str]:
+    """Names for all five sets; "all" is all that the engine has itself, which need not be all that there are."""
     if asked.get("privileged"):
-        return list(NUMBERS)
+        return linux_capabilities.names(linux_capabilities.permitted())
 
     def names(words: list[str]) -> list[str]:
         result = []
         for word in words:
             name = word.upper()
             if name == "ALL":
-                return list(NUMBERS)
+                return linux_capabilities.names(linux_capabilities.permitted())
             name = name if name.startswith("CAP_") else f"CAP_{name}"
             if name not in NUMBERS:
                 raise BadUsage(f"there is no capability {word}", remedy="capabilities(7) lists them")

@@ -6,6 +6,7 @@ import _socket
 import os
 import sys
 
+from cowshed import log
 from cowshed.errors import LaunchFailed, NotFound
 from cowshed.monitor import wire
 from cowshed_linux import locks
@@ -131,7 +132,10 @@ def attach(place: str, *, terminal: bool) -> Session:
 def _started(connection: Any, outputs: list[int], *, terminal: bool) -> Session:
     message, descriptors = wire.receive(connection)
     if message[:1] == b"S":
-        return Session(connection, int(message[1:]), descriptors[0] if descriptors else -1, outputs, terminal=terminal)
+        pid, bracket, warnings = message[1:].partition(b"[")
+        for text in loads(bracket + warnings) if warnings else ():
+            log.warn(text)
+        return Session(connection, int(pid), descriptors[0] if descriptors else -1, outputs, terminal=terminal)
     for fd in outputs:
         os.close(fd)
     if message[:1] == b"X":

@@ -153,7 +153,7 @@ def _streams(known: dict[str, Any], root: int) -> None:
         made = launcher.launch(config, root, stdio, group=Group(known["name"]), cache=known["cache"])
     for fd in ends:
         os.close(fd)
-    known["pid"], known["terminal"] = made.pid, made.terminal
+    known["pid"], known["terminal"], known["warnings"] = made.pid, made.terminal, getattr(made, "warnings", [])
     known["child"], known["since"] = getattr(made, "child", made.pid), getattr(made, "since", 0)
     known["sources"] = [[made.terminal, frames.STDOUT]] if made.terminal >= 0 else sources
     for fd, _ in known["sources"]:
@@ -161,10 +161,11 @@ def _streams(known: dict[str, Any], root: int) -> None:
 
 
 def _answer(known: dict[str, Any], connection: Any) -> None:
-    """Tell the command that started the container; one that has been killed meanwhile is no reason to end it."""
+    """Tell the command that started the container its pid, and what it was not given; one that has been killed
+    meanwhile is no reason to end it."""
     given = known["terminal"] if known["terminal"] >= 0 else known["input"]
     try:
-        wire.send(connection, b"S%d" % known["pid"], [given] if given >= 0 else [])
+        wire.send(connection, _started(known["pid"], known.pop("warnings")), [given] if given >= 0 else [])
     except OSError:
         for fd in known["ends"]:
             os.close(fd)
@@ -176,6 +177,10 @@ def _answer(known: dict[str, Any], connection: Any) -> None:
         # ended.
         os.close(known["input"])
         known["input"] = -1
+
+
+def _started(pid: int, warnings: list[str]) -> bytes:
+    return b"S%d" % pid + (dumps(warnings).encode() if warnings else b"")
 
 
 def _listen(place: str) -> int:
@@ -220,7 +225,8 @@ def _process(known: dict[str, Any], connection: Any, descriptors: list[int], pol
     child = getattr(made, "child", made.pid)
     known.update(pid=made.pid, child=child, terminal=made.terminal, pidfd=os.pidfd_open(child))
     try:
-        wire.send(connection, b"S%d" % made.pid, [made.terminal] if made.terminal >= 0 else [])
+        warnings = getattr(made, "warnings", [])
+        wire.send(connection, _started(made.pid, warnings), [made.terminal] if made.terminal >= 0 else [])
     except OSError:
         pass  # the monitor sees below that the client has gone
     poll.register(known["pidfd"], select.EPOLLIN)

@@ -39,5 +39,6 @@ def start(flags: Values, said: Values) -> int:
             ending.destroy(container, config)
             raise
     if listener:
+        container.unlock()  # it may never be ready, and be deleted
         notify.forward(listener, service, container.pid, container.pid)
     return 0
