@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 
 import pytest
@@ -71,6 +72,23 @@ def test_capabilities(shop):
     everything = effective("--privileged")
     assert effective("--cap-add", "ALL", "--cap-drop", "sys_admin") == everything & ~(1 << 21)
     assert "no capability FLY" in refused(shop, "run", "--cap-add", "FLY", shop.image)
+
+
+def test_what_a_container_is_not_given_is_told(pulled):
+    words = pulled.words("run", "--cap-add", "SYS_TIME", "--name", "made", "-d", pulled.image, "sleep", "1000")
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", "-sys_time", *words], capture_output=True, text=True, env=pulled.env, timeout=60
+    )
+    assert (done.returncode, len(done.stdout.split())) == (0, 1), done
+    told = "cowshed: warn: capability CAP_SYS_TIME is not granted: this runtime does not have it itself\n"
+    assert done.stderr == told
+    words = pulled.words("run", "--rm", "--privileged", pulled.image, "grep", "CapEff", "/proc/self/status")
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", "-sys_time", *words], capture_output=True, text=True, env=pulled.env, timeout=60
+    )
+    assert done.stderr == ""
+    assert not int(done.stdout.split()[1], 16) >> 25 & 1
+    pulled.ok("rm", "-f", "made")
 
 
 def test_security_options(shop):
