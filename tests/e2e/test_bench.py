@@ -276,7 +276,6 @@ def test_clean_leaves_a_living_run_alone(engine, bench, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--scenario", "W21"), "there is no scenario W21 (conversion between drivers"),
         (("--scenario", "chlid"), "there is no scenario chlid"),
         (("--subject", "overlay@"), "write DRIVER[@KIND]"),
         (("--subject", "btrfs@ext4", "--quick"), "btrfs cannot be compared here: on ext4: "),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class Notice:
     """What to poll: `fd` for the events in `mask`. After each, `kills` tells how many processes were killed by now: a
-    notice may be of less."""
+    notice may be of less, and on version 1 it comes before the kill, which is followed by none."""
 
     def __init__(self, group: Group) -> None:
         """FileNotFoundError if there is no such group, or this host has no memory controller."""
