@@ -139,7 +139,7 @@ def over_links(monkeypatch, box) -> None:
 
 
 def imports_stay(monkeypatch, box) -> None:
-    monkeypatch.setattr(launcher, "_forget_imports", nothing)
+    monkeypatch.setattr(launcher.cloning, "forget_imports", nothing)
 
 
 # Descriptors and directories
@@ -737,7 +737,7 @@ def test_text_that_c_would_cut_or_no_file_system_has_is_refused(box, text):
 
 def test_nothing_goes_on_as_a_second_launcher(box, monkeypatch):
     """A child that cannot even say why it failed ends."""
-    monkeypatch.setattr(launcher._Report, "failed", lambda *_: [][0])
+    monkeypatch.setattr(launcher.cloning.Report, "failed", lambda *_: [][0])
     monkeypatch.setattr(identity, "become", lambda *_, **__: {}["failed"])
     assert box.run("/bin/true").status == 125
 

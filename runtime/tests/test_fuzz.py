@@ -41,14 +41,14 @@ def prepare(box) -> None:
 @pytest.fixture
 def told(monkeypatch):
     """A failure that nobody thought of is a bug, although it is reported like the others."""
-    failed = launcher._Report.failed
+    failed = launcher.cloning.Report.failed
 
     def sort_out(report, error):
         if not isinstance(error, EXPECTED):
             error = LaunchError("bug", 0, f"{type(error).__name__}: {error}")
         failed(report, error)
 
-    monkeypatch.setattr(launcher._Report, "failed", sort_out)
+    monkeypatch.setattr(launcher.cloning.Report, "failed", sort_out)
 
 
 class Seen:

@@ -164,7 +164,7 @@ def watch(monkeypatch, box):
 def test_a_watch_sees(box, watch, monkeypatch):
     """Else what follows would be no proof."""
     monkeypatch.setattr(launcher.identity, "become", lambda *_, **__: __import__("colorsys"))
-    monkeypatch.setattr(launcher, "_forget_imports", lambda: None)
+    monkeypatch.setattr(launcher.cloning, "forget_imports", lambda: None)
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     with pytest.raises(LaunchError):
         box.start("/bin/true")
