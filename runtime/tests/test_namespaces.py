@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cowshed_testing import kernels
 
 from cowshed_linux import process
 from cowshed_runtime import spec
@@ -18,12 +19,17 @@ def spaces(*kinds: str, **paths: str) -> list[dict]:
     return [{"type": kind} for kind in kinds] + [{"type": kind, "path": path} for kind, path in paths.items()]
 
 
+DETACHED = "nothing can be mounted on a root that is attached nowhere before"
+
+
 def link(kind: str, pid: int | str = "self") -> str:
     return os.readlink(f"/proc/{pid}/ns/{FILES[kind]}")
 
 
 @pytest.mark.parametrize("kind", ["pid", "network", "ipc", "uts", "cgroup", "time", "mount"])
 def test_a_missing_namespace_is_that_of_the_runtime(box, kind):
+    if kind == "mount":
+        kernels.needs(6, 15, DETACHED)
     box.linux["namespaces"] = spaces(*(FILES.keys() - {kind, "user"}))
     if kind == "uts":
         del box.config["hostname"]
@@ -48,6 +54,7 @@ def test_a_namespace_by_path(box, kind):
 
 def test_a_mount_namespace_by_path(box):
     """The container is in it, with a root that nobody else sees; names of the host are those in there."""
+    kernels.needs(6, 15, DETACHED)
     script = f"mount -t tmpfs other {box.cache} && mkdir {box.cache}/below && echo up && exec sleep 60"
     words = ["unshare", "-m", "--propagation", "private", "sh", "-c", script]
     other = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -76,6 +83,7 @@ def test_a_mount_namespace_by_path(box):
 
 
 def test_a_shared_mount_namespace_sees_no_mounts_of_the_container(box):
+    kernels.needs(6, 15, DETACHED)
     with open("/proc/self/mountinfo") as f:
         before = {line.split()[4] for line in f}
     box.linux["namespaces"] = spaces(*(FILES.keys() - {"mount", "user"}))
