@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import errno
 import os
-import signal
 import subprocess
 import sys
 
@@ -14,14 +11,15 @@ from cowshed.bench.scenario import Scenario, Wrong
 from cowshed.bench.scenarios.life import committed
 from cowshed.bench.trees import Recipe, digest
 from cowshed.storage.kit.copying import Contents
-from cowshed_linux import process
+from cowshed_runtime import mappings
+from cowshed_runtime.errors import LaunchError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import NoReturn
 
-    from cowshed.bench.stores import Subject
+    from cowshed.bench.stores import Store, Subject
+    from cowshed.storage import api
 
 _READY = b"ready\n"
 _WORK = """
@@ -184,49 +182,33 @@ class Ids(Scenario):
             title = f"{files} files, {'each gets another owner' if way == 'chown' else 'mapped by the mount'}"
             layer = store.new(it.layers["image"])
             row = self.row(way, title, versus="chown" if way == "map" else "", use=("containers",))
-            with self.timed(it, row, device=True), contextlib.ExitStack() as until:
-                userns = until.enter_context(_user_namespace()) if way == "map" else -1
-                tree = until.enter_context(store.tree(layer, userns=userns))
-                if way == "chown":
-                    _give(f"/proc/self/fd/{tree}")
-                owner = os.stat("image/0/0", dir_fd=tree).st_uid
+            with self.timed(it, row, device=True):
+                owner = self._mapped(store, layer) if way == "map" else self._given(store, layer)
             if owner != _OWNER:
                 raise Wrong(f"a file belongs to {owner}, and should to {_OWNER}")
             store.remove(layer)
             it.settle()
 
+    def _mapped(self, store: Store, layer: api.Layer) -> int:
+        """The owner that a file has then."""
+        try:
+            userns = mappings.namespace(_MAP, _MAP)
+        except LaunchError as error:
+            raise Wrong(str(error)) from None
+        try:
+            with store.tree(layer, userns=userns) as tree:
+                return os.stat("image/0/0", dir_fd=tree).st_uid
+        finally:
+            os.close(userns)
+
+    def _given(self, store: Store, layer: api.Layer) -> int:
+        with store.tree(layer) as tree:
+            _give(f"/proc/self/fd/{tree}")
+            return os.stat("image/0/0", dir_fd=tree).st_uid
+
 
 _OWNER = 100_000
-
-
-@contextlib.contextmanager
-def _user_namespace() -> Iterator[int]:
-    """A user namespace in which the first ids are those from _OWNER on (user_namespaces(7))."""
-    ready, done = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            process.unshare(process.CLONE_NEWUSER)
-            os.write(done, b".")
-            signal.pause()
-        finally:
-            os._exit(1)
-    try:
-        os.close(done)
-        if not os.read(ready, 1):
-            raise OSError(errno.EPERM, "a user namespace cannot be made")
-        for kind in ("uid", "gid"):
-            with open(f"/proc/{pid}/{kind}_map", "w", encoding="ascii") as file:
-                file.write(f"0 {_OWNER} 65536\n")
-        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(ready)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+_MAP = [(0, _OWNER, 65536)]  # the first ids of a namespace are those from _OWNER on
 
 
 def _give(root: str) -> None:
