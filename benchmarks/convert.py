@@ -100,7 +100,7 @@ def measure(place: str, folder: str, files: int, megabytes: int, rounds: int) ->
                 samples[name].append((taken[0], taken[1]))
             shutil.rmtree(f"{place}/copied", ignore_errors=True)
             if name.startswith("convert"):
-                cowshed("storage", "rollback", "-q")
+                cowshed("storage", "rollback", "-f", "-q")
     return samples
 
 

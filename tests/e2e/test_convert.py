@@ -256,7 +256,7 @@ def test_rolled_back_all_is_as_it_was(store, archives):
     fill(store, archives, "overlay")
     before, layers, there = state(store), rows(store, "overlay"), files(store)
     store.ok("storage", "convert", "--to", "copy", "--all", "-q")
-    store.ok("storage", "rollback")
+    store.ok("storage", "rollback", "-f")
     assert rows(store, "overlay") == layers
     assert files(store) == there
     same(before, state(store))
@@ -271,11 +271,11 @@ def test_work_since_is_not_lost_in_silence(store, archives):
     store.ok("--driver", "copy", "create", "--name", "later", ONE, "cat", "three")
     store.ok("rm", "fresh")
     store.ok("start", "-a", "changed")
-    refused = store("storage", "rollback")
+    refused = store("storage", "rollback", "-f")
     assert refused.returncode == 125
     assert "container changed has written something since" in refused.stderr.decode()
     assert "Refused: container changed has written" in store("storage", "rollback", "--plan").stdout.decode()
-    done = store("storage", "rollback", "--force")
+    done = store("storage", "rollback", "-f", "--lossy")
     assert done.returncode == 0, done.stderr
     assert b"container later, made since, stays on driver copy" in done.stderr
     assert sorted(store.names()) == ["changed", "later", "other"]
@@ -304,7 +304,7 @@ def test_an_image_that_shares_layers_with_others_leaves_them_theirs(store, archi
     store.ok("storage", "convert", "--to", "copy", "-q", TWO)
     store.ok("rmi", ONE)
     store.ok("--driver", "copy", "load", "-q", "-i", archives[ONE])
-    store.ok("storage", "rollback")
+    store.ok("storage", "rollback", "-f")
     assert None not in [row[5] for row in rows(store, "copy")]
     assert store.ok("--driver", "copy", "run", "--rm", ONE, "cat", "three") == "three\n"
     clean(store)
@@ -362,7 +362,7 @@ def test_a_store_that_holds_what_nobody_knows_is_not_destroyed(store, archives):
         db.commit()
     store.ok("storage", "convert", "--to", "overlay", "--images", "-q")
     assert sqlite(store, "select fresh from conversion") == [(0,)]
-    store.ok("storage", "rollback")
+    store.ok("storage", "rollback", "-f")
     assert kept[0].read_text() == "precious\n"
     shutil.rmtree(store.root / "drivers/overlay")
     store("storage", "repair", "-f")
@@ -393,7 +393,7 @@ def test_what_the_twin_of_is_not_there_is_not_let_go(store, archives):
     active = [row[1] for row in rows(store, "overlay") if row[3] == "active"]
     assert active == [layer], "that of the container whose twin is whole has gone"
     assert images == sqlite(store, "select count(*) from layers where driver = 'overlay' and chain_id is not null")
-    store.ok("storage", "rollback", "--force")
+    store.ok("storage", "rollback", "-f", "--lossy")
     assert tree(store, "other") == before
     clean(store)
 
@@ -407,7 +407,7 @@ def test_nothing_is_rolled_back_to_what_is_not_there(one):
     )
     (lost,) = (path for path in (one.root / "drivers/overlay").rglob(f"*{container}*") if path.is_dir())
     lost.rename(one.root / "lost")
-    for words in ((), ("--force",)):
+    for words in (("-f",), ("-f", "--lossy")):
         done = one("storage", "rollback", *words)
         assert done.returncode == 125
         assert f"container other cannot go back: its layer {container} is not in driver overlay" in done.stderr.decode()
@@ -415,23 +415,28 @@ def test_nothing_is_rolled_back_to_what_is_not_there(one):
     (one.root / "lost").rename(lost)
     (below,) = (path for path in (one.root / "drivers/overlay").rglob(f"*{image}*") if path.is_dir())
     below.rename(one.root / "lost")  # with it no layer of the chain can be mounted
-    assert one("storage", "rollback", "--force").returncode == 125
+    assert one("storage", "rollback", "-f", "--lossy").returncode == 125
     assert tree(one, "other") == before
     (one.root / "lost").rename(below)
-    one.ok("storage", "rollback")
+    one.ok("storage", "rollback", "-f")
     assert tree(one, "other") == before
     clean(one)
 
 
-def test_accepting_asks_first(one):
+@pytest.mark.parametrize("verb", ["accept", "rollback"])
+def test_ending_a_conversion_asks_first(one, verb):
     one.ok("storage", "convert", "--to", "copy", "--all", "-q")
-    layers = rows(one, "overlay")
-    done = one("storage", "accept")
-    assert done.returncode == 0
-    assert b"Are you sure you want to continue? [y/N]" in done.stderr
-    assert b"Conversion from overlay to copy: would be let go" in done.stdout
-    assert rows(one, "overlay") == layers
-    assert layers
+    before = rows(one, "overlay"), rows(one, "copy"), state(one)
+    for answer, status in ((None, 125), (b"n\n", 0)):
+        done = one("storage", verb, feed=answer)
+        assert done.returncode == status, done.stderr
+        assert b"Are you sure you want to continue? [y/N]" in done.stderr
+        assert b"Conversion from overlay to copy: would be" in done.stdout
+        assert (rows(one, "overlay"), rows(one, "copy"), state(one)) == before
+    assert b"nobody answers: nothing is done: add --force" in one("storage", verb).stderr
+    one.ok("storage", verb, feed=b"y\n")
+    assert os.listdir(one.root / "drivers") == ["copy" if verb == "accept" else "overlay"]
+    clean(one)
 
 
 def test_nothing_is_let_go_while_the_record_of_a_container_is_old(one):
@@ -486,7 +491,7 @@ def test_a_database_made_again_knows_the_conversion_that_waits(store, archives):
         sqlite(store, "select * from converted"), sqlite(store, "select target, sources, fresh from conversion")
     ) == known  # fmt: skip
     clean(store)
-    store.ok("storage", "rollback")
+    store.ok("storage", "rollback", "-f")
     assert [row[:5] for row in rows(store, "overlay")] == [row[:5] for row in layers]
     assert tree(store, "other") == before
     clean(store)
@@ -500,14 +505,14 @@ def test_a_container_of_which_a_process_is_left_is_not_rolled_back(store, archiv
     (id_,) = os.listdir(store.root / "containers")
     with subprocess.Popen(["sleep", "1000"]) as left, control_group(id_, left.pid):
         try:
-            done = store("storage", "rollback")
+            done = store("storage", "rollback", "-f")
             assert done.returncode == 125
             assert f"process {left.pid} of container other lives on without its monitor" in done.stderr.decode()
             assert drivers_of(store) == ["copy"]
         finally:
             left.kill()
             left.wait()
-    store.ok("storage", "rollback")
+    store.ok("storage", "rollback", "-f")
     clean(store)
 
 
@@ -546,7 +551,7 @@ def test_killed_at_every_step_a_conversion_goes_on_where_it_was(one):
     assert drivers_of(one) == ["copy"], "the last step was the container's"
     assert "Converted to copy: 0 layers, 0 containers" in one.ok(*convert)
     same(before, state(one))
-    one.ok("storage", "rollback")
+    one.ok("storage", "rollback", "-f")
     assert rows(one, "overlay") == layers
     same(before, state(one))
     clean(one, "--deep")
@@ -567,7 +572,7 @@ def test_killed_while_it_rolls_back_the_next_command_does_the_rest(one):
     before, layers = state(one), rows(one, "overlay")
     for step in ROLLBACK:
         one.ok("storage", "convert", "--to", "copy", "--all", "-q")
-        kill(one, step, "storage", "rollback")
+        kill(one, step, "storage", "rollback", "-f")
         assert os.listdir(one.root / "drivers") == ["overlay"], step
         assert rows(one, "overlay") == layers
     same(before, state(one))
@@ -649,7 +654,7 @@ def test_layers_of_several_drivers_become_one_drivers(ways, archives):
     assert "Converted to btrfs: 3 layers, 2 containers" in engine.ok(
         "storage", "convert", "--to", "btrfs", "--all", "-q"
     )
-    engine.ok("storage", "rollback")
+    engine.ok("storage", "rollback", "-f")
     assert drivers_of(engine) == ["copy", "overlay"]
     engine.ok("storage", "convert", "--to", "btrfs", "--all", "-q")
     assert {name: tree(engine, name) for name in engine.names()} == trees

@@ -6,6 +6,7 @@ import sys
 
 from cowshed import log
 from cowshed.cli import output
+from cowshed.cli.pruning import consented
 from cowshed.errors import BadUsage, Conflict
 from cowshed.image import progress
 
@@ -116,11 +117,8 @@ def accept(engine: Engine, said: Values) -> int:
         _tell(settle.outlook_of_acceptance(engine), "would be let go", said)
         return 0
     if not said.force:
-        from cowshed.cli import pruning
-
         _tell(settle.outlook_of_acceptance(engine), "would be let go", said)
-        sys.stdout.flush()
-        if not pruning.agreed("what the conversion was made from: there is no way back then"):
+        if not consented("This will remove what the conversion was made from: there is no way back then."):
             return 0
     with execute.Alone(engine):
         outlook = settle.accept(engine)
@@ -132,12 +130,19 @@ def rollback(engine: Engine, said: Values) -> int:
     from cowshed.convert import execute, settle
 
     engine.freeing = True
-    if said.plan:
-        outlook = settle.outlook_of_return(engine, force=bool(said.force))
+    lossy = bool(said.lossy)
+    if said.plan or not said.force:
+        outlook = settle.outlook_of_return(engine, lossy=lossy)
+        if not said.plan:
+            settle.refuse(outlook)
         _tell(outlook, "would be undone", said)
-        return 125 if outlook.refused else 0
+        if said.plan:
+            return 125 if outlook.refused else 0
+        since = ", and what containers have written since then" if lossy else ""
+        if not consented(f"This will remove what the conversion has made{since}."):
+            return 0
     with execute.Alone(engine):
-        outlook = settle.roll_back(engine, force=bool(said.force))
+        outlook = settle.roll_back(engine, lossy=lossy)
     _tell(outlook, "undone", said)
     return 0
 

@@ -38,6 +38,14 @@ def asked(warning: str) -> bool | None:
     return answer.strip().lower() in ("y", "yes") if answer else None
 
 
+def consented(warning: str) -> bool:
+    """Whether the user, asked, says yes. BadUsage if nobody answers: a script is to say that it means it."""
+    answer = asked(warning)
+    if answer is None:
+        raise BadUsage("nobody answers: nothing is done", remedy="add --force")
+    return answer
+
+
 def policy(said: Values) -> Policy:
     """What --keep-last and --max-size say. BadUsage."""
     from cowshed.space.policy import Policy

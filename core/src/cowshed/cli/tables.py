@@ -547,10 +547,11 @@ COMMANDS = (
         "storage rollback",
         "storage:rollback",
         "",
-        "undo a conversion that is not accepted",
+        "undo a conversion that is not accepted; first it is shown",
         (
             Option("--plan", "flag", "tell what would be done, and do nothing"),
-            Option("-f --force", "flag", "give up what converted containers have written since"),
+            Option("--lossy", "flag", "what converted containers have written since may be lost"),
+            Option("-f --force", "flag", "do not ask"),
             _QUIET,
             _HELP,
         ),

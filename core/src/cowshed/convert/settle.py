@@ -203,8 +203,8 @@ def _recorded(engine: Engine, target: str, done: list[Converted]) -> list[tuple[
 # ---------------------------------------------------------------- roll back
 
 
-def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
-    """force: what containers have written since is given up."""
+def outlook_of_return(engine: Engine, *, lossy: bool = False) -> Outlook:
+    """lossy: what containers have written since is given up."""
     conversion, done = pending(engine), conversions.list_all(engine.reader)
     rows_, gone = _boxes(engine, done)
     by_id = {each.container: each for each in done if each.container is not None}
@@ -214,7 +214,7 @@ def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
     for row in rows_:
         layer = by_id[row.id].layer
         why = f"cannot go back: its layer {_name(engine, layer)} {unproven[layer]}" if layer in unproven else ""
-        why = why or _work_since(engine, conversion, by_id[row.id], row, force=force)
+        why = why or _work_since(engine, conversion, by_id[row.id], row, lossy=lossy)
         if why:
             refused.append(f"container {row.name} {why}")
     twins = {each.twin for each in done}
@@ -235,21 +235,26 @@ def outlook_of_return(engine: Engine, *, force: bool = False) -> Outlook:
     )  # fmt: skip
 
 
-def roll_back(engine: Engine, *, force: bool = False) -> Outlook:
+def refuse(outlook: Outlook) -> None:
+    """Conflict if a container cannot go back."""
+    if outlook.refused:
+        more = f", and {len(outlook.refused) - 1} more" if len(outlook.refused) > 1 else ""
+        raise Conflict(
+            f"{outlook.refused[0]}{more}",
+            remedy="stop it; what was written since is given up with --lossy, or kept by accepting",
+        )
+
+
+def roll_back(engine: Engine, *, lossy: bool = False) -> Outlook:
     """Give every container the layer back that it had, and let the layers go that were made. Conflict if that layer is
-    not there, if one runs or, unless force, has changed since; and what `Held` raises."""
+    not there, if one runs or, unless lossy, has changed since; and what `Held` raises."""
     conversion, done = pending(engine), conversions.list_all(engine.store)
     boxes = [each for each in done if each.container is not None]
     with ExitStack() as held:
         for row in _boxes(engine, done)[0]:
             held.enter_context(Held(engine, row))
-        outlook = outlook_of_return(engine, force=force)  # only now is it certain
-        if outlook.refused:
-            more = f", and {len(outlook.refused) - 1} more" if len(outlook.refused) > 1 else ""
-            raise Conflict(
-                f"{outlook.refused[0]}{more}",
-                remedy="stop it; what was written since is given up with --force, or kept by accepting",
-            )
+        outlook = outlook_of_return(engine, lossy=lossy)  # only now is it certain
+        refuse(outlook)
         back = [(each.twin, each.layer, each.driver) for each in boxes if each.twin is not None]
         gone = [each.layer for each in boxes if each.twin is None]  # of containers that were removed since
         made = _made(engine, done, outlook.unproven)
@@ -268,11 +273,11 @@ def roll_back(engine: Engine, *, force: bool = False) -> Outlook:
     return outlook
 
 
-def _work_since(engine: Engine, conversion: Conversion, each: Converted, row: ContainerRow, *, force: bool) -> str:
+def _work_since(engine: Engine, conversion: Conversion, each: Converted, row: ContainerRow, *, lossy: bool) -> str:
     """Why a container cannot go back, "" if it can."""
     if state.now(engine, row).state == "running":
         return "runs"
-    if force:
+    if lossy:
         return ""
     layers, source = engine.look(conversion.target), engine.look(each.driver)
     leave_out = mask(source.driver.capabilities, layers.driver.capabilities, lossy=conversion.lossy)

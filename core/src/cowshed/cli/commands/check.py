@@ -110,7 +110,7 @@ def repair(engine: Engine, said: Values) -> int:
         return 0
     if said.dry_run or not steps:
         return 0 if said.dry_run else 1
-    if not said.force and not _agreed(f"This will do {len(steps)} steps, as they are told above."):
+    if not said.force and not pruning.consented(f"This will do {len(steps)} steps, as they are told above."):
         return 0
     engine.freeing = True
     with progress.choose(sys.stderr, quiet=True) as shown:
@@ -118,13 +118,6 @@ def repair(engine: Engine, said: Values) -> int:
             print(f"{'failed' if done.error else 'done'}: {done.finding.code} {done.finding.object}", end="")
             print(f": {done.error}" if done.error else "")
     return _check(engine, said, notes=False)
-
-
-def _agreed(text: str) -> bool:
-    said = pruning.asked(text)
-    if said is None:
-        raise BadUsage("nobody answers: nothing is done", remedy="add --force")
-    return said
 
 
 def _rebuild(engine: Engine, said: Values) -> int:
@@ -135,7 +128,7 @@ def _rebuild(engine: Engine, said: Values) -> int:
     print("The old one is kept beside it as lost-N.sqlite.")
     if said.dry_run:
         return 0
-    if not said.force and not _agreed(
+    if not said.force and not pruning.consented(
         "What only the old database knew is lost: when containers ran, and how they ended."
     ):
         return 0

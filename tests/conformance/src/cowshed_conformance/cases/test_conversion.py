@@ -347,7 +347,7 @@ def test_V03_a_conversion_that_is_killed_goes_on_and_its_source_stays(target: Ta
         # ... and takes, at every step.
         named = steps_of(cowshed, backing.place("trace"), back)
         assert container_of(cowshed) == box
-        cowshed.ok("storage", "rollback", "-q")
+        cowshed.ok("storage", "rollback", "-f", "-q")
         assert rows_of(cowshed) == []
         assert kill_each(cowshed, named, back) >= 10
         cowshed.ok(*back)
@@ -365,19 +365,19 @@ def test_V04_rolled_back_until_it_is_accepted_and_not_afterwards(target: Target,
     with two_drivers(target, backing) as (cowshed, there, back):
         before, box, source = content(cowshed), container_of(cowshed), rows_of(cowshed)
         cowshed.ok(*there)
-        cowshed.ok("storage", "rollback", "-q")
+        cowshed.ok("storage", "rollback", "-f", "-q")
         assert (rows_of(cowshed), content(cowshed), container_of(cowshed)) == (source, before, box)
         cowshed.ok(*there)
         cowshed.ok("cp", "-", "one:/srv", feed=archive.pack([archive.member("since", b"new\n")]))
-        refused = cowshed("storage", "rollback")
+        refused = cowshed("storage", "rollback", "-f")
         assert refused.returncode == 125
         assert b"container one has written something since" in refused.stderr
         assert cowshed.text("one", "/srv/since") == b"new\n"
-        cowshed.ok("storage", "rollback", "-q", "--force")
+        cowshed.ok("storage", "rollback", "-f", "-q", "--lossy")
         assert (rows_of(cowshed), content(cowshed)) == (source, before)
         cowshed.ok(*there)
         cowshed.ok("storage", "accept", "-f", "-q")
-        assert b"no conversion waits" in cowshed("storage", "rollback").stderr
+        assert b"no conversion waits" in cowshed("storage", "rollback", "-f").stderr
         assert (rows_of(cowshed), content(cowshed)) == ([], before)
         cowshed.ok(*back)
         cowshed.ok("storage", "accept", "-f", "-q")
