@@ -1,14 +1,18 @@
 """A small registry of our own that misbehaves on request: what the real one never does to a client.
 
-It serves blobs and manifests from memory; a test hooks into `answer` per path. Every request is written down.
+It keeps blobs and manifests in memory, takes uploads, and lists; a test hooks into `answer` per path. Every request is
+written down.
 """
 
 from __future__ import annotations
 
+import hashlib
 import http.server
+import itertools
 import json
 import sys
 import threading
+import urllib.parse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,7 +26,8 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 class Request:
     def __init__(self, handler: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
         self.method, self.target, self.body = handler.command, handler.path, body
-        self.path = handler.path.partition("?")[0]
+        self.path, _, query = handler.path.partition("?")
+        self.query = urllib.parse.parse_qs(query, keep_blank_values=True)
         self.headers = {k.lower(): v for k, v in handler.headers.items()}
         self.authorization = self.headers.get("authorization")
 
@@ -39,6 +44,11 @@ class FakeRegistry:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.uploads: dict[str, bytearray] = {}
+        self.mountable: set[tuple[str, str]] = set()  # (repository, digest)
+        self.multiple_tags = False  # whether a manifest can be put under several tags at once
+        self.referrers: dict[str, list[dict[str, object]]] | None = None  # None: no such API
+        self._numbers = itertools.count(1)
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[bytes, str]] = {}
         self.answer: Callable[[Request, http.server.BaseHTTPRequestHandler], bool] = lambda request, handler: False
@@ -58,7 +68,7 @@ class FakeRegistry:
                 if not fake.answer(request, self):
                     fake._serve(request, self)
 
-            do_POST = do_GET
+            do_POST = do_HEAD = do_PUT = do_PATCH = do_DELETE = do_GET
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = False
@@ -89,20 +99,109 @@ class FakeRegistry:
 
     def _serve(self, request: Request, handler: http.server.BaseHTTPRequestHandler) -> None:
         kind, name = request.path.split("/")[-2:]
-        if kind == "manifests" and name in self.manifests:
+        if "/blobs/uploads/" in request.path:
+            self._upload(request, handler, name)
+        elif kind == "manifests" and request.method in ("PUT", "DELETE"):
+            self._change(request, handler, name)
+        elif kind == "manifests" and name in self.manifests:
             data, media_type = self.manifests[name]
-            send(handler, 200, data, {"Content-Type": media_type})
+            headers = {"Content-Type": media_type, "ETag": f'"{_digest(data)}"', "Docker-Content-Digest": _digest(data)}
+            send(handler, 200, data, headers)
         elif kind == "blobs" and name in self.blobs:
             data = self.blobs[name]
+            if request.method == "DELETE":
+                del self.blobs[name]
+                send(handler, 202)
+                return
             asked = request.headers.get("range")
-            if asked:
-                start = int(asked.removeprefix("bytes=").partition("-")[0])
-                send(handler, 206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
+            if asked and request.method == "GET":
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                start, end = int(first), min(int(last or len(data)), len(data) - 1)
+                headers = {"Content-Range": f"bytes {start}-{end}/{len(data)}"}
+                send(handler, 206, data[start : end + 1], headers)
             else:
                 send(handler, 200, data)
+        elif kind == "tags":
+            tags = sorted(key for key in self.manifests if ":" not in key)
+            send(handler, 200, json.dumps({"name": "a/b", "tags": tags}).encode())
+        elif kind == "referrers" and self.referrers is not None:
+            index = {"schemaVersion": 2, "manifests": self.referrers.get(name, [])}
+            send(handler, 200, json.dumps(index).encode())
         else:
             body = json.dumps({"errors": [{"code": "UNKNOWN", "message": f"no {kind} here"}]}).encode()
             send(handler, 404, body)
+
+    def _upload(self, request: Request, handler: http.server.BaseHTTPRequestHandler, name: str) -> None:
+        base = request.path.partition("/blobs/uploads/")[0] + "/blobs/uploads/"
+        if request.method == "POST":
+            mount, source = request.query.get("mount", [""])[0], request.query.get("from", [""])[0]
+            if (source, mount) in self.mountable:
+                send(handler, 201, b"", {"Location": f"{base}../{mount}"})
+                return
+            name = str(next(self._numbers))
+            self.uploads[name] = bytearray()
+            send(handler, 202, b"", {"Location": f"{base}{name}?state=1"})
+            return
+        upload = self.uploads.get(name)
+        if upload is None:
+            send(handler, 404, b'{"errors": [{"code": "BLOB_UPLOAD_UNKNOWN", "message": "no such upload"}]}')
+            return
+        where = {"Location": f"{base}{name}?state={len(upload)}"}
+        if request.method == "GET":
+            send(handler, 204, b"", {**where, "Range": f"0-{max(len(upload) - 1, 0)}"})
+        elif request.method == "DELETE":
+            del self.uploads[name]
+            send(handler, 204)
+        elif request.method == "PATCH":
+            first = request.headers.get("content-range", f"{len(upload)}-").partition("-")[0]
+            if int(first) != len(upload):
+                send(handler, 416, b"", {**where, "Range": f"0-{max(len(upload) - 1, 0)}"})
+                return
+            upload += request.body
+            where = {"Location": f"{base}{name}?state={len(upload)}"}
+            send(handler, 202, b"", {**where, "Range": f"0-{len(upload) - 1}"})
+        else:
+            upload += request.body
+            wanted = request.query["digest"][0]
+            if _digest(bytes(upload), wanted.partition(":")[0]) != wanted:
+                send(handler, 400, b'{"errors": [{"code": "DIGEST_INVALID", "message": "another digest"}]}')
+                return
+            self.blobs[wanted] = bytes(self.uploads.pop(name))
+            send(handler, 201, b"", {"Docker-Content-Digest": wanted})
+
+    def _change(self, request: Request, handler: http.server.BaseHTTPRequestHandler, name: str) -> None:
+        if request.method == "DELETE":
+            if self.manifests.pop(name, None) is None:
+                send(handler, 404)
+                return
+            if ":" in name:  # its tags too
+                for key in [k for k, (data, _) in self.manifests.items() if _digest(data) == name]:
+                    del self.manifests[key]
+            send(handler, 202)
+            return
+        there = self.manifests.get(name)
+        wanted = request.headers.get("if-match")
+        if wanted and (there is None or f'"{_digest(there[0])}"' != wanted):
+            send(handler, 412)
+            return
+        digest = _digest(request.body)
+        headers = {"Docker-Content-Digest": digest}
+        names = {name, digest}
+        if self.multiple_tags and (tags := request.query.get("tag")):
+            names.update(tags)
+            headers["OCI-Tag"] = ", ".join(tags)
+        for key in names:
+            self.manifests[key] = request.body, request.headers["content-type"]
+        subject = json.loads(request.body).get("subject")
+        if subject and self.referrers is not None:
+            entry = {"mediaType": request.headers["content-type"], "digest": digest, "size": len(request.body)}
+            self.referrers.setdefault(subject["digest"], []).append(entry)
+            headers["OCI-Subject"] = subject["digest"]
+        send(handler, 201, b"", headers)
+
+
+def _digest(data: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 def send(
@@ -115,6 +214,8 @@ def send(
         handler.send_header(key, value)
     handler.send_header("Content-Length", str(len(body) if length is None else length))
     handler.end_headers()
+    if handler.command == "HEAD":
+        return
     try:
         handler.wfile.write(body)
     except (BrokenPipeError, ConnectionResetError):

@@ -30,11 +30,20 @@ _LIFETIME, _MARGIN = 60, 10  # seconds; the default is the token specification's
 _COMMON = frozenset(("co", "com", "org", "net", "ac", "gov", "edu", "or", "ne", "go"))
 
 
-class Authorizer:
-    """What to send as Authorization to one endpoint for pulling from one repository. Safe for several threads."""
+# What is asked for -> how a refusal calls it
+_DOING = {"pull": "pull", "pull,push": "push to", "delete,pull": "delete from", "*": "list"}
 
-    def __init__(self, endpoint: Endpoint, repository: str, transport: Transport) -> None:
+
+class Authorizer:
+    """What to send as Authorization to one endpoint for work in one repository. Safe for several threads."""
+
+    def __init__(self, endpoint: Endpoint, repository: str, transport: Transport, actions: str = "pull") -> None:
+        """actions: of the repository, as the token specification's scopes name them; "*" with the repository "" for
+        the catalog."""
         self._endpoint, self._repository, self._transport = endpoint, repository, transport
+        self._actions = actions
+        own = f"repository:{repository}:{actions}" if repository else f"registry:catalog:{actions}"
+        self._scopes = [own]
         self._guard = threading.Lock()
         self._header, self._until = "", 0.0
         self._credentials: Credentials | None = None
@@ -44,6 +53,15 @@ class Authorizer:
         """The value to send, "" for none (yet)."""
         with self._guard:
             return self._header if not self._until or time.monotonic() < self._until else ""
+
+    def also(self, repository: str) -> None:
+        """From now on also pull from another repository: a cross-repository mount needs both."""
+        scope = f"repository:{repository}:pull"
+        with self._guard:
+            if scope not in self._scopes:
+                self._scopes.append(scope)
+                if self._header.startswith("Bearer "):
+                    self._header = ""
 
     def renew(self, said: Iterable[str], used: str) -> None:
         """The registry answered 401 with these WWW-Authenticate headers to a request with `used`. AuthError."""
@@ -72,9 +90,10 @@ class Authorizer:
         return self._credentials
 
     def _refused(self, why: str) -> AuthError:
+        what = f"{_DOING.get(self._actions, self._actions)} {self._repository or 'its repositories'}"
         return AuthError(
-            f"{self._endpoint.host} does not let us pull {self._repository}: {why}",
-            remedy=f"docker login {self._endpoint.account}, or put credentials into ~/.docker/config.json",
+            f"{self._endpoint.host} does not let us {what}: {why}",
+            remedy=f"cowshed login {self._endpoint.account}",
         )
 
     # ------------------------------------------------------------ tokens
@@ -83,23 +102,24 @@ class Authorizer:
         realm = said.get("realm", "")
         self._check(realm)
         known = self._known()
-        scope = said.get("scope", "")
-        if not scope.startswith("repository:"):
-            scope = f"repository:{self._repository}:pull"
-        fields = {"scope": scope}
-        if said.get("service"):
-            fields["service"] = said["service"]
+        scopes = list(self._scopes)
+        if said.get("scope", "").startswith(("repository:", "registry:")):
+            scopes = [s for s in said["scope"].split(" ") if s] + [s for s in scopes if self._actions != "pull"]
+        scopes = list(dict.fromkeys(scopes))
+        fields = [("service", said["service"])] if said.get("service") else []
         if known is not None and not self._belongs(realm):
             raise AuthError(
                 f"{self._endpoint.host} wants its credentials sent to {_host(realm)}, not known to belong to it",
                 remedy=f'if it does, add it to token_servers of registries."{self._endpoint.account}"',
             )
         if known is not None and known.identity_token:
-            fields |= {"grant_type": "refresh_token", "refresh_token": known.identity_token, "client_id": "cowshed"}
+            fields += [("scope", " ".join(scopes)), ("grant_type", "refresh_token"),
+                       ("refresh_token", known.identity_token), ("client_id", "cowshed")]  # fmt: skip
             answer = self._ask(realm, {"Content-Type": "application/x-www-form-urlencoded"},
                                urllib.parse.urlencode(fields).encode())  # fmt: skip
         else:
             headers = {"Authorization": _basic(known)} if known is not None else {}
+            fields += [("scope", scope) for scope in scopes]
             separator = "&" if "?" in realm else "?"
             answer = self._ask(f"{realm}{separator}{urllib.parse.urlencode(fields)}", headers, None)
         self._take(answer)

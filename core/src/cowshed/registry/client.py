@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
 from functools import partial
 
-from cowshed.errors import AuthError, NotFound, RegistryError, Tampered
-from cowshed.registry.authorization import Authorizer
+from cowshed.errors import RegistryError, Tampered
 from cowshed.registry.endpoints import endpoints
-from cowshed.registry.transport import Broken, Transport
+from cowshed.registry.place import LONGEST_WAIT, TRIES, Missing, Place
+from cowshed.registry.transport import Broken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from cowshed.image.manifest import Descriptor
-    from cowshed.registry.endpoints import Endpoint
     from cowshed.registry.transport import Response
 
     _T = TypeVar("_T")
@@ -28,18 +25,8 @@ ACCEPT = ", ".join((
     "application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json",
 ))  # fmt: skip
 _MANIFEST_LIMIT = 4 << 20
-_ERROR_LIMIT = 64 << 10
-_TRANSIENT = (429, 500, 502, 503, 504)
-_TRIES = 4  # of a request that meets a transient error, and of a download that breaks without getting on
 _BREAKS = 100  # of one download in all
 _PROGRESS = 256 << 10  # bytes after which a download counts as getting on
-_LONGEST_WAIT = 30.0
-
-
-class Missing(RegistryError, NotFound):
-    """The registry has no such image or blob."""
-
-    code = "not-found"
 
 
 class Client:
@@ -49,7 +36,7 @@ class Client:
         """settings: the registry's table of the configuration (`cowshed.registry.endpoints`). pause: seconds before
         the first repetition of what failed; it doubles. ConfigError, RegistryError (blocked)."""
         self.registry, self.repository, self._pause = registry, repository, pause
-        self._places = [_Place(e, repository) for e in endpoints(registry, settings)]
+        self._places = [Place(e, repository, pause=pause) for e in endpoints(registry, settings)]
 
     def __enter__(self) -> Client:
         return self
@@ -64,8 +51,7 @@ class Client:
     def abort(self) -> None:
         """End all transfers at once, from any thread."""
         for place in self._places:
-            place.aborted = True
-            place.transport.abort()
+            place.abort()
 
     # ------------------------------------------------------------ what is asked for
 
@@ -75,7 +61,7 @@ class Client:
         Raises Missing, AuthError, RegistryError.
         """
 
-        def ask(place: _Place) -> tuple[bytes, str]:
+        def ask(place: Place) -> tuple[bytes, str]:
             answer = self._request(place, "manifests", wanted, {"Accept": ACCEPT})
             data = answer.read(_MANIFEST_LIMIT + 1)
             if len(data) > _MANIFEST_LIMIT:
@@ -108,9 +94,9 @@ class Client:
                 counted = at
                 if failures > 1 and place is not self._places[-1]:
                     place.dead, failures = True, 1  # a mirror that does not get on
-                if failures >= _TRIES:
+                if failures >= TRIES:
                     raise self._broke(blob, error) from None
-                time.sleep(min(self._pause * 2 ** (failures - 1), _LONGEST_WAIT))
+                time.sleep(min(self._pause * 2 ** (failures - 1), LONGEST_WAIT))
         raise self._broke(blob, Broken(f"it broke {_BREAKS} times"))
 
     def _broke(self, blob: Descriptor, error: Broken) -> RegistryError:
@@ -118,7 +104,7 @@ class Client:
             f"the download of {blob.digest[:19]} from {self.registry} broke: {error}", remedy="pull again: it goes on"
         )
 
-    def _open(self, place: _Place, *, blob: Descriptor, at: int) -> tuple[_Place, Iterator[bytes]]:
+    def _open(self, place: Place, *, blob: Descriptor, at: int) -> tuple[Place, Iterator[bytes]]:
         headers = {"Range": f"bytes={at}-"} if at else {}
         try:
             answer = self._request(place, "blobs", blob.digest, headers)
@@ -129,7 +115,7 @@ class Client:
             raise
         return place, _body(answer, blob, at)
 
-    def _foreign(self, place: _Place, blob: Descriptor, url: str, headers: dict[str, str], at: int) -> Iterator[bytes]:
+    def _foreign(self, place: Place, blob: Descriptor, url: str, headers: dict[str, str], at: int) -> Iterator[bytes]:
         """A layer that is kept elsewhere (descriptor `urls`): never with credentials, never on this machine."""
         answer = place.transport.request(url, headers, trusted=False, home=place.endpoint.name)
         if answer.status not in (200, 206):
@@ -139,7 +125,7 @@ class Client:
 
     # ------------------------------------------------------------ asking
 
-    def _anywhere(self, ask: Callable[[_Place], _T]) -> _T:
+    def _anywhere(self, ask: Callable[[Place], _T]) -> _T:
         """Ask the mirrors, then the registry, whose word is the last one."""
         places = [place for place in self._places if not place.dead]
         for place in places[:-1]:
@@ -151,43 +137,9 @@ class Client:
                 place.dead = True
         return ask(places[-1])
 
-    def _request(self, place: _Place, kind: str, name: str, headers: dict[str, str]) -> Response:
-        """One answered request: 200 or 206. Authorizes and repeats as is needed."""
-        url = place.endpoint.url + place.endpoint.path(self.repository, kind, name)
-        failures, refusals = 0, 0
-        while True:
-            used = place.authorizer.header()
-            sent = {**headers, "Authorization": used} if used else headers
-            wait: float | None = None
-            try:
-                answer = place.transport.request(url, sent)
-            except Broken as error:
-                failures += 1
-                if failures >= _TRIES or place.aborted:
-                    raise RegistryError(str(error), remedy="try again later") from None
-            else:
-                if answer.status in (200, 206):
-                    return answer
-                said = answer.read(_ERROR_LIMIT)
-                if answer.status == 416 and "Range" in headers:
-                    raise Broken("the registry cannot send a part of it")
-                if answer.status == 401 and refusals < 2:
-                    refusals += 1
-                    place.authorizer.renew(answer.headers.get_all("WWW-Authenticate") or [], used)
-                    continue
-                failures += 1
-                if answer.status not in _TRANSIENT or failures >= _TRIES:
-                    raise _refusal(answer.status, said, f"{place.endpoint.host}/{self.repository}", name)
-                wait = _seconds(answer.headers.get("Retry-After"))
-            time.sleep(min(wait if wait is not None else self._pause * 2 ** (failures - 1), _LONGEST_WAIT))
-
-
-class _Place:
-    def __init__(self, endpoint: Endpoint, repository: str) -> None:
-        self.endpoint = endpoint
-        self.transport = Transport(endpoint.host, ca=endpoint.ca)
-        self.authorizer = Authorizer(endpoint, repository, self.transport)
-        self.dead = self.aborted = False
+    def _request(self, place: Place, kind: str, name: str, headers: dict[str, str]) -> Response:
+        """One answered request: 200 or 206."""
+        return place.ask(place.url(kind, name), headers, fine=(200, 206), what=name)
 
 
 def _body(answer: Response, blob: Descriptor, at: int) -> Iterator[bytes]:
@@ -238,23 +190,3 @@ def _content_range(text: str) -> tuple[int, int | None]:
     if unit.lower() != "bytes" or not first.isdigit():
         return -1, None
     return int(first), int(whole) if whole.isdigit() else None
-
-
-def _seconds(text: str | None) -> float | None:
-    """Retry-After in seconds; None for none or a date, which is not worth a parser."""
-    return float(text) if text and text.isdigit() else None
-
-
-def _refusal(status: int, said: bytes, where: str, wanted: str) -> RegistryError:
-    what = f"{where}{'@' if ':' in wanted else ':'}{wanted[:80]}"
-    try:
-        errors = json.loads(said)["errors"]
-        text = "; ".join(str(e.get("message") or e.get("code")) for e in errors)
-        text = "".join(c if c.isprintable() else " " for c in text)[:300]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        text = http.client.responses.get(status, f"status {status}")
-    if status in (401, 403):
-        return AuthError(f"the registry does not let us have {what}: {text}", remedy="check the name, or log in")
-    if status == 404:
-        return Missing(f"{what} is not in the registry: {text}", remedy="check name and tag")
-    return RegistryError(f"the registry answers {what} with status {status}: {text}", remedy="try again later")

@@ -59,14 +59,22 @@ def endpoints(registry: str, settings: Mapping[str, Any]) -> tuple[Endpoint, ...
     _check(settings, _KEYS, where)
     if settings.get("blocked"):
         raise RegistryError(f"the configuration blocks the registry {registry}", remedy=f"see {where}.blocked")
-    servers = tuple(str(s) for s in settings.get("token_servers") or ())
-    ca = settings.get("ca", "")
     found = [_mirror(m, registry, where) for m in settings.get("mirrors") or ()]
     if not found or settings.get("fallback", True):
-        host = _HUB.get(registry, registry)
-        plain = settings.get("insecure", is_loopback(host))
-        found.append(Endpoint("http" if plain else "https", host, "", "", registry, ca, servers))
+        found.append(itself(registry, settings))
     return tuple(found)
+
+
+def itself(registry: str, settings: Mapping[str, Any]) -> Endpoint:
+    """The registry, whatever mirrors it has: what is written goes there. Raises as `endpoints` does."""
+    where = f'registries."{registry}"'
+    _check(settings, _KEYS, where)
+    if settings.get("blocked"):
+        raise RegistryError(f"the configuration blocks the registry {registry}", remedy=f"see {where}.blocked")
+    host = _HUB.get(registry, registry)
+    plain = settings.get("insecure", is_loopback(host))
+    servers = tuple(str(s) for s in settings.get("token_servers") or ())
+    return Endpoint("http" if plain else "https", host, "", "", registry, settings.get("ca", ""), servers)
 
 
 def _mirror(said: Any, registry: str, where: str) -> Endpoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import select
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ from cowshed.registry.proxies import proxy_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from ssl import SSLContext
 
     from cowshed.registry.proxies import Proxy
@@ -31,6 +32,7 @@ _SLOWEST = 64 << 10  # bytes that must come in each TIMEOUT: who drips does not 
 _REDIRECTS = 8
 _REDIRECTED = (301, 302, 303, 307, 308)
 _DRAIN = 64 << 10
+_SENDFILE = 4 << 20  # bytes between two signs of progress
 _SAFE = "/%:@!$&'()*+,;=~-._"
 
 Origin = tuple[str, str, int]
@@ -38,6 +40,48 @@ Origin = tuple[str, str, int]
 
 class Broken(Exception):
     """The connection did not last; another try may go better."""
+
+
+class Body:
+    """What a request sends: `size` bytes from `pieces()`, which may be called again for another try; or
+    from the file `path` at `offset`, which over plain HTTP does not pass through this process."""
+
+    def __init__(
+        self, size: int, pieces: Callable[[], Iterable[bytes]], *, path: str = "", offset: int = 0,
+        told: Callable[[int], None] = lambda sent: None,
+    ) -> None:  # fmt: skip
+        """told: called with the number of bytes that have been handed to the kernel."""
+        self.size, self._pieces, self._path, self._offset, self._told = size, pieces, path, offset, told
+
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        return cls(len(data), lambda: (data,))
+
+    def send(self, connection: http.client.HTTPConnection) -> None:
+        """OSError if the other side does not take it; Shrunk if there are fewer bytes than `size`."""
+        sent = 0
+        if self._path:
+            with open(self._path, "rb", buffering=0) as file:
+                while sent < self.size:
+                    count = connection.sock.sendfile(file, self._offset + sent, min(_SENDFILE, self.size - sent))
+                    if not count:
+                        break
+                    sent += count
+                    self._told(sent)
+        else:
+            for piece in self._pieces():
+                piece = piece[: self.size - sent]
+                connection.sock.sendall(piece)
+                sent += len(piece)
+                self._told(sent)
+                if sent == self.size:
+                    break
+        if sent != self.size:
+            raise Shrunk(f"only {sent} of {self.size} bytes are there to be sent")
+
+
+class Shrunk(Exception):
+    """A source has fewer bytes than it is said to have."""
 
 
 class Response:
@@ -108,9 +152,10 @@ class Response:
 class Transport:
     """The connections of one client; safe for several threads."""
 
-    def __init__(self, what: str, *, ca: str = "") -> None:
-        """what: how errors name the other side. ca: path of further certificates to trust."""
-        self._what, self._ca = what, ca
+    def __init__(self, what: str, *, ca: str = "", timeout: float = TIMEOUT) -> None:
+        """what: how errors name the other side. ca: path of further certificates to trust. timeout: seconds without a
+        byte."""
+        self._what, self._ca, self._timeout = what, ca, timeout
         self._idle: dict[Origin, list[http.client.HTTPConnection]] = {}
         self._busy: set[http.client.HTTPConnection] = set()
         self._guard = threading.Lock()
@@ -123,31 +168,43 @@ class Transport:
         url: str,
         headers: Mapping[str, str],
         *,
-        body: bytes | None = None,
+        method: str = "",
+        body: bytes | Body | None = None,
         redirects: int = _REDIRECTS,
         trusted: bool = True,
         home: str = "",
     ) -> Response:
-        """GET (POST with a body), following up to `redirects` redirects.
+        """GET (POST with a body) unless another method is named, following up to `redirects` redirects.
+
+        A redirect keeps method and body (307 and 308; 301, 302 and 303 leave that open, and are an error for what is
+        no GET or HEAD: RFC 9110 section 15.4).
 
         trusted: the user named this host; others must not be on this machine or link-local unless `home`, the host on
         whose word we go there, is on this machine too. Raises RegistryError, Broken (another try may go better).
         """
         sent = {"User-Agent": "cowshed", "Accept-Encoding": "identity", **headers}
+        if isinstance(body, bytes):
+            body = Body.of(body)
+        method = method or ("GET" if body is None else "POST")
+        if body is not None or method in ("POST", "PUT", "PATCH"):
+            sent["Content-Length"] = str(body.size if body is not None else 0)
         first = self._split(url)
         home = home or first[1]
         for _ in range(redirects + 1):
-            origin = self._split(url)
-            if origin != first:
+            where = self._split(url)
+            if where != first:
                 sent.pop("Authorization", None)
                 trusted = False
-            answer = self._exchange(origin, url, sent, body, "" if trusted else home)
+            answer = self._exchange(method, where, url, sent, body, "" if trusted else home)
             if answer.status not in _REDIRECTED:
                 return answer
+            if method not in ("GET", "HEAD") and answer.status not in (307, 308):
+                answer.close()
+                raise RegistryError(f"{self._what} redirects a {method} with status {answer.status}")
             target = answer.headers.get("Location", "")
             answer.close()
             url = urllib.parse.urljoin(url, target)
-            if not target or (origin[0] == "https" and not url.startswith("https:")):
+            if not target or (where[0] == "https" and not url.startswith("https:")):
                 raise self._distrust(f"redirects to {target[:100]!r}")
         raise RegistryError(f"{self._what} redirects more than {redirects} times" if redirects
                             else f"{self._what} redirects a request that must not be")  # fmt: skip
@@ -174,19 +231,17 @@ class Transport:
     # ------------------------------------------------------------ one exchange
 
     def _split(self, url: str) -> Origin:
-        try:
-            parts = urllib.parse.urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            raise self._distrust(f"names {url[:100]!r}") from None
-        if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
+        found = origin(url)
+        if found is None:
             raise self._distrust(f"names {url[:100]!r}")
-        return parts.scheme, host.lower(), port or (443 if parts.scheme == "https" else 80)
+        return found
 
     def _distrust(self, does: str) -> RegistryError:
         return RegistryError(f"{self._what} {does}, which is not to be trusted")
 
-    def _exchange(self, origin: Origin, url: str, headers: dict[str, str], body: bytes | None, home: str) -> Response:
+    def _exchange(
+        self, method: str, origin: Origin, url: str, headers: dict[str, str], body: Body | None, home: str
+    ) -> Response:
         scheme, host, port = origin
         parts = urllib.parse.urlsplit(url)
         target = urllib.parse.quote(parts.path or "/", safe=_SAFE)
@@ -203,17 +258,19 @@ class Transport:
             try:
                 if connection is None:
                     connection = self._connect(origin, proxy, home)
-                connection.request("POST" if body is not None else "GET", target, body, headers)
+                _send(connection, method, target, headers, body)
                 answer = Response(self, origin, connection)
-                log.debug(f"{scheme}://{host}:{port}{parts.path} answered {answer.status}")  # its query is a secret
+                log.debug(
+                    f"{method} {scheme}://{host}:{port}{parts.path} answered {answer.status}"
+                )  # its query is a secret
                 return answer
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if connection is not None:
                     self._end(connection)
                 if self._aborted:
                     raise Broken("cancelled") from None
-                if kept and isinstance(error, (ConnectionError, http.client.BadStatusLine)):
-                    continue  # the server had closed it meanwhile
+                if kept and body is None and isinstance(error, (ConnectionError, http.client.BadStatusLine)):
+                    continue  # the server had closed it meanwhile; of a body it may have taken some
                 raise self._unreachable(error, origin) from None
             except BaseException:
                 if connection is not None:
@@ -234,9 +291,9 @@ class Transport:
     def _connect(self, origin: Origin, proxy: Proxy | None, home: str) -> http.client.HTTPConnection:
         scheme, host, port = origin
         if proxy is None:
-            connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+            connection = http.client.HTTPConnection(host, port, timeout=self._timeout)
         else:
-            connection = http.client.HTTPConnection(proxy.host, proxy.port, timeout=TIMEOUT)
+            connection = http.client.HTTPConnection(proxy.host, proxy.port, timeout=self._timeout)
             if scheme == "https":
                 via = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
                 connection.set_tunnel(host, port, via)
@@ -310,6 +367,35 @@ class Transport:
         with self._guard:
             self._busy.discard(connection)
         connection.close()
+
+
+def origin(url: str) -> Origin | None:
+    """(scheme, host, port) of an address; None for one that nobody should go to: another scheme, with a password."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
+        return None
+    return parts.scheme, host.lower(), port or (443 if parts.scheme == "https" else 80)
+
+
+def _send(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: Body | None
+) -> None:
+    """Send a request. A server that answers before it has read all, and closes, is listened to all the same."""
+    connection.putrequest(method, target, skip_accept_encoding=True)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    if body is None:
+        return
+    try:
+        body.send(connection)
+    except (BrokenPipeError, ConnectionResetError):
+        if not select.select([connection.sock], [], [], 0)[0]:
+            raise
 
 
 def _inside(address: str) -> bool:
