@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 ALIASES = {
     "container ls": "ps", "container list": "ps", "image ls": "images", "image list": "images", "image rm": "rmi",
     "image remove": "rmi", "image pull": "pull", "image load": "load", "image save": "save", "image tag": "tag",
-    "image history": "history",
+    "image history": "history", "image import": "import",
     "image untag": "untag", "driver ls": "driver list", "volume list": "volume ls", "volume remove": "volume rm",
     "system info": "info",
 }  # fmt: skip
 _OF_CONTAINERS = frozenset(
-    "run create start stop kill restart rm ps logs exec attach wait inspect diff cp commit rename port top stats pause "
-    "unpause update prune".split()
+    "run create start stop kill restart rm ps logs exec attach wait inspect diff cp commit export rename port top "
+    "stats pause unpause update prune".split()
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 
 from cowshed import log
 from cowshed.container import state
@@ -23,9 +24,10 @@ from cowshed_runtime.cgroup.group import Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from types import TracebackType
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     from cowshed.engine import Engine
     from cowshed.layers.difference import LayerDifference
@@ -79,10 +81,20 @@ class Held:
         config = lifecycle.config_of(self._engine, self.row)
         return [os.fsencode(each["destination"].strip("/")) for each in config.get("mounts") or ()]
 
-    def difference(self, *, pause: bool = False) -> Moment:
+    def difference(self, *, pause: bool = False) -> AbstractContextManager[LayerDifference]:
         """What the container has changed, to be used as a context: of one moment, if it runs and its driver can take a
         snapshot, or if it is paused; else it is read while the container may write."""
-        return Moment(self._engine, self, pause=pause)
+        from cowshed.layers.difference import LayerDifference
+
+        hidden = self.mount_points()
+        return Moment(self._engine, self, partial(LayerDifference, hidden=hidden), pause=pause)
+
+    def tree(self, *, pause: bool = False) -> AbstractContextManager[int]:
+        """The root of the container's own tree, without what is mounted in it, to be read: of one moment as the
+        difference is."""
+        from cowshed.layers.difference import LayerTree
+
+        return Moment(self._engine, self, LayerTree, pause=pause)
 
     def root(self, *, mounts: bool = False) -> int:
         """A detached copy of the running container's root mount, with mounts of all that it has mounted below as well.
@@ -150,34 +162,33 @@ def sandbox(engine: Engine, row: ContainerRow) -> tuple[str, str]:
 
 
 class Moment:
-    """`with held.difference() as difference:` the changes of a container, and their archive.
+    """`with held.difference() as difference:` the changes of a container, and their archive; or its tree.
 
     A snapshot that the driver freezes the file system for is of one moment by itself. One as after a power cut is taken
     while the container is paused, and after a sync: what was written before is in it. Both let the container go on
     before anything is read. Without snapshots it is paused for as long as it is read.
     """
 
-    def __init__(self, engine: Engine, held: Held, *, pause: bool) -> None:
-        self._engine, self._held = engine, held
+    def __init__(self, engine: Engine, held: Held, look: Callable[..., Any], *, pause: bool) -> None:
+        """look(layers, layer, live=…) gives the context of what is looked at (`cowshed.layers.difference`)."""
+        self._engine, self._held, self._look = engine, held, look
         self._pause = pause and held.running
         self._entered: list[AbstractContextManager[object]] = []
 
-    def __enter__(self) -> LayerDifference:
-        from cowshed.layers.difference import LayerDifference
-
+    def __enter__(self) -> Any:
         held = self._held
         layers = self._engine.layers(held.row.driver)
-        layer, hidden = layers.load(held.row.number), held.mount_points()
+        layer = layers.load(held.row.number)
         try:
             if held.running and layers.driver.capabilities.live_snapshot is not Consistency.NONE:
                 copy = self._snapshot(layers, layer)
                 if copy is not None:
-                    return self._enter(LayerDifference(layers, copy, hidden=hidden))
+                    return self._enter(self._look(layers, copy))
             if self._pause:
                 self._enter(Frozen(held.row.id, held.row.name))
                 step("difference.frozen")
             live = held.root if held.running else None
-            return self._enter(LayerDifference(layers, layer, hidden=hidden, live=live))
+            return self._enter(self._look(layers, layer, live=live))
         except BaseException:
             self.__exit__(None, None, None)
             raise

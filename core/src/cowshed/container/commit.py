@@ -7,7 +7,6 @@ image, and at most a blob that is written down as one that nobody lists: the nex
 
 from __future__ import annotations
 
-import os
 import time
 
 from cowshed.container.access import Held
@@ -15,11 +14,11 @@ from cowshed.errors import BadUsage, Conflict, ImageError
 from cowshed.image import instructions, reference
 from cowshed.image.blobs import BlobStore
 from cowshed.image.child import child
+from cowshed.image.making import publish, source_date_epoch
 from cowshed.image.manifest import OCI_LAYER, Descriptor
 from cowshed.image.outgoing import Compressor
 from cowshed.layers.faults import step
 from cowshed.state import images
-from cowshed.state.leases import Lease
 from cowshed_runtime.fastjson import loads
 
 TYPE_CHECKING = False
@@ -52,7 +51,7 @@ def commit(
     parsed = reference.parse(name) if name else None
     if parsed is not None and parsed.digest:
         raise BadUsage(f"{name!r} names a digest, which cannot be given", remedy="write NAME[:TAG]")
-    epoch = _epoch()
+    epoch = source_date_epoch()
     store = engine.store
     with Held(engine, row) as held:
         if row.image_id is None:
@@ -72,7 +71,7 @@ def commit(
                     base, own, layer, created=time.time_ns() if epoch is None else epoch,
                     created_by=" ".join(row.config.get("command") or ()), author=author, comment=message,
                 )  # fmt: skip
-                _publish(engine, blobs, new if layer else None, image, parsed.name if parsed else "")
+                publish(engine, blobs, new if layer else None, image, parsed.name if parsed else "", steps="commit")
         finally:
             blobs.close()
     step("commit.done")
@@ -93,22 +92,6 @@ def _packed(held: Held, new: NewBlob, *, pause: bool, clamp: int | None) -> tupl
             out.abandon()
             raise
     return Descriptor(new.digest(), new.size, f"{OCI_LAYER}+gzip"), out.diff_id
-
-
-def _publish(engine: Engine, blobs: BlobStore, new: NewBlob | None, image: ImageRow, name: str) -> None:
-    store = engine.store
-    with Lease(store, [new.digest()] if new is not None else [], made=True):
-        if new is not None:
-            new.publish()
-        step("commit.published")
-        if engine.settings.durability == "commit" and new is not None:
-            blobs.sync()
-        step("commit.synced")
-        with store.transaction() as tx:
-            images.insert(tx, image)
-            if name:
-                images.tag(tx, name, image.id)
-        step("commit.written")
 
 
 def _own(row: ContainerRow, base: ImageRow) -> dict[str, Any]:
@@ -138,13 +121,3 @@ def _deep_enough(layers: Layers, base: ImageRow) -> None:
             f"the image has {len(base.diff_ids)} layers, and driver {layers.name} takes {deepest} in a chain",
             remedy="build it again with fewer layers",
         )
-
-
-def _epoch() -> int | None:
-    """SOURCE_DATE_EPOCH in ns: the time that everything is said to be of, so that a repetition gives the same bytes."""
-    text = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if not text:
-        return None
-    if not text.isdigit():
-        raise BadUsage(f"SOURCE_DATE_EPOCH is a number of seconds, not {text!r}")
-    return int(text) * 10**9

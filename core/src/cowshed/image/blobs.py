@@ -57,9 +57,10 @@ class BlobStore:
         except FileNotFoundError:
             return -1
 
-    def read(self, digest: str) -> Iterator[bytes]:
-        """The bytes of a blob in pieces. FileNotFoundError at the first."""
+    def read(self, digest: str, offset: int = 0) -> Iterator[bytes]:
+        """The bytes of a blob in pieces, from offset on. FileNotFoundError at the first."""
         with open(self.path(digest), "rb", buffering=0) as file:
+            file.seek(offset)
             while piece := file.read(CHUNK):
                 yield piece
 

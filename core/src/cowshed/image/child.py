@@ -1,4 +1,5 @@
-"""A new image made of another and one more layer: configuration and manifest (image-spec config.md, manifest.md)."""
+"""A new image that is made here, of another and one more layer or of one layer alone: configuration and manifest
+(image-spec config.md, manifest.md)."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cowshed.image.manifest import Descriptor
+    from cowshed.image.platform import Platform
     from cowshed.state.rows import ImageRow
 
 # What docker writes of the container that an image was made from, and what is said of the old image only.
@@ -32,23 +34,40 @@ def child(
     """The row of the new image. own: its `config`; layer: descriptor and diff id, None if nothing was changed;
     created: ns since the epoch. ImageError if an image cannot be so."""
     config = {key: value for key, value in json.loads(base.config).items() if key not in _DROPPED}
+    layers = [manifests.Descriptor(digest, size, _oci(kind)) for digest, kind, size in base.blobs]
+    texts = {"created_by": created_by, "author": author, "comment": comment}
+    return _made(config, own, _history(base), layers, base.diff_ids, layer, created, texts)
+
+
+def first(
+    platform: Platform, own: dict[str, Any], layer: tuple[Descriptor, str], *, created: int, comment: str = ""
+) -> ImageRow:
+    """The row of an image of one layer."""
+    config = {"architecture": platform.architecture, "os": platform.os}
+    if platform.variant:
+        config["variant"] = platform.variant
+    return _made(config, own, [], [], (), layer, created, {"comment": comment})
+
+
+def _made(
+    config: dict[str, Any], own: dict[str, Any], history: list[dict[str, Any]], layers: list[Descriptor],
+    diff_ids: tuple[str, ...], layer: tuple[Descriptor, str] | None, created: int, texts: dict[str, str],
+) -> ImageRow:  # fmt: skip
     said = _rfc3339(created)
     step: dict[str, Any] = {"created": said}
-    texts = {"created_by": created_by, "author": author, "comment": comment}
     step.update({key: value for key, value in texts.items() if value})
     if layer is None:
         step["empty_layer"] = True
     config["created"] = said
-    if author:
-        config["author"] = author
+    if texts.get("author"):
+        config["author"] = texts["author"]
     config["config"] = own
-    diffs = [*base.diff_ids, *([layer[1]] if layer else ())]
+    diffs = [*diff_ids, *([layer[1]] if layer else ())]
     config["rootfs"] = {"type": "layers", "diff_ids": diffs}
-    config["history"] = [*_history(base), step]
+    config["history"] = [*history, step]
     text = json.dumps(config, separators=(",", ":"), sort_keys=True).encode()
-    layers = [manifests.Descriptor(digest, size, _oci(kind)) for digest, kind, size in base.blobs]
     if layer is not None:
-        layers.append(layer[0])
+        layers = [*layers, layer[0]]
     told = manifests.Descriptor("sha256:" + hashlib.sha256(text).hexdigest(), len(text), manifests.OCI_CONFIG)
     document = {
         "schemaVersion": 2,

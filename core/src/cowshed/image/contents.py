@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         def small(self, name: str) -> bytes | None:
             """A document of at most the manifests' limit, None if there is none of that name."""
 
-        def blob(self, blob: Descriptor, offset: int = 0) -> Iterator[bytes]:
-            """The bytes of blobs/ALGORITHM/DIGITS."""
+        def blob(self, blob: Descriptor, offset: int = 0, *, name: str = "") -> Iterator[bytes]:
+            """The bytes of blobs/ALGORITHM/DIGITS; in a directory, of another file if it is named."""
 
         def stage(self, name: str) -> str:
             """Stage a file that is no blob by its name; its digest."""
@@ -56,9 +56,9 @@ class Directory:
             raise ImageError(f"{name} has more than {LIMIT} bytes")
         return data
 
-    def blob(self, blob: Descriptor, offset: int = 0) -> Iterator[bytes]:
+    def blob(self, blob: Descriptor, offset: int = 0, *, name: str = "") -> Iterator[bytes]:
         algorithm, _, digits = check_digest(blob.digest).partition(":")
-        fd = self._open(f"blobs/{algorithm}/{digits}")
+        fd = self._open(name or f"blobs/{algorithm}/{digits}")
         if fd < 0:
             raise ImageError(f"blob {blob.digest[:19]} is missing in the layout")
         try:
@@ -104,12 +104,14 @@ class Archive:
         self._read(fd, told)
 
     def _read(self, fd: int, told: Callable[[int], None]) -> None:
+        from cowshed.image.packed import unpacked
         from cowshed.layers import tarstream
-        from cowshed.layers.unpack import decompress
 
-        feed = tarstream.Feed(decompress(_pieces(fd, told)))
+        feed = tarstream.Feed(unpacked(pieces(fd, told)))
         together = 0
-        for count, entry in enumerate(_members(tarstream.entries(feed))):
+        for count, entry in enumerate(
+            members(tarstream.entries(feed), "`cowshed load` reads OCI layouts and docker archives")
+        ):
             name = _normal(os.fsdecode(entry.name))
             if entry.kind == tarstream.FILE and not entry.holes:
                 digest = _digest_of(name)
@@ -147,7 +149,7 @@ class Archive:
             raise ImageError(f"{name} has more than {LIMIT} bytes")
         return b"".join(self._staging.read(digest))
 
-    def blob(self, blob: Descriptor, offset: int = 0) -> Iterator[bytes]:
+    def blob(self, blob: Descriptor, offset: int = 0, *, name: str = "") -> Iterator[bytes]:
         size = self._staging.sizes.get(blob.digest)
         if size is None:
             raise ImageError(f"blob {blob.digest[:19]} is missing in the archive")
@@ -164,22 +166,21 @@ class Archive:
         return self._staged[resolved]
 
 
-def _members(entries: Iterator[Entry]) -> Iterator[Entry]:
+def members(entries: Iterator[Entry], remedy: str) -> Iterator[Entry]:
     """ImageError that says what it is not, if the very first member is none."""
     from cowshed.layers.tarstream import NoHeader
 
     try:
         first = next(entries, None)
     except NoHeader:
-        raise ImageError(
-            "it is no tar archive", remedy="`cowshed load` reads OCI layouts and docker archives"
-        ) from None
+        raise ImageError("it is no tar archive", remedy=remedy) from None
     if first is not None:
         yield first
         yield from entries
 
 
-def _pieces(fd: int, told: Callable[[int], None]) -> Iterator[bytes]:
+def pieces(fd: int, told: Callable[[int], None] = lambda done: None) -> Iterator[bytes]:
+    """What can be read from a descriptor; told(bytes) is called as it comes."""
     done = 0
     while piece := os.read(fd, _CHUNK):
         done += len(piece)

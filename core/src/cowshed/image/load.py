@@ -1,4 +1,5 @@
-"""Reading images from files: OCI image layouts and docker archives, as directories, tar files or a pipe."""
+"""Reading images from files: OCI image layouts and docker archives, as directories, tar files or a pipe; and the
+directories that skopeo calls `dir:`."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from cowshed.image.pull import bring
 from cowshed.image.reference import familiar
 from cowshed.image.resolve import Resolved, resolve
 from cowshed.image.staging import Staging
+from cowshed.image.transports import flat
 from cowshed.state import images
 from cowshed.storage.record import record
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from cowshed.image.contents import Contents
     from cowshed.image.platform import Platform
     from cowshed.image.progress import Progress
+    from cowshed.image.resolve import Origin
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import ImageRow
 
@@ -72,10 +75,14 @@ def _load(
     layers: Layers, contents: Contents, staging: Staging, blobs: BlobStore, durability: str, progress: Progress,
     platform: Platform | None, replace: bool,
 ) -> tuple[Loaded, ...]:  # fmt: skip
-    origin = layout.LayoutOrigin(contents)
+    origin: Origin = layout.LayoutOrigin(contents)
     found: list[tuple[Resolved, tuple[str, ...]]] = []
-    saved = dockerarchive.saved(contents)
-    if layout.is_layout(contents):
+    flat_one = flat.is_flat(contents)
+    saved = () if flat_one else dockerarchive.saved(contents)
+    if flat_one:
+        origin = flat.FlatContents(contents)
+        found.append((resolve(layers.store, origin, "", digest="", platform=platform, progress=progress), ()))
+    elif layout.is_layout(contents):
         for listed in layout.images(contents, platform):
             resolved = resolve(
                 layers.store, origin, listed.target.digest, digest=listed.target.digest, size=listed.target.size,
@@ -90,7 +97,7 @@ def _load(
             found.append((_known(layers, blobs, resolved.image.id) or resolved, entry.names))
     if not found:
         raise ImageError("it holds no images: neither an oci-layout nor a manifest.json is there",
-                         remedy="`cowshed load` reads OCI image layouts and docker archives")  # fmt: skip
+                         remedy="`cowshed load` reads OCI layouts, docker archives and `dir:` directories")  # fmt: skip
     if not replace:
         for resolved, names in found:
             _refuse_taken(layers, resolved.image, names)

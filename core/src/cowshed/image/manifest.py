@@ -25,7 +25,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFESTS, INDEXES = (OCI_MANIFEST, DOCKER_MANIFEST), (OCI_INDEX, DOCKER_LIST)
 LIMIT = 4 << 20  # bytes of a manifest, index or configuration (distribution-spec names 4 MiB)
-_LAYERS = 512
+LAYERS = 512
 _ENTRIES = 4096
 _DOCKER_LAYER = "application/vnd.docker.image.rootfs."
 # media type of a layer -> the compression it claims
@@ -119,8 +119,8 @@ def parse_manifest(value: dict[str, Any]) -> Manifest:
     layers = value.get("layers")
     if not isinstance(layers, list):
         raise ImageError("the manifest has no list of layers")
-    if len(layers) > _LAYERS:
-        raise ImageError(f"the manifest has {len(layers)} layers; {_LAYERS} are allowed")
+    if len(layers) > LAYERS:
+        raise ImageError(f"the manifest has {len(layers)} layers; {LAYERS} are allowed")
     config = descriptor(value.get("config"), "the manifest's configuration")
     if config.media_type not in (OCI_CONFIG, DOCKER_CONFIG, ""):
         kind = value.get("artifactType") or config.media_type

@@ -70,7 +70,7 @@ def remove(
     from cowshed.state import containers
 
     names = images.names(store, image.id)
-    name = _as_name(said, names)
+    name = as_name(said, names)
     if name and len(names) > 1:
         with store.transaction() as tx:
             images.untag(tx, name)
@@ -121,7 +121,7 @@ def prune(
     return (*done, Removed((), "", freed))
 
 
-def _as_name(said: str, names: list[str]) -> str:
+def as_name(said: str, names: list[str]) -> str:
     """The canonical name that the user meant, "" if it was an id."""
     try:
         name = reference.parse(said).name

@@ -12,7 +12,7 @@ import stat
 
 from cowshed.errors import Busy
 from cowshed.layers import xattrs
-from cowshed.layers.changes import ADDED, DELETED, MODIFIED, Changed, Difference, order
+from cowshed.layers.changes import ADDED, DELETED, MODIFIED, Changed, Difference, everything, order
 from cowshed.storage.kit.descent import DIRECTORY, Descent, shared_way
 
 TYPE_CHECKING = False
@@ -50,6 +50,11 @@ def stream(
     it is read.
     """
     return _Writer(root, private, clamp, rename, owner, cross).run(entries(difference, parents=parents))
+
+
+def whole(root: int, *, clamp: int | None = None) -> Iterator[bytes]:
+    """The archive of all that is in a tree, of which no list is made before."""
+    return _Writer(root, "", clamp, None, None, False).run(everything(root))
 
 
 def entries(difference: Difference, *, parents: bool) -> list[Changed]:

@@ -20,7 +20,7 @@ from cowshed_linux import files, paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from cowshed.storage.api import Change
 
@@ -94,6 +94,38 @@ def of_trees(lower: int | None, upper: int, *, cross: bool = False) -> Differenc
     walk = _Walk(None, "", cross=cross)
     walk.tree(b"", lower, upper, pure=True)
     return walk.result()
+
+
+def everything(root: int) -> Iterator[Changed]:
+    """Each path of a tree as one that was added, in the order of `order`, one at a time: it may be of any size."""
+    cursor = Descent(_opened(root))
+    try:
+        yield Changed(b"", ADDED, os.fstat(cursor.fd))
+        stack = [(b"", sorted(map(os.fsencode, listing(cursor.fd)), reverse=True))]
+        while stack:
+            path, names = stack[-1]
+            if not names:
+                stack.pop()
+                if stack:
+                    cursor.up()
+                continue
+            name = names.pop()
+            below = path + b"/" + name if path else name
+            try:
+                status = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    cursor.down(name)
+                    stack.append((below, sorted(map(os.fsencode, listing(cursor.fd)), reverse=True)))
+            except _GONE:
+                continue
+            except OSError as error:
+                if error.errno in (errno.EBUSY, errno.ELOOP):
+                    continue  # something is mounted there, or it was replaced just now
+                raise
+            if not stat.S_ISSOCK(status.st_mode):
+                yield Changed(below, ADDED, status)
+    finally:
+        cursor.close()
 
 
 def of_diff_tree(lower: int | None, directory: int, style: Whiteout, prefix: str) -> Difference:

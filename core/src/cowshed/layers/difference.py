@@ -26,7 +26,63 @@ if TYPE_CHECKING:
     from cowshed.layers.layers import Layers, Mounted
 
 
-class LayerDifference:
+class _Trees:
+    """The mounts of a layer and of what it stands on, for as long as they are looked at.
+
+    live: the layer is mounted elsewhere; what it gives is a descriptor of a copy of that mount, which is used, and
+    closed, only if the layer cannot be mounted once more.
+    """
+
+    def __init__(self, layers: Layers, layer: api.Layer, *, live: Callable[[], int] | None = None) -> None:
+        self._layers, self._layer, self._live = layers, layer, live
+        self._mounts: list[Mounted] = []
+        self._fds: list[int] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        while self._mounts:
+            self._mounts.pop().__exit__(None, None, None)
+
+    def _mounted(self, layer: api.Layer) -> int:
+        mount = self._layers.mounted(layer, read_only=True)
+        fd = mount.__enter__()
+        self._mounts.append(mount)
+        return fd
+
+    def _tree(self) -> int:
+        """The root of the layer's own tree."""
+        if self._live is None:
+            return self._mounted(self._layer)
+        if not self._layers.plan(self._layer, read_only=True).exclusive:
+            self._fds.append(self._layers.mount(self._layer, read_only=True))
+        else:
+            fd = self._live()
+            if fd < 0:
+                raise InUse(f"layer {self._layer.id[:12]} is mounted elsewhere", layer=self._layer.id)
+            self._fds.append(fd)
+        return self._fds[-1]
+
+
+class LayerTree(_Trees):
+    """`with LayerTree(layers, layer) as root:` a descriptor of the root of a layer's tree, to be read. live: as that of
+    LayerDifference."""
+
+    def __enter__(self) -> int:
+        try:
+            return self._tree()
+        except BaseException:
+            self._close()
+            raise
+
+
+class LayerDifference(_Trees):
     """`with LayerDifference(layers, layer) as difference:` the changes of a layer against its parent, and their
     archive. The layer may not be committed or removed meanwhile, which is the caller's to see to.
 
@@ -38,9 +94,8 @@ class LayerDifference:
     def __init__(
         self, layers: Layers, layer: api.Layer, *, hidden: Sequence[bytes] = (), live: Callable[[], int] | None = None
     ) -> None:
-        self._layers, self._layer, self._hidden, self._live = layers, layer, hidden, live
-        self._mounts: list[Mounted] = []
-        self._fds: list[int] = []
+        super().__init__(layers, layer, live=live)
+        self._hidden = hidden
         self._found = changes.Difference([], [])
         self._lower: int | None = None
         self._root, self._private = -1, ""
@@ -54,18 +109,6 @@ class LayerDifference:
             self._close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
-        while self._mounts:
-            self._mounts.pop().__exit__(None, None, None)
 
     @property
     def changes(self) -> list[Changed]:
@@ -126,22 +169,3 @@ class LayerDifference:
                 self._private, self._whole = "", True
         self._root = self._tree()
         self._found = changes.of_trees(lower, self._root)
-
-    def _mounted(self, layer: api.Layer) -> int:
-        mount = self._layers.mounted(layer, read_only=True)
-        fd = mount.__enter__()
-        self._mounts.append(mount)
-        return fd
-
-    def _tree(self) -> int:
-        """The root of the layer's own tree."""
-        if self._live is None:
-            return self._mounted(self._layer)
-        if not self._layers.plan(self._layer, read_only=True).exclusive:
-            self._fds.append(self._layers.mount(self._layer, read_only=True))
-        else:
-            fd = self._live()
-            if fd < 0:
-                raise InUse(f"layer {self._layer.id[:12]} is mounted elsewhere", layer=self._layer.id)
-            self._fds.append(fd)
-        return self._fds[-1]

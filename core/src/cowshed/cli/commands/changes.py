@@ -1,4 +1,4 @@
-"""diff, commit."""
+"""diff, commit, export."""
 
 from __future__ import annotations
 
@@ -58,4 +58,19 @@ def commit(engine: Engine, said: Values) -> int:
         pause=said.pause is not False,
     )
     print(image.id)
+    return 0
+
+
+def export(engine: Engine, said: Values) -> int:
+    """A container that runs is read from a snapshot if its driver has them, else paused meanwhile."""
+    from cowshed.container.access import Held
+    from cowshed.image.making import source_date_epoch
+    from cowshed.image.transports.files import OutputFile, write_all
+    from cowshed.layers import archive
+
+    row = containers.find(engine.reader, said["operands"][0])
+    epoch = source_date_epoch()
+    with OutputFile(said.output or "-") as out, Held(engine, row) as held, held.tree(pause=True) as root:
+        for piece in archive.whole(root, clamp=epoch):
+            write_all(out, piece)
     return 0

@@ -1,4 +1,4 @@
-"""pull, load, images, tag, untag, rmi, image prune, history, image inspect."""
+"""pull, load, save, import, images, tag, untag, rmi, image prune, history, image inspect."""
 
 from __future__ import annotations
 
@@ -92,6 +92,46 @@ def load(engine: Engine, said: Values) -> int:
             print(f"Loaded image: {name}")
         if not each.names:
             print(f"Loaded image ID: {each.image.id}")
+    return 0
+
+
+def save(engine: Engine, said: Values) -> int:
+    from cowshed.image import progress
+    from cowshed.image.save import chosen
+    from cowshed.image.save import save as save_
+
+    roots = chosen(engine.store, said["operands"], engine.image)
+    with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
+        save_(engine.store, roots, said.output or "-", said.format or "docker-archive", progress=shown)
+    return 0
+
+
+def import_(engine: Engine, said: Values) -> int:
+    import os
+
+    from cowshed.errors import BadUsage
+    from cowshed.image.contents import pieces
+    from cowshed.image.importing import import_archive
+
+    source, *rest = said["operands"]
+    if "://" in source:
+        raise BadUsage("import reads files and its input, and nothing from a network",
+                       remedy=f"curl -L {source} | cowshed import -")  # fmt: skip
+    fd = sys.stdin.fileno() if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        image = import_archive(
+            engine,
+            pieces(fd),
+            name=rest[0] if rest else "",
+            source=os.path.basename(source),
+            message=said.message or "",
+            changes=said.change or (),
+            platform=_platform(said.platform),
+        )
+    finally:
+        if source != "-":
+            os.close(fd)
+    print(image.id)
     return 0
 
 
