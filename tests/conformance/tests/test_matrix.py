@@ -78,6 +78,21 @@ def test_parts_of_a_run_are_one_run_and_the_latest_result_counts():
     assert matrix.joined([again, {**ONE, "level": "core"}])["level"] == "core"
 
 
+def test_what_failed_and_turned_out_not_to_apply_is_failed_no_longer():
+    failed = report(*[(f"test_{number}_a", "failed", "", "") for number in ("X05", "X10", "X11")],
+                    ("test_X12_a", "passed", "", ""))  # fmt: skip
+    later = report(
+        ("test_X05_a", "skipped", "plan", "a device of its own"),
+        ("test_X10_a", "skipped", "capability", "denied"),
+        ("test_X11_a", "skipped", "kernel", "not this one"),
+        ("test_X12_a", "skipped", "plan", "a device of its own"),
+        date="2026-11-29T00:00:00+00:00",
+    )
+    kept = matrix.condense(matrix.joined([later, failed]))
+    found = {number: matrix.kind(kept, number) for number in ("X05", "X10", "X11", "X12")}
+    assert found == {"X05": "n/a", "X10": "n/a", "X11": "failed", "X12": "passed"}
+
+
 def test_the_page_has_a_row_for_each_case_and_a_column_for_each_run():
     other = report(("test_Q01_a", "passed", "", ""), driver="two", options={"index": "off", "size": None},
                    mounted_by="fuse-overlayfs, a stand-in")  # fmt: skip

@@ -54,11 +54,17 @@ def condense(report: dict[str, Any]) -> Kept:
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One report of a run that was made in parts, or of which a part was made again: of a test that several have, the
-    latest result, be it skipped only where it always was; of facts the latest, of the level the lowest."""
+    latest result, be it skipped only where it always was or where what failed turned out not to apply; of facts the
+    latest, of the level the lowest."""
     parts = sorted(parts, key=lambda part: str(part["date"]))
     tests: dict[str, dict[str, Any]] = {}
     for test in (test for part in parts for test in part["cases"]):
-        if test["outcome"] != "skipped" or tests.get(test["test"], test)["outcome"] == "skipped":
+        before = tests.get(test["test"], test)["outcome"]
+        if (
+            test["outcome"] != "skipped"
+            or before == "skipped"
+            or (before != "passed" and test["code"] in NOT_APPLICABLE)
+        ):
             tests[test["test"]] = test
     seeds = dict.fromkeys(str(part["seed"]) for part in parts)
     level = "full" if all(part["level"] != "core" for part in parts) else "core"
