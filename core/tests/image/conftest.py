@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from cowshed_testing.command import Cowshed
 from cowshed_testing.store import Store
 
 
@@ -30,3 +31,9 @@ def make_store(tmp_path):
     yield make
     for it in made:
         it.close()
+
+
+@pytest.fixture
+def cowshed(tmp_path):
+    """The command, with a store of its own."""
+    return Cowshed(tmp_path)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 ALIASES = {
     "container ls": "ps", "container list": "ps", "image ls": "images", "image list": "images", "image rm": "rmi",
     "image remove": "rmi", "image pull": "pull", "image load": "load", "image save": "save", "image tag": "tag",
-    "image history": "history", "image import": "import",
+    "image history": "history", "image import": "import", "image push": "push",
     "image untag": "untag", "driver ls": "driver list", "volume list": "volume ls", "volume remove": "volume rm",
     "system info": "info",
 }  # fmt: skip

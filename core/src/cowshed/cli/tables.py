@@ -287,6 +287,15 @@ COMMANDS = (
         1,
     ),
     Command(
+        "push",
+        "registries:push",
+        "NAME[:TAG]",
+        "bring an image to its registry",
+        (Option("-a --all-tags", "flag", "all tags that the repository has here"), _QUIET, _HELP),
+        1,
+        1,
+    ),
+    Command(
         "load",
         "images:load",
         "",

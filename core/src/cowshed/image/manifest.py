@@ -134,6 +134,11 @@ def parse_manifest(value: dict[str, Any]) -> Manifest:
     return Manifest(config, found)
 
 
+def is_foreign(layer: Descriptor) -> bool:
+    """Whether a layer is one that may not be passed on: it is pulled from its `urls`, and not pushed."""
+    return ".nondistributable." in layer.media_type or ".foreign." in layer.media_type
+
+
 def entries(value: dict[str, Any]) -> list[tuple[Descriptor, dict[str, Any]]]:
     """The entries of an index that can be images: each with its descriptor, in order."""
     listed = value.get("manifests")

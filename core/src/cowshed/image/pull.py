@@ -10,7 +10,7 @@ from cowshed.image.blobs import BlobStore
 from cowshed.image.realise import Kept, realise
 from cowshed.image.resolve import resolve
 from cowshed.registry.client import Client
-from cowshed.state import images
+from cowshed.state import images, places
 from cowshed.state.leases import Lease
 from cowshed.storage.record import record
 
@@ -76,6 +76,7 @@ def pull(
         found = resolve(store, client, reference.wanted, digest=reference.digest, platform=platform, progress=progress)
         bring(layers, client, found, names=[reference.name], durability=durability, progress=progress,
               abort=client.abort)  # fmt: skip
+    places.remember(store, reference.registry, reference.repository, (layer.digest for layer in found.manifest.layers))
     return Pulled(found.image, found.digest, there is None or there.id != found.image.id)
 
 

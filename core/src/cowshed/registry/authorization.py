@@ -63,6 +63,11 @@ class Authorizer:
                 if self._header.startswith("Bearer "):
                     self._header = ""
 
+    def not_also(self, repository: str) -> None:
+        """Ask no more for what was refused."""
+        with self._guard:
+            self._scopes = [scope for scope in self._scopes if scope != f"repository:{repository}:pull"]
+
     def renew(self, said: Iterable[str], used: str) -> None:
         """The registry answered 401 with these WWW-Authenticate headers to a request with `used`. AuthError."""
         with self._guard:

@@ -101,9 +101,13 @@ class Repository:
         if look and self.has(blob):
             return "there"
         upload = Upload(self._place, blob, source, pause=self._pause, told=told, whole=self._whole, piece=self._piece)
-        for other in mount:
-            if other != self.repository and upload.mount(other):
-                return "mounted"
+        try:
+            for other in mount:
+                if other != self.repository and upload.mount(other):
+                    return "mounted"
+        except BaseException:
+            upload.cancel()
+            raise
         upload.send()
         return "sent"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import urllib.parse
 
-from cowshed.errors import RegistryError, Tampered
+from cowshed.errors import AuthError, RegistryError, Tampered
 from cowshed.registry.place import LONGEST_WAIT, TRIES, Missing, Refused
 from cowshed.registry.transport import Body, Broken, Shrunk
 
@@ -49,11 +49,15 @@ class Upload:
         self._failures = 0
 
     def mount(self, repository: str) -> bool:
-        """Have the registry take the blob from another of its repositories. False if it does not; a session that it
-        has begun instead is used by `send`. RegistryError, AuthError."""
-        self._place.authorizer.also(repository)
+        """Have the registry take the blob from another of its repositories. False if it does not, or does not let us
+        pull from there; a session that it has begun instead is used by `send`. RegistryError."""
         query = urllib.parse.urlencode({"mount": self._blob.digest, "from": repository}, safe="/")
-        answer = self._place.ask(self._begin_url(query), method="POST", fine=(201, 202), what=self._blob.digest)
+        self._place.authorizer.also(repository)
+        try:
+            answer = self._place.ask(self._begin_url(query), method="POST", fine=(201, 202), what=self._blob.digest)
+        except (AuthError, Missing, Refused):
+            self._place.authorizer.not_also(repository)
+            return False
         answer.close()
         if answer.status == 201:
             return True

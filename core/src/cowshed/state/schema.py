@@ -195,4 +195,14 @@ STEPS = (
     -- JSON: the runtime that a container has for its life, and where that was found
     alter table containers add column runtime text not null default '{"name":"native"}';
     """,
+    """
+    create table blob_places (             -- repositories that had a blob: a push can have it mounted from there
+        digest text not null,
+        registry text not null,
+        repository text not null,
+        seen integer not null,             -- ns since the epoch
+        primary key (digest, registry, repository)
+    ) without rowid;
+    create index blob_places_by_time on blob_places(seen);
+    """,
 )

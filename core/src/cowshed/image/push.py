@@ -1,0 +1,182 @@
+"""Pushing: the blobs that the registry lacks, side by side, then the manifest byte for byte as it is kept."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+
+from cowshed import words
+from cowshed.errors import BadUsage, ImageError, NotFound
+from cowshed.image import manifest as manifests
+from cowshed.image.blobs import BlobStore
+from cowshed.registry.repository import PUSH, Repository
+from cowshed.state import images, places
+from cowshed.state.leases import Lease
+from cowshed.storage.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from cowshed.image.manifest import Descriptor
+    from cowshed.image.progress import Progress
+    from cowshed.image.reference import Reference
+    from cowshed.registry.upload import Source
+    from cowshed.state.rows import ImageRow
+    from cowshed.state.store import Store
+
+_PARALLEL = 4
+_TOLD = {"there": "Layer already exists", "mounted": "Mounted", "sent": "Pushed"}  # docker's words
+
+
+@record(frozen=True)
+class Pushed:
+    """What a push put under one tag."""
+
+    tag: str
+    digest: str
+    size: int  # bytes of the manifest
+
+
+def tagged(store: Store, reference: Reference) -> list[tuple[str, ImageRow]]:
+    """Every tag that a repository has here, with its image. NotFound for none."""
+    prefix = f"{reference.registry}/{reference.repository}:"
+    found = [
+        (name.removeprefix(prefix), row)
+        for (name,) in store.query("select name from tags where name >= ? and name < ? order by name",
+                                   prefix, prefix[:-1] + ";")
+        if (row := images.by_name(store, name)) is not None
+    ]  # fmt: skip
+    if not found:
+        raise NotFound(f"no image here has a tag of {reference.familiar}", remedy="cowshed images lists them")
+    return found
+
+
+def push(
+    store: Store,
+    reference: Reference,
+    wanted: Sequence[tuple[str, ImageRow]],
+    *,
+    registries: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[Pushed, ...]:
+    """Push images to the repository that reference names, each under its tag.
+
+    registries: the configuration's table of that name. Raises RegistryError, AuthError, ImageError (a blob is gone),
+    Tampered; then uploads that were begun are cancelled, and what has arrived stays for the next push.
+    """
+    if reference.digest:
+        raise BadUsage("an image is pushed under a tag, and not under a digest", remedy="leave the digest away")
+    settings = registries.get(reference.registry) or {}
+    blobs = BlobStore(store.root)
+    with Repository(reference.registry, reference.repository, settings, actions=PUSH) as there:
+        progress.step(f"The push refers to repository [{reference.registry}/{reference.repository}]")
+        layers: dict[str, Descriptor] = {}
+        small: dict[str, tuple[Descriptor, bytes]] = {}
+        for _, image in wanted:
+            parsed = manifests.parse_manifest(manifests.document(image.manifest, "the manifest"))
+            layers |= {layer.digest: layer for layer in parsed.layers}
+            small[parsed.config.digest] = parsed.config, image.config
+        foreign = [layer for layer in layers.values() if manifests.is_foreign(layer)]
+        for layer in foreign:  # their licences forbid to pass them on (image-spec layer.md)
+            progress.step(f"{layer.digest[7:19]}: Skipped foreign layer")
+            del layers[layer.digest]
+        with Lease(store, layers):
+            sending = _Sending(store, blobs, there, list(layers.values()), progress)
+            try:
+                sending.run()
+            finally:
+                places.remember(store, reference.registry, reference.repository, sending.arrived)
+        for config, data in small.values():
+            there.send(config, lambda at, data=data: (data[at:],))  # type: ignore[misc]
+        done = []
+        for tag, image in wanted:
+            digest = there.put_manifest(image.manifest, image.media_type, tag=tag)
+            done.append(Pushed(tag, digest, len(image.manifest)))
+        return tuple(done)
+
+
+class _Sending:
+    """The layers of a push, a few at a time. The first error ends them all."""
+
+    def __init__(
+        self, store: Store, blobs: BlobStore, there: Repository, layers: list[Descriptor], progress: Progress
+    ) -> None:
+        self._blobs, self._there, self._progress = blobs, there, progress
+        self._queue = [
+            (layer, places.mountable(store, there.registry, there.repository, layer.digest)) for layer in layers
+        ]
+        self._guard = threading.Lock()
+        self._bytes = dict.fromkeys(_TOLD, 0)
+        self._error: BaseException | None = None
+        self.arrived: list[str] = []
+
+    def run(self) -> None:
+        """Until all are there; raises the first error."""
+        since = monotonic()
+        threads = [threading.Thread(target=self._work, name="upload") for _ in range(min(_PARALLEL, len(self._queue)))]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # an interrupt: uploads that are open are cancelled by their threads
+            self._failed(error)
+            for thread in threads:
+                thread.join()
+        if self._error is not None:
+            raise self._error
+        took = monotonic() - since
+        sent = self._bytes["sent"]
+        parts = [f"sent {words.size(sent)}" + (f" ({words.size(sent / took)}/s)" if sent and took else "")]
+        if self._bytes["mounted"]:
+            parts.append(f"{words.size(self._bytes['mounted'])} were in other repositories")
+        if self._bytes["there"]:
+            parts.append(f"{words.size(self._bytes['there'])} were there")
+        self._progress.step(", ".join(parts))
+
+    def _work(self) -> None:
+        while True:
+            with self._guard:
+                if not self._queue or self._error is not None:
+                    return
+                layer, mount = self._queue.pop(0)
+            key, name = layer.digest, layer.digest[7:19]
+            begun = False
+
+            def told(sent: int, key: str = key, name: str = name, size: int = layer.size) -> None:
+                nonlocal begun
+                if not begun:
+                    begun = True
+                    self._progress.begin(key, name, size)
+                self._progress.advance(key, sent)
+
+            try:
+                how = self._there.send(layer, self._source(layer), mount=mount, told=told)
+            except BaseException as error:
+                self._progress.end(key)
+                self._failed(error)
+                return
+            self._progress.end(key)
+            self._progress.step(f"{name}: {_TOLD[how]}")
+            with self._guard:
+                self._bytes[how] += layer.size
+                self.arrived.append(key)
+
+    def _source(self, layer: Descriptor) -> Source:
+        if self._blobs.has(layer):
+            return self._blobs.path(layer.digest)
+
+        def gone(at: int) -> Any:
+            raise ImageError(f"blob {layer.digest[:19]} is gone, and the registry does not have it",
+                             remedy="pull the image again")  # fmt: skip
+
+        return gone
+
+    def _failed(self, error: BaseException) -> None:
+        with self._guard:
+            if self._error is not None:
+                return
+            self._error = error
+        self._there.abort()
