@@ -46,6 +46,7 @@ demo: setup  ## pull an image from a registry, run it on overlay, then on anothe
 test: setup  ## all tests, the conformance suite on every driver, then the list of what was skipped and why
 	@tools/apt $(TEST_PACKAGES) $(if $(WITH_VM),$(VM_PACKAGES))
 	tools/unpack build/runtimes $(RUNTIME_PACKAGES)
+	@tools/unpack --release sid build/criu criu || echo "criu is not there: its tests are skipped"
 	@tools/peers bookworm || echo "podman, docker and containerd are not there: their tests are skipped"
 	VM=$(VM) tools/test $(TESTS)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cowshed.runtimes import ttrpc
 from cowshed_runtime.errors import LaunchError
+from cowshed_runtime.protobuf import decode, encode
 
 MESSAGES = st.dictionaries(
     st.integers(1, 200), st.one_of(st.integers(1, 2**64 - 1), st.binary(min_size=1), st.lists(st.binary(), min_size=1))
@@ -19,25 +20,25 @@ MESSAGES = st.dictionaries(
 @given(MESSAGES)
 def test_what_is_encoded_is_decoded(message):
     lists = {number: value if isinstance(value, list) else [value] for number, value in message.items()}
-    assert ttrpc.decode(ttrpc.encode(message)) == lists
+    assert decode(encode(message)) == lists
 
 
 @given(st.binary())
 def test_bytes_of_a_stranger_are_a_message_or_refused(data):
     try:
-        ttrpc.decode(data)
+        decode(data)
     except ValueError:
         return
 
 
 def test_known_bytes():
     """The examples of protobuf's own page on its encoding, nothing for what is empty, and what is none."""
-    assert ttrpc.encode({1: 150}) == bytes.fromhex("089601")
-    assert ttrpc.encode({2: "testing", 3: 0, 4: ""}) == b"\x12\x07testing"
-    assert ttrpc.decode(b"\x0d\x01\x00\x00\x00\x11\x02\x00\x00\x00\x00\x00\x00\x00") == {1: [1], 2: [2]}
+    assert encode({1: 150}) == bytes.fromhex("089601")
+    assert encode({2: "testing", 3: 0, 4: ""}) == b"\x12\x07testing"
+    assert decode(b"\x0d\x01\x00\x00\x00\x11\x02\x00\x00\x00\x00\x00\x00\x00") == {1: [1], 2: [2]}
     for broken in (b"\x0a\x05abc", b"\x08", b"\x08" + b"\xff" * 11, b"\x0b", b"\x0d\x01"):
         with pytest.raises(ValueError, match="no protobuf message"):
-            ttrpc.decode(broken)
+            decode(broken)
 
 
 @pytest.fixture
@@ -54,11 +55,11 @@ def request(server):
     head = server.recv(10, socket.MSG_WAITALL)
     length, stream, kind, _ = struct.unpack(">IIBB", head)
     assert kind == 1
-    return stream, ttrpc.decode(server.recv(length, socket.MSG_WAITALL))
+    return stream, decode(server.recv(length, socket.MSG_WAITALL))
 
 
 def answer(server, stream, body=b"", status=b""):
-    response = ttrpc.encode({1: status, 2: body})
+    response = encode({1: status, 2: body})
     server.sendall(struct.pack(">IIBB", len(response), stream, 2, 0) + response)
 
 
@@ -67,9 +68,9 @@ def test_a_call_and_answers_in_another_order(ends):
     first, second = client.send("Wait", {1: "id"}), client.send("Pids", {1: "id"})
     assert (first, second) == (1, 3)
     stream, asked = request(server)
-    assert (stream, asked) == (1, {1: [b"a.Service"], 2: [b"Wait"], 3: [ttrpc.encode({1: "id"})]})
+    assert (stream, asked) == (1, {1: [b"a.Service"], 2: [b"Wait"], 3: [encode({1: "id"})]})
     request(server)
-    answer(server, second, ttrpc.encode({1: 7}))
+    answer(server, second, encode({1: 7}))
     assert client.receive(second) == {1: [7]}
     assert client.arrived(first) is None
     answer(server, first)
@@ -79,7 +80,7 @@ def test_a_call_and_answers_in_another_order(ends):
 
 def test_an_answer_that_comes_in_pieces(ends):
     client, server = ends
-    body = ttrpc.encode({2: ttrpc.encode({1: "x" * 100000})})
+    body = encode({2: encode({1: "x" * 100000})})
     data = struct.pack(">IIBB", len(body), 1, 2, 0) + body
 
     def serve():
@@ -96,7 +97,7 @@ def test_an_answer_that_comes_in_pieces(ends):
 def test_a_refusal_and_a_server_that_goes_or_speaks_something_else(ends):
     client, server = ends
     stream = client.send("Start", {})
-    answer(server, stream, status=ttrpc.encode({1: 5, 2: "no such task"}))
+    answer(server, stream, status=encode({1: 5, 2: "no such task"}))
     with pytest.raises(ttrpc.Refused, match="no such task"):
         client.receive(stream)
     server.sendall(b"HTTP/1.1 400 Bad Request\r\n")

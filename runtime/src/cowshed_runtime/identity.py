@@ -17,6 +17,7 @@ from cowshed_linux import capabilities, process, scheduling, seccomp
 from cowshed_linux.paths import open_in_root
 from cowshed_runtime import defaults, reaper
 from cowshed_runtime.errors import LaunchError
+from cowshed_runtime.rootfs import is_null
 from cowshed_runtime.settings import lowest
 from cowshed_runtime.targets import place
 
@@ -59,7 +60,7 @@ def become(
     else:
         own_streams(stdio, settings.uid)
     # Away from 0-2 first, so that none is overwritten before it is used.
-    moved = [os.dup(fd) for fd in stdio]
+    moved = [_own_null(fd) for fd in stdio]
     for number, fd in enumerate(moved):
         os.dup2(fd, number, inheritable=True)
     # Before the working directory: none of ours may be reached through /proc/self/fd (CVE-2024-21626).
@@ -126,6 +127,21 @@ def own_streams(stdio: tuple[int, int, int], uid: int) -> None:
                 os.fchown(fd, uid, -1)
             except PermissionError:
                 continue  # another's pipe: he can still read or write it, only not open it again
+
+
+def _own_null(fd: int) -> int:
+    """A duplicate; for a null device of the host the container's own, so that nothing of it is from a mount of the host
+    (which criu could not restore)."""
+    if is_null(fd):
+        try:
+            null = os.open("/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return os.dup(fd)  # it has none
+        if is_null(null):
+            os.set_blocking(null, True)
+            return null
+        os.close(null)
+    return os.dup(fd)
 
 
 def limit(limits: list[tuple[int, int, int]]) -> None:

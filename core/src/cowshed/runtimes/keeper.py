@@ -21,6 +21,7 @@ from cowshed_linux import process
 from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.errors import LaunchError
 from cowshed_runtime.fastjson import dumps, loads
+from cowshed_runtime.protobuf import encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class _Keeper:
             body = {1: self.task.id, 2: place.bundle_of(self.task), 4: int(self.slave >= 0), 5: paths[0],
                     6: paths[1], 7: paths[2]}  # fmt: skip
             if self.task.settings:
-                options = ttrpc.encode({1: _OPTIONS, 2: self.task.settings})
+                options = encode({1: _OPTIONS, 2: self.task.settings})
                 body[10] = ttrpc.any_of(_OPTIONS, options)
             created = self.client.call("Create", body)
             first = int(created.get(1, [0])[0])

@@ -1,10 +1,7 @@
-"""A client of ttrpc, containerd's small relative of gRPC (PROTOCOL.md of its repository), and the protobuf it needs.
+"""A client of ttrpc, containerd's small relative of gRPC (PROTOCOL.md of its repository).
 
 A message of ttrpc has a head of ten bytes (length, stream, type, flags; big-endian) and a protobuf message: a request
 with service, method and payload, or a response with status and payload.
-
-Messages of protobuf (its encoding page) are dictionaries here, of field numbers: an int is a varint, bytes and str are
-of a length, a list is repeated. What is decoded has a list for each field.
 """
 
 from __future__ import annotations
@@ -14,74 +11,18 @@ import os
 from _struct import pack, unpack
 
 from cowshed_runtime.errors import LaunchError
+from cowshed_runtime.protobuf import decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    Message = dict[int, Any]
+    from cowshed_runtime.protobuf import Message
 
 _HEAD = 10
 _REQUEST, _RESPONSE = 1, 2
 _MOST = 4 << 20  # bytes of a message (PROTOCOL.md)
 _PATIENCE = 60  # seconds for an answer that nobody has to wait for
-
-
-def encode(message: Message) -> bytes:
-    """Empty values are left out, as protobuf 3 does."""
-    parts = []
-    for number, value in message.items():
-        for one in value if isinstance(value, list) else (value,):
-            if isinstance(one, int):
-                if one:
-                    parts.append(_varint(number << 3) + _varint(one & (1 << 64) - 1))
-            elif one or isinstance(value, list):
-                data = one.encode() if isinstance(one, str) else one
-                parts.append(_varint(number << 3 | 2) + _varint(len(data)) + data)
-    return b"".join(parts)
-
-
-def decode(data: bytes) -> dict[int, list[Any]]:
-    """Varints and fixed numbers as int, what has a length as bytes. ValueError if it is no message."""
-    found: dict[int, list[Any]] = {}
-    at = 0
-    while at < len(data):
-        key, at = _number(data, at)
-        kind = key & 7
-        value: Any = None
-        if kind == 0:
-            value, at = _number(data, at)
-        elif kind == 2:
-            size, at = _number(data, at)
-            value, at = data[at : at + size], at + size
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-            value, at = int.from_bytes(data[at : at + size], "little"), at + size
-        if value is None or at > len(data):
-            raise ValueError("no protobuf message")
-        found.setdefault(key >> 3, []).append(value)
-    return found
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("no protobuf message")
 
 
 def any_of(url: str, value: bytes) -> bytes:

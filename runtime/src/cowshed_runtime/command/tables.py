@@ -33,6 +33,23 @@ _START = (
     Option("--no-new-keyring", "flag", "leave it the caller's session keyring"),
     Option("--dry-run", "flag", "print the plan and do nothing"),
 )
+_CRIU = (
+    Option("--image-path", "text", "the directory of criu's images (checkpoint)", "DIRECTORY"),
+    Option("--work-path", "text", "the directory of criu's log, if it is not that of the images", "DIRECTORY"),
+    Option("--tcp-established", "flag", "also with TCP connections, which are kept"),
+    Option("--tcp-close", "flag", "also with TCP connections, which are closed"),
+    Option("--ext-unix-sk", "flag", "also with UNIX sockets that are connected to others outside"),
+    Option("--shell-job", "flag", "also with a terminal or session of the caller's"),
+    Option("--file-locks", "flag", "also with locks on files"),
+    Option(
+        "--manage-cgroups-mode",
+        "text",
+        "what criu does about groups below the container's: soft (which is the default), full, strict or ignore",
+        "MODE",
+    ),
+    Option("--empty-ns", "list", "network: do not keep what is in it, which is always so", "NAMESPACE"),
+    Option("--auto-dedup", "flag", "free the images' memory as it is read"),
+)
 _FORMAT = Option("-f --format", "text", "table or json", "FORMAT")
 
 VERBS = (
@@ -71,6 +88,19 @@ VERBS = (
         _FORMAT, Option("-q --quiet", "flag", "only ids"), _HELP), least=0, most=0),
     Verb("pause", "ID", "stop all processes of a container where they are", (_HELP,)),
     Verb("resume", "ID", "let them go on", (_HELP,), module="pause:resume"),
+    Verb("checkpoint", "ID", "write a container's state into a directory, by criu, and end it", (
+        *_CRIU,
+        Option("--leave-running", "flag", "let it go on"),
+        Option("--tcp-skip-in-flight", "flag", "leave out connections that are being made"),
+        Option("--link-remap", "flag", "give files that were removed a name, if there is a link"),
+        _HELP)),
+    Verb("restore", "ID", "make a container from its bundle and the state that checkpoint has written", (
+        _BUNDLE, *_CRIU, _CONSOLE, _PID_FILE, _DETACH,
+        Option("--lsm-profile", "text", "another profile of AppArmor or label of SELinux: TYPE:NAME", "TEXT"),
+        Option("--lsm-mount-context", "text", "another SELinux label of its mounts", "LABEL"),
+        Option("--no-pivot", "flag", "ignored: criu has its own way"),
+        Option("--no-subreaper", "flag", "do not adopt the container's orphans"),
+        _HELP), module="checkpoint:restore"),
     Verb("update", "ID", "change a container's limits", (
         Option("-r --resources", "text", "a JSON file with linux.resources, - for stdin; other options are ignored",
                "FILE"),

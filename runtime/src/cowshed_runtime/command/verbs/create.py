@@ -13,6 +13,8 @@ from cowshed_runtime.fastjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cowshed_runtime.command.parser import Values
 
 
@@ -78,7 +80,7 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
     except BaseException:
         if hold:
             hold.close()
-        _undo(container, config)
+        undo(container, config)
         raise
     if hold:
         hold.close()
@@ -90,8 +92,13 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
     if listener:
         notify.forward(listener, service, made.pid, os.getpid())
     container.unlock()
-    status = waitfor.wait(made.pid, made.terminal)
-    if not said.keep:
+    return attend(container, config, made.pid, made.terminal, keep=bool(said.keep))
+
+
+def attend(container: state.Container, config: dict[str, Any], pid: int, terminal: int, *, keep: bool = False) -> int:
+    """Wait for a container's end and take it away; its exit status."""
+    status = waitfor.wait(pid, terminal)
+    if not keep:
         try:
             container.lock()
         except state.Unknown:
@@ -100,7 +107,7 @@ def _start(flags: Values, said: Values, *, held: bool) -> int:
     return status
 
 
-def _undo(container: state.Container, config: dict[str, object]) -> None:
+def undo(container: state.Container, config: dict[str, Any]) -> None:
     """A failed create leaves nothing; what went wrong first is what is told."""
     try:
         if container.pid:

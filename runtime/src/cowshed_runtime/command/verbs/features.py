@@ -11,7 +11,10 @@ import sys
 from cowshed_linux.capabilities import NUMBERS
 from cowshed_linux.seccomp import FLAGS, knows_flag
 from cowshed_runtime import spec
+from cowshed_runtime.cgroup.ownership import DELEGATE
+from cowshed_runtime.cgroup.systemd import PREFIX, SUBGROUP
 from cowshed_runtime.command.main import SPECIFICATION, VERSION
+from cowshed_runtime.criu import CONFIG_ANNOTATION
 from cowshed_runtime.fastjson import pretty
 from cowshed_runtime.hooks import STDERR, STDOUT
 from cowshed_runtime.launcher import INIT_ANNOTATION
@@ -89,7 +92,17 @@ def document() -> dict[str, Any]:
             "netDevices": {"enabled": _accepted({"linux": {**_namespace("network"), "netDevices": {"eth0": {}}}})},
         },
         "annotations": {"org.cowshed.runtime.version": VERSION},
-        "potentiallyUnsafeConfigAnnotations": [INIT_ANNOTATION, STDOUT, STDERR, KEEP_GROUPS, BPF_DATA],
+        "potentiallyUnsafeConfigAnnotations": [
+            INIT_ANNOTATION,
+            STDOUT,
+            STDERR,
+            KEEP_GROUPS,
+            BPF_DATA,
+            DELEGATE,
+            CONFIG_ANNOTATION,
+            SUBGROUP,
+            PREFIX,
+        ],
     }
 
 
