@@ -423,6 +423,46 @@ def test_nothing_is_rolled_back_to_what_is_not_there(one):
     clean(one)
 
 
+def lose(engine, *tables):
+    """Let the database lose rows of its only container, of which all else is there."""
+    with contextlib.closing(sqlite3.connect(f"{engine.root}/db.sqlite")) as db:
+        ((number,),) = db.execute("select number from containers").fetchall()
+        for table in tables:
+            db.execute(f"delete from {table} where number = ?", (number,))
+        db.commit()
+
+
+@pytest.mark.parametrize("tables", [("containers",), ("layers",), ("containers", "layers")])
+def test_a_converted_container_whose_rows_are_lost_is_none_that_was_removed(one, tables):
+    before, layers = tree(one, "other"), rows(one, "overlay")
+    one.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    lose(one, *tables)
+    found = [json.loads(line) for line in one.ok("storage", "check", "--format", "json", status=1).splitlines()]
+    assert [each["Code"] for each in found] == ["layer.lost-row" if "layers" in tables else "container.lost-row"]
+    held = files(one)
+    for verb in ("accept", "rollback"):
+        refused = one("storage", verb, "-f")
+        assert refused.returncode == 125
+        assert b"lost rows of container other, which was converted: cowshed storage repair" in refused.stderr
+    assert files(one) == held
+    one.ok("storage", "repair", "-f")
+    clean(one)
+    one.ok("storage", "rollback", "-f")
+    assert rows(one, "overlay") == layers
+    assert tree(one, "other") == before
+    clean(one)
+
+
+def test_a_conversion_is_carried_into_a_database_that_is_made_again_though_the_old_one_lost_a_container(one):
+    before = tree(one, "other")
+    one.ok("storage", "convert", "--to", "copy", "--all", "-q")
+    lose(one, "containers", "layers")
+    one.ok("storage", "repair", "--rebuild-database", "--replace-whole", "-f")
+    one.ok("storage", "rollback", "-f")
+    assert tree(one, "other") == before
+    clean(one)
+
+
 @pytest.mark.parametrize("verb", ["accept", "rollback"])
 def test_ending_a_conversion_asks_first(one, verb):
     one.ok("storage", "convert", "--to", "copy", "--all", "-q")

@@ -109,7 +109,7 @@ def _ownerless(engine: Engine) -> Iterator[Finding]:
         "select number, id, driver from layers where kind = 'active' and diff_id is null "
         "and not exists (select 1 from containers where containers.number = layers.number) "
         "and not exists (select 1 from journal where journal.number = layers.number) "
-        "and not exists (select 1 from converted where number in (layer, twin))"
+        "and not exists (select 1 from converted where number = layer)"
     )
     for number, id_, driver in alone:
         if store.locks.held("layers", number) or journal.get(store, number) is not None:

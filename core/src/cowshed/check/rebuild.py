@@ -443,6 +443,7 @@ def restore_container(tx: Transaction, id_: str, value: Mapping[str, Any]) -> bo
     if not tx.execute("select 1 from layers where id = ?", layer) and not insert_layer(tx, layer, "active", value):
         return False
     number, asked, image = value["number"], value["config"], value.get("image")
+    conversions.found_again(tx, id_, number)
     if image is not None and not tx.execute("select 1 from images where id = ?", image):
         image = None
     containers.insert(
@@ -476,10 +477,8 @@ def _carry(store: Store, settings: Settings, held: Mapping[str, Sequence[api.Sto
         with store.transaction() as tx:
             for each in done:
                 row = rows.get(old, each.layer)
-                twin = rows.get(old, each.twin) if each.twin is not None else None
-                if row is None or twin is None or not tx.execute(
-                    "select 1 from layers where number = ? and id = ?", twin.number, twin.id
-                ):  # fmt: skip
+                twin = _twin(tx, old, each, conversion.target)
+                if row is None or twin is None:
                     continue
                 if each.container is not None and (row.driver, row.id) in there:
                     below = rows.get(old, row.parent) if row.parent is not None else None
@@ -488,9 +487,7 @@ def _carry(store: Store, settings: Settings, held: Mapping[str, Sequence[api.Sto
                         "data": row.data, "created": row.created,
                     })  # fmt: skip
                 if tx.execute("select 1 from layers where number = ? and id = ?", row.number, row.id):
-                    conversions.note(
-                        tx, row.number, twin.number, made=each.made, digest=each.digest, container=each.container
-                    )
+                    conversions.note(tx, row.number, twin, made=each.made, digest=each.digest, container=each.container)
                     noted += 1
             if noted and tx.execute("select 1 from drivers where name = ?", conversion.target):
                 conversions.begin(tx, conversion)
@@ -502,6 +499,17 @@ def _carry(store: Store, settings: Settings, held: Mapping[str, Sequence[api.Sto
         lost.append(f"whether a conversion waits to be accepted: the old database cannot tell: {error}")
     finally:
         old.close()
+
+
+def _twin(tx: Transaction, old: Store, each: conversions.Converted, target: str) -> int | None:
+    """The number of what takes the place of a converted layer, if it is there: of a container's its own, whose rows the
+    old database may have lost."""
+    if each.container is not None:
+        found = tx.execute("select number from containers where id = ? and driver = ?", each.container, target)
+        return found[0][0] if found else None
+    row = rows.get(old, each.twin) if each.twin is not None else None
+    there = row is not None and tx.execute("select 1 from layers where number = ? and id = ?", row.number, row.id)
+    return row.number if row is not None and there else None
 
 
 def adopt_volumes(store: Store) -> int:

@@ -14,7 +14,7 @@ from cowshed.check.objects import TAKE
 from cowshed.container import lifecycle, recovery, state
 from cowshed.errors import Conflict, CowshedError, StoreError
 from cowshed.layers.check import is_rubbish, remove_unknown
-from cowshed.state import containers, images, layers, records, volumes
+from cowshed.state import containers, conversions, images, layers, records, volumes
 from cowshed.state.rows import VolumeRow
 from cowshed.storage import api
 from cowshed.storage.errors import StorageError
@@ -154,6 +154,7 @@ def _lost_layer(engine: Engine, finding: Finding) -> None:
             named = tx.execute("select id from containers where number = ?", value.get("number"))
             if named and str(named[0][0]) == finding.data["container"]:
                 done = rebuild.insert_layer(tx, finding.object, kind, value)
+                conversions.found_again(tx, finding.data["container"], value["number"])
             else:
                 done = rebuild.restore_container(tx, finding.data["container"], value)
         else:

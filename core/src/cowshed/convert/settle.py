@@ -51,6 +51,22 @@ class Outlook:
     unproven: frozenset[int] = frozenset()  # first layers of pairs of which the one to be kept is not there
 
 
+def _refuse_lost(engine: Engine, done: list[Converted]) -> None:
+    """Conflict if the database has lost a container that was converted, or its layer: that is not one that was removed,
+    and what it has must not go with those."""
+    numbers = {row.id: row.number for row in containers.list_all(engine.reader)}
+    for each in done:
+        if each.container is None:
+            continue
+        number = numbers.get(each.container)
+        value = records.read(records.path(engine.reader.root, "containers", each.container))
+        if (value is not None and number is None) or (number is not None and rows.get(engine.reader, number) is None):
+            name = (value or {}).get("name") or each.container[:12]
+            raise Conflict(
+                f"the database has lost rows of container {name}, which was converted", remedy="cowshed storage repair"
+            )
+
+
 def pending(engine: Engine) -> Conversion:
     """NotFound if there is none."""
     found = conversions.get(engine.reader)
@@ -64,6 +80,7 @@ def pending(engine: Engine) -> Conversion:
 
 def outlook_of_acceptance(engine: Engine) -> Outlook:
     conversion, done = pending(engine), conversions.list_all(engine.reader)
+    _refuse_lost(engine, done)
     sources = _sources(conversion, done)
     names, gone = _boxes(engine, done)
     kept = [
@@ -206,6 +223,7 @@ def _recorded(engine: Engine, target: str, done: list[Converted]) -> list[tuple[
 def outlook_of_return(engine: Engine, *, lossy: bool = False) -> Outlook:
     """lossy: what containers have written since is given up."""
     conversion, done = pending(engine), conversions.list_all(engine.reader)
+    _refuse_lost(engine, done)
     rows_, gone = _boxes(engine, done)
     by_id = {each.container: each for each in done if each.container is not None}
     first = [(each.driver, each.layer, each.container is None) for each in done if each.twin is not None]

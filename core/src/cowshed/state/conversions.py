@@ -99,6 +99,16 @@ def was_made(tx: Transaction, twin: int) -> bool:
     return bool(tx.execute("select 1 from converted where twin = ? and made", twin))
 
 
+def found_again(tx: Transaction, container: str, number: int) -> None:
+    """A container whose layer's row was lost has it again: it is what takes the place of its first one, if that was
+    noted. The database had taken it for one that was removed."""
+    tx.execute(
+        "update converted set twin = ? where container = ? and layer != ? and twin is null and "
+        "(select target from conversion) = (select driver from layers where number = ?)",
+        number, container, number, number,
+    )  # fmt: skip
+
+
 def switch(tx: Transaction, container: int, number: int, driver: str) -> None:
     """Let a container have the layer `number` of that driver from now on, and be known by its number."""
     tx.execute("pragma defer_foreign_keys = on")
