@@ -61,8 +61,8 @@ BUDGETS = {
     "inspect": (["inspect", "box"], 56),
     "logs": (["logs", "box"], 56),
     "exec": (["exec", "box", "true"], 58),
-    "run": (["run", "--rm", "IMAGE", "true"], 105),
-    "create": (["create", "--name", "other", "IMAGE", "true"], 100),
+    "run": (["run", "--rm", "IMAGE", "true"], 106),
+    "create": (["create", "--name", "other", "IMAGE", "true"], 102),
     "rm": (["rm", "-f", "other"], 92),
 }
 

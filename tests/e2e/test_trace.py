@@ -58,3 +58,23 @@ def test_a_trace_that_cannot_be_written_is_told_before_anything_is_done(it, tmp_
     assert done.returncode == 125
     assert done.stderr.decode().startswith("cowshed: the trace cannot be written to ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_all_commands_are_counted_until_it_is_to_begin_anew(it, greeting):
+    def counted():
+        rows = [json.loads(line) for line in it.ok("driver", "stats", "--format", "json").splitlines()]
+        return {(row["Driver"], row["Kind"], row["Name"]): row for row in rows}
+
+    it.ok("pull", "-q", greeting)
+    it.ok("driver", "stats", "--reset")
+    assert counted() == {}
+    for _ in range(2):
+        it.ok("run", "--rm", greeting, "true")
+    found = counted()
+    for key in (("operation", "prepare"), ("operation", "remove"), ("mount", "overlay")):
+        row = found["overlay", *key]
+        assert (row["Count"], row["Failed"]) == (2, 0)
+        assert 0 < row["LongestSeconds"] <= row["TotalSeconds"]
+    assert it.ok("driver", "stats", "overlay").splitlines()[0].split() == [
+        "DRIVER", "KIND", "NAME", "COUNT", "FAILED", "TOTAL", "MEAN", "LONGEST"]  # fmt: skip
+    assert b"has not been used with driver zfs" in it("driver", "stats", "zfs").stderr

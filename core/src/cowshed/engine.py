@@ -61,6 +61,12 @@ class Engine:
         """At the end of a command. What ends with the process is not closed one by one: that would take time."""
         if self._store is not None:
             self._store.keep_ballast()
+        if self._layers or self._looked_at:
+            from cowshed.layers import metrics
+
+            store = self.reader
+            if self._store is not None or os.path.isdir(store.run):  # who only looks makes nothing
+                metrics.write(store.run_directory())
 
     def stored_driver(self) -> str:
         """The driver that has most of the images' layers, or that they are being converted to; "" if none has any: one

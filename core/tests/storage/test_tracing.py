@@ -11,7 +11,8 @@ from cowshed.layers.host import EngineHost
 from cowshed.storage import api
 from cowshed.storage.errors import InUse, LayerId, ToolFailed
 from cowshed.storage.kit import tracing
-from cowshed.storage.kit.tracing import Mismatch, Recorder, Replay, Trace, operations
+from cowshed.storage.kit.counting import operations
+from cowshed.storage.kit.tracing import Mismatch, Recorder, Replay, Trace
 
 
 class Library:

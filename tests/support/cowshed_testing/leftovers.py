@@ -54,7 +54,11 @@ def files(root: str, run: str) -> list[str]:
         found += [f"left: {folder}/{name}" for name in sorted(there - names)]
         if folder != root:
             found += [f"missing: {folder}/{name}" for name in sorted(names - there)]
-    found += [f"left: {run}/{name}" for name in sorted(_names(run)) if name != "c" and not name.startswith("zygote")]
+    found += [
+        f"left: {run}/{name}"
+        for name in sorted(_names(run))
+        if name not in ("c", "metrics") and not name.startswith("zygote")
+    ]
     found += [f"left: {run}/c/{name}" for name in sorted(_names(f"{run}/c") - ids)]
     return found
 

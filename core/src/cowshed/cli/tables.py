@@ -444,6 +444,13 @@ COMMANDS = (
         0,
     ),
     Command(
+        "driver stats",
+        "drivers:stats",
+        "[DRIVER…]",
+        "what the drivers of this store have done since the boot, or --reset: how often, how long, how often in vain",
+        (Option("--reset", "flag", "count from nothing afterwards"), _FORMAT_LIST, _HELP),
+    ),
+    Command(
         "driver new",
         "drivers:new",
         "NAME [DIRECTORY]",

@@ -14,7 +14,6 @@ import os
 from cowshed import log
 from cowshed.errors import CowshedError
 from cowshed.layers.faults import step
-from cowshed.layers.mounting import detached
 from cowshed.state import layers as rows
 from cowshed.storage import api
 from cowshed.storage.errors import StorageError
@@ -60,15 +59,15 @@ class Reserved:
 
 
 def mount(
-    store: Store, driver: api.ActivationDriver, layer: api.Layer, plan: Callable[[], api.MountPlan], *, read_only: bool
+    store: Store, driver: api.ActivationDriver, layer: api.Layer, execute: Callable[[], int], *, read_only: bool
 ) -> int:
-    """Activate a layer, execute its plan, deactivate it: the descriptor of the detached mount."""
+    """Activate a layer, execute its plan by execute(), deactivate it: the descriptor of the detached mount."""
     fd = -1
     try:
         with Reserved(store, driver, layer):
             driver.activate(layer, read_only=read_only)
             step("activate.done")
-            fd = detached(plan())
+            fd = execute()
     except BaseException:
         if fd >= 0:
             os.close(fd)

@@ -6,11 +6,13 @@ from __future__ import annotations
 from cowshed import log
 from cowshed.errors import Busy, StoreError
 from cowshed.layers import host as hosts
+from cowshed.layers import metrics
 from cowshed.state import drivers
 from cowshed.state.rows import DriverRow
 from cowshed.storage import options, registry
 from cowshed.storage.api import Reason, Verdict
 from cowshed.storage.errors import StorageError, ToolFailed, Unsupported
+from cowshed.storage.kit.counting import operations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def open_driver(store: Store, name: str, wanted: Mapping[str, str | int | bool])
     plugin, found = registry.load(name, kept)
     root = f"{store.root}/drivers/{name}"
     chosen = options.check(plugin, wanted)
-    host = hosts.make()
+    counter = metrics.counter(name)
+    host = hosts.make(counter)
     if row is None:
         row = _first_use(store, plugin, root, chosen, host, registry.as_dict(found))
     elif found != kept and store.writable:
@@ -47,6 +50,7 @@ def open_driver(store: Store, name: str, wanted: Mapping[str, str | int | bool])
         raise Busy(f"the {name} store is being opened by another command", remedy="try again")
     try:
         driver = _own_errors(name, "open", lambda: plugin.open(root, chosen, host, store=row.store))  # type: ignore[arg-type]
+        driver = operations(driver, name, counter)
         return driver if log.trace is None else log.trace.driver(name, driver)
     finally:
         store.locks.let_go(f"driver.{name}")

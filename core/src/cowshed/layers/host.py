@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from cowshed.storage import api
+    from cowshed.storage.kit.counting import Counter
 
     T = TypeVar("T")
 
 
-def make() -> api.Host:
-    """The host of this command: one that writes down what it does, if --trace says so."""
-    return EngineHost() if log.trace is None else log.trace.host(EngineHost())
+def make(counter: Counter | None = None) -> api.Host:
+    """The host of this command: one that counts what it does, and writes it down if --trace says so."""
+    host: api.Host = EngineHost()
+    if counter is not None:
+        from cowshed.storage.kit.counting import Counted
+
+        host = Counted(host, counter)
+    return host if log.trace is None else log.trace.host(host)
 
 
 class EngineHost:

@@ -12,7 +12,7 @@ import os
 from cowshed.errors import StoreError
 from cowshed.layers import unused
 from cowshed.layers.faults import step
-from cowshed.layers.mounting import detached, release, settled
+from cowshed.layers.mounting import counted, release, settled
 from cowshed.state import journal as journal_rows
 from cowshed.state import layers as rows
 from cowshed.storage import api
@@ -284,12 +284,13 @@ class Layers:
         here. What the driver had to activate for it is held by nothing but the mount afterwards."""
         driver = self.driver
         if not api.has_activation(driver):
-            return detached(self.plan(layer, read_only=read_only))
+            return counted(self.plan(layer, read_only=read_only), self.name)
         from cowshed.layers import activation
 
         return activation.mount(
-            self.store, driver, layer, lambda: self.plan(layer, read_only=read_only), read_only=read_only
-        )
+            self.store, driver, layer, lambda: counted(self.plan(layer, read_only=read_only), self.name),
+            read_only=read_only,
+        )  # fmt: skip
 
     def settled(self, layer: api.Layer) -> str:
         """The directory into which something is to be written (`cowshed.layers.aufs.settle`) before a writable mount of
@@ -339,7 +340,7 @@ class Mounted:
             self._plan: api.MountPlan | None = None
             if not api.has_activation(layers.driver):
                 self._plan = layers.plan(layer, read_only=self._read_only)
-                self._fd = detached(self._plan)
+                self._fd = counted(self._plan, layers.name)
             else:
                 self._fd = layers.mount(layer, read_only=self._read_only)
         except BaseException:

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _OPTION = 255  # fsconfig(2) takes a value of at most so many bytes
 
 
+def counted(plan: api.MountPlan, driver: str) -> int:
+    """`detached`, counted as a mount of that driver."""
+    from cowshed.layers import metrics
+    from cowshed.storage.kit.counting import last
+
+    with metrics.counter(driver).doing("mount", last(plan)):
+        return detached(plan)
+
+
 def detached(plan: api.MountPlan, *, read_only: bool = False, below: Sequence[int] = ()) -> int:
     """Mount a plan; the descriptor of the detached mount of its last step.
 

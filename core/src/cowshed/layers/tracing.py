@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cowshed import log
 from cowshed.errors import StoreError
-from cowshed.storage.kit.tracing import Recorder, Trace, operations, step_described
+from cowshed.storage.kit.counting import operations
+from cowshed.storage.kit.tracing import Recorder, Trace, step_described
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""driver list, driver why, driver new."""
+"""driver list, driver why, driver stats, driver new."""
 
 from __future__ import annotations
 
@@ -115,6 +115,38 @@ def why(engine: Engine, said: Values) -> int:
             if reason["Remedy"]:
                 print(f"    what to do: {reason['Remedy']}")
     return 0
+
+
+def stats(engine: Engine, said: Values) -> int:
+    """Of all drivers that this store has, or of those that are named."""
+    from cowshed.errors import NotFound
+    from cowshed.layers import metrics
+    from cowshed.state import drivers
+
+    known, names = drivers.names(engine.reader), said["operands"]
+    for name in names:
+        if name not in known:
+            raise NotFound(f"this store has not been used with driver {name}", remedy="cowshed info tells with which")
+    rows = [
+        {
+            "Driver": row.driver, "Kind": row.kind, "Name": row.name, "Count": row.count, "Failed": row.failed,
+            "Total": _seconds(row.seconds), "Mean": _seconds(row.seconds / row.count),
+            "Longest": _seconds(row.longest), "TotalSeconds": row.seconds, "LongestSeconds": row.longest,
+        }
+        for row in metrics.read(engine.reader.run)
+        if not names or row.driver in names
+    ]  # fmt: skip
+    columns = ("Driver", "Kind", "Name", "Count", "Failed", "Total", "Mean", "Longest")
+    output.listing(rows, columns, said.format, what="driver stats")
+    if said.reset:
+        metrics.forget(engine.reader.run)
+    return 0
+
+
+def _seconds(value: float) -> str:
+    if value < 1:
+        return f"{value * 1000:.3g} ms"
+    return f"{value:.3g} s" if value < 1000 else f"{value:.0f} s"
 
 
 def new(engine: Engine, said: Values) -> int:

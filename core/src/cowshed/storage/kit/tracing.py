@@ -24,6 +24,7 @@ from time import monotonic
 
 from cowshed.storage import api, errors
 from cowshed.storage.errors import StorageError, ToolFailed
+from cowshed.storage.kit.counting import Sums, Watched, last
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -204,8 +205,7 @@ class Trace:
 
     def _end(self, record: Record) -> None:
         self._here.stack.pop()
-        with self._lock:
-            self.sums.add(record["kind"], record["name"], record["seconds"], failed="error" in record)
+        self.sums.add(record["kind"], record["name"], record["seconds"], failed="error" in record)
         self.write({"n": record.pop("n"), "within": record.pop("within"), "pid": os.getpid(), **record})
 
 
@@ -230,35 +230,6 @@ class Doing:
         if error is not None:
             self._record.update(_told(error))
         self._trace._end(self._record)
-
-
-class Sums:
-    """How often each thing was done, how long it took in all and at most, and how often it failed."""
-
-    def __init__(self) -> None:
-        self._rows: dict[tuple[str, str], list[float]] = {}
-
-    def add(self, kind: str, name: str, seconds: float, *, failed: bool) -> None:
-        row = self._rows.setdefault((kind, name), [0, 0.0, 0.0, 0])
-        row[0] += 1
-        row[1] += seconds
-        row[2] = max(row[2], seconds)
-        row[3] += failed
-
-    def more(self, kind: str, name: str, seconds: float) -> None:
-        """Time that something which has been counted goes on for."""
-        self._rows[kind, name][1] += seconds
-
-    def rows(self) -> list[Record]:
-        """The longest first."""
-        rows = sorted(self._rows.items(), key=lambda row: (-row[1][1], row[0]))
-        return [
-            {
-                "kind": kind, "name": name, "count": int(count), "seconds": round(total, 6),
-                "longest": round(longest, 6), "failed": int(failed),
-            }
-            for (kind, name), (count, total, longest, failed) in rows
-        ]  # fmt: skip
 
 
 class Recorder:
@@ -295,7 +266,7 @@ class Recorder:
             return result
 
     def library(self, name: str, load: Callable[[], T]) -> T:
-        return _Watched(self, name, load())  # type: ignore[return-value]
+        return Watched(self, name, load())  # type: ignore[return-value]
 
     def mounted(self, plan: api.MountPlan) -> AbstractContextManager[api.MountedTree]:
         return _Mounted(self._host.mounted(plan), self._trace, plan)
@@ -318,77 +289,11 @@ class _Mounted:
         self._context, self._trace, self._plan = context, trace, plan
 
     def __enter__(self) -> api.MountedTree:
-        with self._trace.doing("mount", _last(self._plan), steps=described(self._plan, self._trace.root)):
+        with self._trace.doing("mount", last(self._plan), steps=described(self._plan, self._trace.root)):
             return self._context.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         self._context.__exit__(*error)
-
-
-def _last(plan: api.MountPlan) -> str:
-    step = plan.steps[-1]
-    return step.fstype if isinstance(step, api.FileSystem) else type(step).__name__.lower()
-
-
-class _Watched:
-    """An object each of whose methods is a call of the host; what else it has is asked of it by one."""
-
-    def __init__(self, host: api.Host, name: str, thing: Any) -> None:
-        self._of = host, name, thing
-
-    def __getattr__(self, attribute: str) -> Any:
-        host, name, thing = self._of
-        value, whole = getattr(thing, attribute), f"{name}.{attribute}"
-        if not callable(value):
-            return host.call(whole, lambda: value, changes=False)
-
-        def call(*arguments: object, **named: object) -> Any:
-            if not named:
-                return host.call(whole, value, *arguments, changes=False)
-            return host.call(whole, lambda *_: value(*arguments, **named), *arguments, named, changes=False)
-
-        return call
-
-
-def operations(driver: T, name: str, trace: Trace) -> T:
-    """The driver, with a record of kind "operation" around each of its calls."""
-    return _Operations(driver, name, trace)  # type: ignore[return-value]
-
-
-class _Operations:
-    def __init__(self, driver: Any, name: str, trace: Trace) -> None:
-        self._of = driver, name, trace
-
-    def __getattr__(self, attribute: str) -> Any:
-        driver, name, trace = self._of
-        value = getattr(driver, attribute)
-        if attribute.startswith("_") or not callable(value):
-            return value
-
-        def operation(*words: Any, **named: Any) -> Any:
-            layer = next((word.id for word in words if isinstance(word, api.Layer)), "")
-            with trace.doing("operation", f"{name}.{attribute}", layer=layer):
-                result = value(*words, **named)
-            return _Items(result, f"{name}.{attribute}", trace) if hasattr(result, "__next__") else result
-
-        return operation
-
-
-class _Items:
-    """What a call gives one by one: the time that each takes counts as the call's."""
-
-    def __init__(self, items: Iterator[Any], name: str, trace: Trace) -> None:
-        self._items, self._name, self._trace = items, name, trace
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        since = monotonic()
-        try:
-            return next(self._items)
-        finally:
-            self._trace.sums.more("operation", self._name, monotonic() - since)
 
 
 # ---------------------------------------------------------------- playing back
@@ -464,7 +369,7 @@ class Replay:
         return _Answers(self, name)  # type: ignore[return-value]
 
     def mounted(self, plan: api.MountPlan) -> AbstractContextManager[api.MountedTree]:
-        record = self._next("mount", _last(plan), steps=described(plan, self._root))
+        record = self._next("mount", last(plan), steps=described(plan, self._root))
         return _Shown(self, record, plan)
 
     def sync(self, fd: int) -> None:
