@@ -47,9 +47,12 @@ def above(path: str) -> Iterator[str]:
 
 def of_driver(store: Store, lower: api.Layer | None, upper: api.Layer) -> Changes:
     """As an engine asks for them: changes(), else the diff tree, else both trees."""
-    below: tree.Tree = store.look(lower) if lower is not None else {}
-    now = store.look(upper)
-    driver = store.driver
+    below = store.look(lower) if lower is not None else {}
+    return between(store.driver, lower, upper, below, store.look(upper))
+
+
+def between(driver: api.Driver, lower: api.Layer | None, upper: api.Layer, below: tree.Tree, now: tree.Tree) -> Changes:
+    """The same of layers that have been looked at."""
     if api.has_changes(driver):
         candidates: set[str] = set()
         for change in driver.changes(lower, upper):
