@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
+import functools
 import gzip
 import hashlib
+import itertools
 import lzma
 import os
 import random
@@ -303,8 +306,13 @@ def test_A07_a_directory_that_is_swapped_for_a_link_meanwhile(store: Store, outs
     with store.tree(layer) as fd:
 
         def swap() -> None:
-            while True:
-                paths.rename2(fd, "x", fd, "l", paths.RENAME_EXCHANGE)
+            for n in itertools.count():
+                try:
+                    paths.rename2(fd, "x", fd, "l", paths.RENAME_EXCHANGE)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    swap_by_renames(fd, f"x{n}")
 
         pid = crash.start(swap)
         try:
@@ -316,6 +324,21 @@ def test_A07_a_directory_that_is_swapped_for_a_link_meanwhile(store: Store, outs
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     outside.check()
+
+
+def swap_by_renames(fd: int, aside: str) -> None:
+    """Put the link in the directory's place and back, where the file system does not exchange names: between them there
+    is neither for a moment, in which another directory may be made."""
+    rename = functools.partial(os.rename, src_dir_fd=fd, dst_dir_fd=fd)
+    rename("x", aside)
+    with contextlib.suppress(IsADirectoryError):
+        rename("l", "x")
+        rename("x", "l")
+    try:
+        rename(aside, "x")
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
 
 
 # ---------------------------------------------------------------- sound archives, and others
