@@ -13,6 +13,7 @@ ALIASES = {
     "container ls": "ps", "container list": "ps", "image ls": "images", "image list": "images", "image rm": "rmi",
     "image remove": "rmi", "image pull": "pull", "image load": "load", "image save": "save", "image tag": "tag",
     "image history": "history", "image import": "import", "image push": "push",
+    "image umount": "image unmount",
     "image untag": "untag", "driver ls": "driver list", "volume list": "volume ls", "volume remove": "volume rm",
     "system info": "info",
 }  # fmt: skip

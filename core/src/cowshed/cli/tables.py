@@ -403,6 +403,33 @@ COMMANDS = (
     ),
     Command("image inspect", "images:inspect", "IMAGE…", "all that is known of images", (_FORMAT, _HELP), 1),
     Command(
+        "image diff",
+        "looking:diff",
+        "IMAGE IMAGE",
+        "what a second image has added, changed and removed of a first, with sizes",
+        (_QUIET, _FORMAT_LIST, _HELP),
+        2,
+        2,
+    ),
+    Command(
+        "image mount",
+        "looking:mount",
+        "[IMAGE…]",
+        "mount images on this host to be read, and print where; without an image, list what is mounted",
+        (Option("-a --all", "flag", "all images"), _NO_TRUNC, _FORMAT_LIST, _HELP),
+    ),
+    Command(
+        "image unmount",
+        "looking:unmount",
+        "IMAGE…",
+        "end such mounts",
+        (
+            Option("-a --all", "flag", "all of them"),
+            Option("-f --force", "flag", "also of what is in use: it goes when the last user has ended"),
+            _HELP,
+        ),
+    ),
+    Command(
         "runtime list",
         "runtimes:list_",
         "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cowshed import log
 from cowshed.container import lifecycle, state
 from cowshed.errors import CowshedError
+from cowshed.image import mounts
 from cowshed.image.blobs import BlobStore
 from cowshed.image.remove import prune as prune_images
 from cowshed.layers.check import remove_orphans
@@ -80,6 +81,7 @@ def remove_leftovers(engine: Engine) -> None:
             layers.purge(_PURGE_SECONDS)
         except (CowshedError, StorageError, OSError) as error:
             log.warn(f"driver {name} cannot remove all that is left over: {error}")
+    mounts.clean(engine.store)
     blobs = BlobStore(engine.store.root)
     blobs.collect(engine.store, everything=True)
     blobs.prune_partials()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cowshed import log
 from cowshed.errors import BadUsage, Conflict, CowshedError, NotFound
-from cowshed.image import reference
+from cowshed.image import mounts, reference
 from cowshed.image.blobs import BlobStore
 from cowshed.image.inspect import repository
 from cowshed.layers.faults import step
@@ -64,8 +64,8 @@ def remove(
     """Remove an image as `rmi` does; `said` is what the user called it, `layers(driver)` opens a driver's layers.
 
     By a name that is not its last one: only that name goes. By its id while names of several repositories point to
-    it: Conflict unless force. While containers use it: Conflict, unless force and none of them runs; then the names
-    go, and the image itself stays without a name until its containers are gone.
+    it: Conflict unless force. While it is mounted: Conflict. While containers use it: Conflict, unless force and none
+    of them runs; then the names go, and the image itself stays without a name until its containers are gone.
     """
     from cowshed.state import containers
 
@@ -80,6 +80,7 @@ def remove(
             f"image {image.id[7:19]} has names in several repositories: {', '.join(map(reference.familiar, names))}",
             remedy="remove them by name, or use --force",
         )
+    mounts.refuse_mounted(store, image)
     with store.transaction() as tx:
         users = containers.of_image(store, image.id)
         active = next((user for user in users if running(user)), None)
@@ -110,9 +111,13 @@ def prune(
     from cowshed.state import containers
 
     gone: list[tuple[ImageRow, list[str]]] = []
+    mounts.clean(store)
+    mounted = mounts.mounted(store)
     with store.transaction() as tx:
         for image, names in images.list_all(store):
-            if (names and not unused) or not fits(image) or containers.of_image(store, image.id):
+            if (names and not unused) or not fits(image) or image.id in mounted:
+                continue
+            if containers.of_image(store, image.id):
                 continue
             images.delete(tx, image.id)
             gone.append((image, names))
