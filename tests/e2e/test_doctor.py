@@ -314,6 +314,8 @@ def test_leftovers_of_killed_commands(engine, ground, greeting):
     assert (set(found), status) == (wanted, 1)
     assert str(trial) in found["leftovers.trial"]["Text"]
     assert found["leftovers.trial"]["Remedy"] == f"rm -r --one-file-system {trial}"
+    left = f"{run}/c/{'0' * 32}"
+    assert found["leftovers.run-directory"]["Remedy"] == f"cowshed storage gc, or rm -r --one-file-system {left}"
     assert found["back-ends.orphan"]["Remedy"] == "cowshed storage check tells what it may be"
 
 
@@ -335,10 +337,16 @@ def test_a_loop_device_on_a_file_that_is_gone(engine, ground, greeting):
     try:
         image.unlink()
         found, _ = looked(engine)
+        dry = engine.ok("storage", "gc", "--dry-run")
+        holds = Path(f"/sys/block/{os.path.basename(device)}/loop/backing_file")
+        assert f"Would delete Remains:\n{device} holds {image} (deleted)\n" in dry
+        assert holds.read_text() == f"{image} (deleted)\n"
+        engine.ok("storage", "gc", "-f")
+        assert not holds.exists()
     finally:
-        subprocess.run(["losetup", "-d", device], check=True)
+        subprocess.run(["losetup", "-d", device], capture_output=True)
     assert found["leftovers.loop"]["Text"].startswith(f"{device} holds {image}")
-    assert found["leftovers.loop"]["Remedy"] == f"losetup -d {device}"
+    assert found["leftovers.loop"]["Remedy"] == f"cowshed storage gc, or losetup -d {device}"
 
 
 def test_a_zygote_whose_run_directory_is_gone_and_a_container_without_its_monitor(engine, ground, greeting):

@@ -4,9 +4,12 @@ import hashlib
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 from cowshed_testing.images import Image, LayerTar, busybox_layer
+
+from cowshed_linux import process
 
 
 @pytest.fixture
@@ -126,6 +129,33 @@ def test_gc_shows_and_removes_what_nobody_needs_and_no_more(stocked):
     assert len(os.listdir(objects / "committed")) == 5
     assert held(stocked) == set(stocked.tags)
     assert stocked.ok("system", "check", "--deep") == "clean\n"
+
+
+def test_gc_takes_what_nothing_claims_of_the_run_directory(stocked):
+    stocked.ok("run", "--name", "box", stocked.tags[0], "true")
+    places = Path(stocked.run_directory()) / "c"
+    old, young, lives = (places / (digit * 32) for digit in "012")
+    copy = stocked.run_root / "stale.4194305"  # larger than any pid
+    for path in (old, young, lives, copy):
+        path.mkdir()
+    (lives / "pid").write_text(f"{os.getpid()} {process.start_time(os.getpid())} 1")
+    for path in (old, lives):
+        os.utime(path, (0, 0))
+    kept = sorted(os.listdir(places))
+    dry = stocked.ok("storage", "gc", "--dry-run").splitlines()
+    assert dry == ["Would delete Remains:", f"{copy} a copy of a database", f"{old} of no container", "",
+                   "Would reclaim about 0B"]  # fmt: skip
+    assert sorted(os.listdir(places)) == kept
+    stocked.ok("storage", "gc", "-f")
+    assert sorted(os.listdir(places)) == [name for name in kept if name != old.name]
+    assert not copy.exists()
+    told = stocked("storage", "check").stdout.decode()
+    assert (
+        f"c/{lives.name}, which is of no container, and process {os.getpid()} of it lives: kill {os.getpid()}" in told
+    )
+    repaired = stocked("storage", "repair", "-f").stdout.decode()
+    assert "cannot be repaired: the run directory has c/" in repaired
+    assert sorted(os.listdir(places)) == [name for name in kept if name not in (old.name, young.name)]
 
 
 def test_gc_by_policy_takes_images_that_no_container_uses(stocked):

@@ -6,12 +6,13 @@ import pytest
 
 from cowshed.doctor import leftovers
 from cowshed.storage.kit import projects
+from cowshed_linux import mounts
 
 
 @pytest.fixture
 def points(monkeypatch):
     found = []
-    monkeypatch.setattr(leftovers, "_mount_points", lambda: found)
+    monkeypatch.setattr(mounts, "table", lambda: [SimpleNamespace(point=point) for point in found])
     return found
 
 

@@ -8,7 +8,7 @@ import os
 import stat
 from _struct import pack, unpack_from
 
-_GET_FREE, _CONFIGURE, _GET_STATUS = 0x4C82, 0x4C0A, 0x4C05
+_GET_FREE, _CONFIGURE, _GET_STATUS, _DETACH = 0x4C82, 0x4C0A, 0x4C05, 0x4C01
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16  # LO_FLAGS_*
 _CONFIG_SIZE, _INFO_SIZE = 304, 232  # struct loop_config, struct loop_info64
 _INFO = 8  # where the second begins in the first
@@ -43,6 +43,12 @@ def attach(file: int, *, read_only: bool = False, direct: bool = False, start: i
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, "no loop device could be had: others take them")
+
+
+def detach(device: int) -> None:
+    """Free an open loop device (LOOP_CLR_FD); one that others have open is freed with the last of them. OSError ENXIO
+    if it has no file."""
+    fcntl.ioctl(device, _DETACH)
 
 
 def _open(number: int, flags: int) -> int:

@@ -7,7 +7,7 @@ import time
 
 from cowshed.check import database, objects, rebuild
 from cowshed.check.findings import NOTE, WARNING, Finding
-from cowshed.container import state
+from cowshed.container import remains, state
 from cowshed.layers.check import of_container
 from cowshed.monitor import client
 from cowshed.state import containers, conversions, drivers, images, journal, records, volumes
@@ -284,13 +284,12 @@ def _run(engine: Engine) -> Iterator[Finding]:
         if name.isdigit() and not store.locks.held("activations", int(name)):
             text = f"layer {name} was left active by a command that died"
             yield Finding("run.active", name, text, WARNING, "deactivate it")
-    known = {row.id[:32] for row in containers.list_all(store)}
-    for name in os.listdir(f"{store.root}/containers"):
-        if records.read(records.path(store.root, "containers", name)) is not None:
-            known.add(name[:32])  # it has lost its row, which is told above
-    for name in _listed(f"{store.run}/c"):
-        if name not in known:
-            text = f"the run directory has c/{name}, which is of no container"
+    for name in remains.directories(store):
+        text = f"the run directory has c/{name}, which is of no container"
+        pid = state.alive(f"{store.run}/c/{name}")
+        if pid:
+            yield Finding("run.left", name, f"{text}, and process {pid} of it lives", remedy=f"kill {pid}")
+        else:
             yield Finding("run.left", name, text, WARNING, "delete it")
 
 

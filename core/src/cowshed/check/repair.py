@@ -11,7 +11,7 @@ import os
 
 from cowshed.check import blobs, files, making, rebuild
 from cowshed.check.objects import TAKE
-from cowshed.container import lifecycle, recovery, state
+from cowshed.container import lifecycle, recovery, remains, state
 from cowshed.errors import Conflict, CowshedError, StoreError
 from cowshed.layers.check import is_rubbish, remove_unknown
 from cowshed.state import containers, conversions, images, layers, records, volumes
@@ -325,8 +325,11 @@ def _run(engine: Engine, finding: Finding) -> None:
 
     if finding.code == "run.active":
         activation.recover(engine.store, engine.layers)
-    elif not engine.store.query("select 1 from containers where substr(id, 1, 32) = ?", finding.object):
-        remove_tree(f"{engine.store.run}/c/{finding.object}")
+    elif finding.object in remains.directories(engine.store):
+        path = f"{engine.store.run}/c/{finding.object}"
+        if state.alive(path):
+            raise Conflict(f"a process of {path} lives", remedy="end it first")
+        remove_tree(path)
 
 
 def _left_blob(engine: Engine, finding: Finding) -> None:

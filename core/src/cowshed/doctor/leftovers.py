@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import shlex
 
+from cowshed.container import remains, state
 from cowshed.doctor.patient import Finding, Severity
-from cowshed_linux import mounts as tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def mounts(patient: Patient) -> Iterator[Finding]:
         return
     found = set()
     root, run_root = os.path.realpath(patient.root), os.path.realpath(patient.settings.run_root)
-    for point in _mount_points():
+    for point in remains.mounted_below("/"):
         for name in patient.used():
             if point.startswith(f"{root}/drivers/{name}/"):
                 found.add(point)
@@ -43,20 +43,14 @@ def removal(path: str) -> str:
     """The command that takes a tree away, but nothing that is mounted in it: that is unmounted first, or nothing is
     removed."""
     path = os.path.realpath(path)
-    points = [point for point in _mount_points() if f"{point}/".startswith(f"{path}/")]
-    steps = [f"umount {shlex.quote(point)}" for point in reversed(points)]
+    steps = [f"umount {shlex.quote(point)}" for point in reversed(remains.mounted_below(path))]
     return " && ".join([*steps, f"rm -r --one-file-system {shlex.quote(path)}"])
-
-
-def _mount_points() -> list[str]:
-    return [mount.point for mount in tables.table()]
 
 
 def _elsewhere(patient: Patient, told: set[str]) -> Iterator[Finding]:
     """Layers of containers that do not run and are mounted in some namespace, or on this host at another place."""
     if patient.store is None:
         return
-    from cowshed.container import state
     from cowshed.layers.unused import Shown
     from cowshed.state import containers
 
@@ -84,23 +78,11 @@ def loops(patient: Patient) -> Iterator[Finding]:
     """Loop devices on files of the store that are gone, or of a driver that the store has not."""
     if patient.settings is None:
         return
-    for name in sorted(os.listdir("/sys/block")) if os.path.isdir("/sys/block") else ():
-        try:
-            with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-                backing = file.read().rstrip("\n")
-        except OSError:
-            continue  # no loop device, or not in use
-        folder = f"{os.path.realpath(patient.root)}/drivers/"
-        if not backing.startswith(folder):
-            continue
-        driver = backing[len(folder) :].partition("/")[0]
-        if backing.endswith(" (deleted)"):
-            text, consequence = f"/dev/{name} holds {backing}", "its space does not come back"
-        elif patient.store is not None and driver not in patient.used():
-            text, consequence = f"/dev/{name} is on {backing}, of a driver that this store has not", "it takes space"
-        else:
-            continue
-        yield Finding(Severity.WARNING, "leftovers.loop", text, consequence, f"losetup -d /dev/{name}")
+    known = remains.known_drivers(patient.store) if patient.store is not None else None
+    for device, what in remains.devices(patient.root, known):
+        consequence = "its space does not come back" if what.endswith(" (deleted)") else "it takes space"
+        remedy = f"cowshed storage gc, or losetup -d {device}"
+        yield Finding(Severity.WARNING, "leftovers.loop", f"{device} {what}", consequence, remedy)
 
 
 def control_groups(patient: Patient) -> Iterator[Finding]:
@@ -158,40 +140,26 @@ def run_directories(patient: Patient) -> Iterator[Finding]:
     """Of containers that are no more, and copies of databases that a killed command read on a full disk."""
     if patient.settings is None:
         return
-    run_root = patient.settings.run_root
-    for name in _names(run_root):
-        if name.startswith("stale.") and not os.path.exists(f"/proc/{name.partition('.')[2]}"):
-            yield Finding(
-                Severity.NOTE, "leftovers.copy", f"{run_root}/{name} is left of a command that was killed",
-                "it takes memory until the next boot", removal(f"{run_root}/{name}"),
-            )  # fmt: skip
+    for path in remains.copies(patient.settings.run_root):
+        yield Finding(
+            Severity.NOTE, "leftovers.copy", f"{path} is left of a command that was killed",
+            "it takes memory until the next boot", f"cowshed storage gc, or {removal(path)}",
+        )  # fmt: skip
     if patient.store is None:
         return
-    known = {id_[:32] for id_ in _rows(patient)}
-    for name in _names(f"{patient.store.run}/c"):
+    for name in remains.directories(patient.store):
         path = f"{patient.store.run}/c/{name}"
-        if name not in known and _settled(path):
+        pid = state.alive(path)
+        if pid:
+            yield Finding(
+                Severity.ERROR, "leftovers.processes", f"process {pid} is of a container that nothing tells of: {path}",
+                "no command of cowshed can stop it", f"kill {pid}",
+            )  # fmt: skip
+        elif remains.is_settled(path):
             yield Finding(
                 Severity.WARNING, "leftovers.run-directory", f"{path} belongs to no container",
-                "it takes memory until the next boot", removal(path),
+                "it takes memory until the next boot", f"cowshed storage gc, or {removal(path)}",
             )  # fmt: skip
-
-
-def _settled(path: str) -> bool:
-    """Whether a directory is older than any command that may just be making or removing it."""
-    from time import time
-
-    try:
-        return time() - os.stat(path).st_mtime > 60
-    except FileNotFoundError:
-        return False
-
-
-def _names(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def zygotes(patient: Patient) -> Iterator[Finding]:

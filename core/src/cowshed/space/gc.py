@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cowshed import log
-from cowshed.errors import CowshedError
+from cowshed.container import remains
+from cowshed.errors import CowshedError, StoreError
 from cowshed.layers.check import is_rubbish
 from cowshed.space import policy as policies
 from cowshed.space.account import total
@@ -16,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cowshed.container.remains import Remains
     from cowshed.engine import Engine
     from cowshed.space.inventory import Holder, Inventory, Unit
     from cowshed.space.policy import Policy
@@ -30,11 +32,12 @@ class Plan:
     orphans: tuple[
         tuple[str, str], ...
     ]  # (driver, id) of layers that were removed and are there again, of unknown size
+    remains: tuple[Remains, ...]  # outside of the drivers, of unknown size
     size: int  # bytes that are expected back
     exact: bool
 
     def __bool__(self) -> bool:
-        return bool(self.images or self.leftovers or self.objects or self.orphans)
+        return bool(self.images or self.leftovers or self.objects or self.orphans or self.remains)
 
 
 def plan(engine: Engine, inventory: Inventory, policy: Policy, fits: Callable[[ImageRow], bool] | None) -> Plan:
@@ -54,8 +57,12 @@ def plan(engine: Engine, inventory: Inventory, policy: Policy, fits: Callable[[I
     gone = [*leftovers, *inventory.freed_by(chosen)]
     exact = all(unit.exact for unit in gone)
     waiting, orphans = _waiting(engine, inventory)
-    exact = exact and not waiting and not orphans
-    return Plan(tuple(id_ for _, id_ in chosen), tuple(leftovers), tuple(waiting), tuple(orphans), total(gone), exact)
+    left = remains.look(engine.reader, engine.settings.run_root)
+    exact = exact and not waiting and not orphans and not left
+    return Plan(
+        tuple(id_ for _, id_ in chosen), tuple(leftovers), tuple(waiting), tuple(orphans), tuple(left), total(gone),
+        exact,
+    )  # fmt: skip
 
 
 def _waiting(engine: Engine, inventory: Inventory) -> tuple[list[tuple[str, int]], list[tuple[str, str]]]:
@@ -93,4 +100,17 @@ def collect(engine: Engine, wanted: Plan) -> list[str]:
             told += [f"deleted: {each.deleted}"] if each.deleted else []
     remove_orphans_everywhere(engine)
     remove_leftovers(engine)
+    if wanted.remains:
+        _remove_remains(engine, wanted)
     return told
+
+
+def _remove_remains(engine: Engine, wanted: Plan) -> None:
+    """Those of the plan that are still there and still nobody's. One that cannot be removed is told."""
+    for each in remains.look(engine.store, engine.settings.run_root):
+        if each not in wanted.remains:
+            continue
+        try:
+            remains.remove(each)
+        except (StoreError, OSError) as error:
+            log.warn(f"{each.path} stays: {error}")

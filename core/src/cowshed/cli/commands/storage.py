@@ -127,12 +127,13 @@ def gc(engine: Engine, said: Values) -> int:
         "Layers": [f"{unit.driver} {unit.id}" for unit in plan.leftovers if unit.kind == "layer"],
         "Archives": [unit.id for unit in plan.leftovers if unit.kind == "archive"],
         "Orphans": [f"{driver} {id_}" for driver, id_ in plan.orphans],
+        "Remains": [f"{each.path} {each.what}" for each in plan.remains],
         "Objects": [f"{driver}: {count} that wait for their deletion" for driver, count in plan.objects],
     }
     if not pruning.planned(told, plan.size, exact=plan.exact, said=said):
         return 0
     pruning.tell("Images", collector.collect(engine, plan))
-    for title in ("Layers", "Archives", "Orphans", "Objects"):
+    for title in ("Layers", "Archives", "Orphans", "Remains", "Objects"):
         pruning.tell(title, told[title])
     pruning.tell_freed(plan.size)
     return 0
