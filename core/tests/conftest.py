@@ -1,6 +1,7 @@
 """What tests of images and of registries share."""
 
 import pytest
+from cowshed_testing.certificates import Certificates
 from cowshed_testing.fake_registry import FakeRegistry
 from cowshed_testing.registry import Registry
 
@@ -11,6 +12,7 @@ def no_credentials(tmp_path, monkeypatch):
     home = tmp_path / "docker"
     home.mkdir()
     monkeypatch.setenv("DOCKER_CONFIG", str(home))
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -34,3 +36,9 @@ def other():
 def real(tmp_path_factory):
     with Registry(str(tmp_path_factory.mktemp("registry"))) as it:
         yield it
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """An authority of our own, and what it has signed."""
+    return Certificates(str(tmp_path_factory.mktemp("certificates")))

@@ -16,6 +16,7 @@ import urllib.parse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from cowshed_testing.images import Image
@@ -34,7 +35,7 @@ class Request:
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that gave up is what some tests are about
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that gave up is what some tests are about
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
@@ -42,7 +43,7 @@ class FakeRegistry:
     """`with FakeRegistry() as fake:` serves on fake.address. `fake.answer` may take over any request: it gets a
     Request and the handler, and returns True if it has answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[Request] = []
         self.uploads: dict[str, bytearray] = {}
         self.mountable: set[tuple[str, str]] = set()  # (repository, digest)
@@ -71,6 +72,8 @@ class FakeRegistry:
             do_POST = do_HEAD = do_PUT = do_PATCH = do_DELETE = do_GET
 
         self._server = _Server(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._server.daemon_threads = False
         self._server.block_on_close = True
         self.port = self._server.server_address[1]

@@ -176,7 +176,8 @@ def _program(value: Any, at: Keys) -> Iterator[Problem]:
 
 
 _PROGRAM = _table({"path": _absolute, "options": _texts, "settings": _absolute})
-_MIRROR = _table({"url": _text, "insecure": _truth, "ca": _text})
+_TRUST: dict[str, Rule] = {"insecure": _truth, "ca": _absolute, "client_cert": _absolute, "client_key": _absolute}
+_MIRROR = _table({"url": _text, **_TRUST})
 _STORAGE: dict[str, Rule] = {
     "storage": _table({"driver": _text, "durability": _choice("commit", "none"), "drivers": _each(_each(_plain))}),
     "runtime": _table({"default": _text, "binaries": _each(_absolute)}),
@@ -189,8 +190,8 @@ _STRICT = _table(
         "registries": _each(
             _table(
                 {
-                    "mirrors": _mirrors, "fallback": _truth, "insecure": _truth, "ca": _absolute,
-                    "token_servers": _texts, "blocked": _truth,
+                    "mirrors": _mirrors, "fallback": _truth, "token_servers": _texts, "blocked": _truth,
+                    "short_names": _truth, **_TRUST,
                 }
             )
         ),

@@ -55,9 +55,9 @@ def parse(text: str) -> Reference:
     if at:
         check_digest(digest)
     first, slash, after = rest.partition("/")
-    if slash and (any(c in first for c in ".:") or first == "localhost" or first != first.lower()):
+    if slash and _names_host(first):
         registry, rest = first, after
-        if not _is_host(registry):
+        if not is_host(registry):
             raise _bad(text)
         if registry in ("index.docker.io", "registry-1.docker.io"):
             registry = _DEFAULT
@@ -77,7 +77,18 @@ def parse(text: str) -> Reference:
     return Reference(registry, repository, tag or ("" if digest else "latest"), digest)
 
 
-def _is_host(text: str) -> bool:
+def is_short(text: str) -> bool:
+    """Whether a name leaves its registry out, so that docker.io is meant."""
+    first, slash, _ = text.partition("@")[0].partition("/")
+    return not (slash and _names_host(first))
+
+
+def _names_host(first: str) -> bool:
+    """Whether what stands before the first slash is a registry (docker's rule)."""
+    return any(c in first for c in ".:") or first == "localhost" or first != first.lower()
+
+
+def is_host(text: str) -> bool:
     """HOST[:PORT]; HOST is a domain name, an IPv4 address or an IPv6 address in brackets."""
     if text.startswith("["):
         host, bracket, port = text[1:].partition("]")

@@ -37,17 +37,20 @@ _DOING = {"pull": "pull", "pull,push": "push to", "delete,pull": "delete from", 
 class Authorizer:
     """What to send as Authorization to one endpoint for work in one repository. Safe for several threads."""
 
-    def __init__(self, endpoint: Endpoint, repository: str, transport: Transport, actions: str = "pull") -> None:
+    def __init__(
+        self, endpoint: Endpoint, repository: str, transport: Transport, actions: str = "pull",
+        known: Credentials | None = None,
+    ) -> None:  # fmt: skip
         """actions: of the repository, as the token specification's scopes name them; "*" with the repository "" for
-        the catalog."""
+        the catalog, "" for the registry as such. known: credentials to use instead of those that are filed."""
         self._endpoint, self._repository, self._transport = endpoint, repository, transport
         self._actions = actions
         own = f"repository:{repository}:{actions}" if repository else f"registry:catalog:{actions}"
-        self._scopes = [own]
+        self._scopes = [own] if actions else []
         self._guard = threading.Lock()
         self._header, self._until = "", 0.0
-        self._credentials: Credentials | None = None
-        self._searched = False
+        self._credentials = known
+        self._searched = known is not None
 
     def header(self) -> str:
         """The value to send, "" for none (yet)."""
@@ -95,6 +98,8 @@ class Authorizer:
         return self._credentials
 
     def _refused(self, why: str) -> AuthError:
+        if not self._actions:
+            return AuthError(f"{self._endpoint.host} does not let us in: {why}", remedy="check user and password")
         what = f"{_DOING.get(self._actions, self._actions)} {self._repository or 'its repositories'}"
         return AuthError(
             f"{self._endpoint.host} does not let us {what}: {why}",

@@ -1,7 +1,8 @@
-"""Credentials as docker keeps them: `config.json` with `auths`, `credHelpers` and `credsStore`.
+"""Credentials as docker and podman keep them: JSON with `auths`, `credHelpers` and `credsStore`.
 
-Read from $DOCKER_CONFIG/config.json or ~/.docker/config.json. Helpers speak docker-credential-helpers' protocol:
-`docker-credential-NAME get`, the server on standard input, JSON on standard output.
+The file that $REGISTRY_AUTH_FILE names, or $DOCKER_CONFIG/config.json, is the only one, if one of them is set. Else
+docker's ~/.docker/config.json is read, then podman's in the run directory and in the user's configuration. Helpers
+speak docker-credential-helpers' protocol: `docker-credential-NAME get|store|erase`, JSON on standard input and output.
 """
 
 from __future__ import annotations
@@ -33,43 +34,75 @@ class Credentials:
     identity_token: str = field(default="", repr=False)
 
 
+def files() -> list[str]:
+    """The files that may hold credentials, the first one asked first; `login` writes to the first."""
+    if path := os.environ.get("REGISTRY_AUTH_FILE"):
+        return [path]
+    if folder := os.environ.get("DOCKER_CONFIG"):
+        return [f"{folder}/config.json"]
+    run = os.environ.get("XDG_RUNTIME_DIR")
+    user = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return [
+        os.path.expanduser("~/.docker/config.json"),
+        f"{run}/containers/auth.json" if run else f"/run/containers/{os.geteuid()}/auth.json",
+        f"{user}/containers/auth.json",
+    ]
+
+
 def find(account: str, repository: str) -> Credentials | None:
     """What is filed for a registry: under the longest prefix of account/repository, else under the account.
 
     None if nothing is. AuthError if the file or a helper cannot be used: going on without them would look like a
     refusal by the registry.
     """
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    path = f"{folder}/config.json"
+    for path in files():
+        config = read(path)
+        auths, helpers = table(config, "auths"), table(config, "credHelpers")
+        for key in _keys(account, repository):
+            if helpers.get(key):
+                return _from_helper(str(helpers[key]), key)
+            entry = auths.get(key)
+            if isinstance(entry, dict):
+                found = _from_entry(entry, key, path)
+                if found is not None:
+                    return found
+        if config.get("credsStore"):
+            found = _from_helper(str(config["credsStore"]), server_of(account))
+            if found is not None:
+                return found
+    return None
+
+
+def read(path: str) -> dict[str, Any]:
+    """A file of credentials; {} if it is not there. AuthError."""
     try:
         with open(path, "rb") as file:
             data = file.read(_LIMIT)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return {}
     except OSError as error:
         raise AuthError(f"the credentials in {path} cannot be read: {error.strerror}") from None
     try:
-        config = json.loads(data)
+        config = json.loads(data or b"{}")
     except (ValueError, RecursionError) as error:
         raise AuthError(f"the credentials in {path} cannot be read: {error}", remedy="mend or remove it") from None
     if not isinstance(config, dict):
         raise AuthError(f"the credentials in {path} cannot be read: it is no JSON object", remedy="mend or remove it")
-    auths, helpers = _table(config, "auths"), _table(config, "credHelpers")
-    for key in _keys(account, repository):
-        if helpers.get(key):
-            return _from_helper(str(helpers[key]), key)
-        entry = auths.get(key)
-        if isinstance(entry, dict):
-            found = _from_entry(entry, key, path)
-            if found is not None:
-                return found
-    if config.get("credsStore"):
-        server = _HUB_KEYS[0] if account == "docker.io" else account
-        return _from_helper(str(config["credsStore"]), server)
-    return None
+    return config
 
 
-def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
+def server_of(account: str) -> str:
+    """What a registry is called in the files and by helpers."""
+    return _HUB_KEYS[0] if account == "docker.io" else account
+
+
+def keys_of(account: str) -> list[str]:
+    """All that a registry itself may be filed under, without the repositories below it."""
+    keys = [account, f"https://{account}", f"https://{account}/v1/", f"https://{account}/v2/", f"http://{account}"]
+    return keys + list(_HUB_KEYS) if account == "docker.io" else keys
+
+
+def table(config: dict[str, Any], key: str) -> dict[str, Any]:
     value = config.get(key)
     return value if isinstance(value, dict) else {}
 
@@ -77,8 +110,7 @@ def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
 def _keys(account: str, repository: str) -> list[str]:
     parts = repository.split("/")
     keys = [f"{account}/{'/'.join(parts[:n])}" for n in range(len(parts), 0, -1)]
-    keys += [account, f"https://{account}", f"https://{account}/v1/", f"https://{account}/v2/", f"http://{account}"]
-    return keys + list(_HUB_KEYS) if account == "docker.io" else keys
+    return keys + keys_of(account)
 
 
 def _from_entry(entry: dict[str, Any], key: str, path: str) -> Credentials | None:
@@ -97,27 +129,33 @@ def _from_entry(entry: dict[str, Any], key: str, path: str) -> Credentials | Non
 
 
 def _from_helper(helper: str, server: str) -> Credentials | None:
+    said = ask_helper(helper, "get", server.encode())
+    if said is None:
+        return None
+    try:
+        value = json.loads(said)
+        user, secret = str(value["Username"]), str(value["Secret"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise AuthError(f"the credential helper docker-credential-{helper} answers no credentials") from None
+    return Credentials("", "", secret) if user == "<token>" else Credentials(user, secret)
+
+
+def ask_helper(helper: str, verb: str, data: bytes) -> bytes | None:
+    """What a credential helper answers to get, store or erase; None if it has nothing. AuthError."""
     import subprocess
 
     if not helper or not all(c.isalnum() or c in "-_." for c in helper):
         raise AuthError(f"{helper[:80]!r} is no name of a credential helper")
     program = f"docker-credential-{helper}"
     try:
-        done = subprocess.run(
-            [program, "get"], input=server.encode(), capture_output=True, timeout=_HELPER_SECONDS, check=False
-        )
+        done = subprocess.run([program, verb], input=data, capture_output=True, timeout=_HELPER_SECONDS, check=False)
     except FileNotFoundError:
         raise AuthError(f"the credential helper {program} is not installed", remedy="install it, or log in") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AuthError(f"the credential helper {program} cannot be asked: {error}") from None
-    if done.returncode != 0:
-        if _NOT_FOUND in done.stdout.lower() or _NOT_FOUND in done.stderr.lower():
-            return None
-        why = (done.stderr or done.stdout).decode(errors="replace").strip().partition("\n")[0][:200]
-        raise AuthError(f"the credential helper {program} fails for {server}: {why or f'status {done.returncode}'}")
-    try:
-        value = json.loads(done.stdout)
-        user, secret = str(value["Username"]), str(value["Secret"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise AuthError(f"the credential helper {program} answers no credentials") from None
-    return Credentials("", "", secret) if user == "<token>" else Credentials(user, secret)
+    if done.returncode == 0:
+        return done.stdout
+    if _NOT_FOUND in done.stdout.lower() or _NOT_FOUND in done.stderr.lower():
+        return None
+    why = (done.stderr or done.stdout).decode(errors="replace").strip().partition("\n")[0][:200]
+    raise AuthError(f"the credential helper {program} fails to {verb}: {why or f'status {done.returncode}'}")

@@ -5,8 +5,13 @@ mirrors = ["http://10.0.0.2:5000", {url = "https://mirror.example/prefix", insec
 fallback = false          # ask the mirrors only; default true: the registry itself comes last
 insecure = true           # plain HTTP; the default for a registry on loopback, and for no other
 ca = "/etc/cowshed/ca.pem"  # certificates to trust beside the system's
+client_cert = "/etc/cowshed/client.pem"  # what we show who we are with, its key in client_key or the same file
+client_key = "/etc/cowshed/client.key"
 token_servers = ["sso.example.com"]  # further hosts that may be given this registry's credentials
 blocked = true            # refuse to ask
+short_names = false       # of docker.io: whether a name without a registry stands for an image of it
+
+Certificates are also taken from where podman and docker look for them: see `cowshed.registry.certificates`.
 """
 
 from __future__ import annotations
@@ -22,8 +27,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HUB = {"docker.io": "registry-1.docker.io"}
-_KEYS = {"mirrors": list, "fallback": bool, "insecure": bool, "ca": str, "token_servers": list, "blocked": bool}
-_MIRROR_KEYS = {"url": str, "insecure": bool, "ca": str}
+_TRUST_KEYS = {"insecure": bool, "ca": str, "client_cert": str, "client_key": str}
+_KEYS = {
+    "mirrors": list, "fallback": bool, "token_servers": list, "blocked": bool, "short_names": bool, **_TRUST_KEYS,
+}  # fmt: skip
+_MIRROR_KEYS = {"url": str, **_TRUST_KEYS}
+
+
+@record(frozen=True)
+class Trust:
+    """Paths of certificates, "" for none."""
+
+    ca: str = ""  # further ones to trust
+    client_cert: str = ""  # what we show
+    client_key: str = ""
 
 
 @record(frozen=True)
@@ -35,7 +52,7 @@ class Endpoint:
     prefix: str  # path before the repository: "" or "a/b/"
     mirrors: str  # the registry that it is a mirror of; "" for the registry itself
     account: str  # what credentials are filed under
-    ca: str  # path of further certificates to trust, or ""
+    trust: Trust
     token_servers: tuple[str, ...]
 
     @property
@@ -74,7 +91,7 @@ def itself(registry: str, settings: Mapping[str, Any]) -> Endpoint:
     host = _HUB.get(registry, registry)
     plain = settings.get("insecure", is_loopback(host))
     servers = tuple(str(s) for s in settings.get("token_servers") or ())
-    return Endpoint("http" if plain else "https", host, "", "", registry, settings.get("ca", ""), servers)
+    return Endpoint("http" if plain else "https", host, "", "", registry, _trust(settings), servers)
 
 
 def _mirror(said: Any, registry: str, where: str) -> Endpoint:
@@ -94,7 +111,11 @@ def _mirror(said: Any, registry: str, where: str) -> Endpoint:
     prefix = parts.path.strip("/").removeprefix("v2").strip("/")
     scheme = "http" if table.get("insecure") else parts.scheme
     prefix = f"{prefix}/" if prefix else ""
-    return Endpoint(scheme, parts.netloc, prefix, registry, parts.netloc, table.get("ca", ""), ())
+    return Endpoint(scheme, parts.netloc, prefix, registry, parts.netloc, _trust(table), ())
+
+
+def _trust(table: Mapping[str, Any]) -> Trust:
+    return Trust(table.get("ca", ""), table.get("client_cert", ""), table.get("client_key", ""))
 
 
 def _check(table: Mapping[str, Any], keys: Mapping[str, type], where: str) -> None:

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from cowshed.registry.credentials import Credentials
     from cowshed.registry.endpoints import Endpoint
     from cowshed.registry.transport import Body, Response
 
@@ -52,11 +53,14 @@ class Refused(RegistryError):
 class Place:
     """An endpoint, its connections, and what lets us in. Safe for several threads."""
 
-    def __init__(self, endpoint: Endpoint, repository: str, *, actions: str = "pull", pause: float = 0.5) -> None:
-        """actions: see Authorizer. pause: seconds before the first repetition of what failed; it doubles."""
+    def __init__(
+        self, endpoint: Endpoint, repository: str, *, actions: str = "pull", pause: float = 0.5,
+        known: Credentials | None = None,
+    ) -> None:  # fmt: skip
+        """actions and known: see Authorizer. pause: seconds before the first repetition of what failed; it doubles."""
         self.endpoint, self.repository, self._pause = endpoint, repository, pause
-        self.transport = Transport(endpoint.host, ca=endpoint.ca)
-        self.authorizer = Authorizer(endpoint, repository, self.transport, actions)
+        self.transport = Transport(endpoint.host, trust=endpoint.trust)
+        self.authorizer = Authorizer(endpoint, repository, self.transport, actions, known)
         self.dead = self.aborted = False
 
     def url(self, kind: str, name: str) -> str:
@@ -125,7 +129,7 @@ class Place:
 
     def say(self, url: str, *, method: str) -> None:
         """Send a request whose answer does not matter, also when the work is aborted; not for long."""
-        transport = Transport(self.endpoint.host, ca=self.endpoint.ca, timeout=_FAREWELL)
+        transport = Transport(self.endpoint.host, trust=self.endpoint.trust, timeout=_FAREWELL)
         try:
             self._request(transport, url, self._authorized(url, {}), method, None).drop()
         except (RegistryError, Broken) as error:

@@ -298,7 +298,8 @@ def next_page(links: Sequence[str]) -> str:
 
 
 def _texts(value: Any) -> list[str]:
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+    """Names from outside; what could steer a terminal is none."""
+    return [e for e in value if isinstance(e, str) and e.isprintable()] if isinstance(value, list) else []
 
 
 def _verify(data: bytes, digest: str) -> None:

@@ -16,7 +16,7 @@ import time
 import urllib.parse
 
 from cowshed import log
-from cowshed.errors import ConfigError, RegistryError
+from cowshed.errors import RegistryError
 from cowshed.registry.proxies import proxy_for
 
 TYPE_CHECKING = False
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from ssl import SSLContext
 
+    from cowshed.registry.endpoints import Trust
     from cowshed.registry.proxies import Proxy
 
 CHUNK = 1 << 18
@@ -152,14 +153,14 @@ class Response:
 class Transport:
     """The connections of one client; safe for several threads."""
 
-    def __init__(self, what: str, *, ca: str = "", timeout: float = TIMEOUT) -> None:
-        """what: how errors name the other side. ca: path of further certificates to trust. timeout: seconds without a
-        byte."""
-        self._what, self._ca, self._timeout = what, ca, timeout
+    def __init__(self, what: str, *, trust: Trust | None = None, timeout: float = TIMEOUT) -> None:
+        """what: HOST[:PORT] of the other side, by which errors name it; only it is shown a client certificate. timeout:
+        seconds without a byte."""
+        self._what, self._trust, self._timeout = what, trust, timeout
         self._idle: dict[Origin, list[http.client.HTTPConnection]] = {}
         self._busy: set[http.client.HTTPConnection] = set()
         self._guard = threading.Lock()
-        self._context: SSLContext | None = None
+        self._contexts: dict[bool, SSLContext] = {}  # for the host that we were made for, and for others
         self._local: set[str] = set()  # hosts named by the user that turned out to be this machine
         self._aborted = False
 
@@ -283,7 +284,9 @@ class Transport:
         remedy = "check the name and the network"
         text = reason(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
-            remedy = "if its certificate is your own, name the authority as `ca` in the registry's settings"
+            remedy = (
+                f"if its certificate is your own, put its authority into /etc/containers/certs.d/{self._what}/ca.crt"
+            )
         elif "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text:
             remedy = "if it speaks plain HTTP, set `insecure = true` in the registry's settings"
         return RegistryError(f"{self._what} cannot be reached at {origin[1]}:{origin[2]}: {text}", remedy=remedy)
@@ -304,24 +307,20 @@ class Transport:
             if proxy is None:
                 self._check_address(connection.sock.getpeername()[0], host, home)
             if scheme == "https":
-                connection.sock = self._tls().wrap_socket(connection.sock, server_hostname=host)
+                connection.sock = self._tls(host, port).wrap_socket(connection.sock, server_hostname=host)
         except BaseException:
             self._end(connection)
             raise
         return connection
 
-    def _tls(self) -> SSLContext:
+    def _tls(self, host: str, port: int) -> SSLContext:
+        own = origin(f"https://{self._what}") == ("https", host, port)
         with self._guard:
-            if self._context is None:
-                import ssl
+            if own not in self._contexts:
+                from cowshed.registry import certificates
 
-                self._context = ssl.create_default_context()
-                if self._ca:
-                    try:
-                        self._context.load_verify_locations(self._ca)
-                    except OSError as error:
-                        raise ConfigError(f"the certificates in {self._ca} cannot be used: {error}") from None
-            return self._context
+                self._contexts[own] = certificates.context(self._what, self._trust, own=own)
+            return self._contexts[own]
 
     # ------------------------------------------------------------ where we may go
 

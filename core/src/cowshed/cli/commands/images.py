@@ -35,9 +35,11 @@ def fetch(engine: Engine, text: str, *, platform: str | None, quiet: bool, strea
 
 
 def _pull(engine: Engine, text: str, platform: str | None, quiet: bool, stream: TextIO) -> Pulled:
+    from cowshed.cli.commands.registries import allow_short
     from cowshed.image import progress
     from cowshed.image.pull import pull as pull_
 
+    allow_short(engine, text)
     settings = engine.settings
     with progress.choose(stream, quiet=quiet) as shown:
         return pull_(
