@@ -98,6 +98,43 @@ def test_s9_a_command_that_waits_for_it_is_told(up):
     assert out == b"255\n"
 
 
+@pytest.mark.parametrize(("policy", "again"), [("always", True), ("on-failure:3", True), ("no", False)])
+def test_s9_the_restart_policy_is_kept_to_by_the_next_command_that_writes(up, policy, again):
+    up.ok("run", "-d", "--name", "kept", "--restart", policy, up.image, "sleep", "1000")
+    first = kill_monitor(up, "kept")
+    up.ok("volume", "create", "one")
+    assert inspected(up, "kept")["State"]["Pid"] == first, "what lives is left alone"
+    os.kill(first, signal.SIGKILL)
+    until(lambda: inspected(up, "kept")["State"]["Status"] == "exited")
+    up.ok("volume", "create", "two")
+    if again:
+        until(lambda: inspected(up, "kept")["RestartCount"] == 1, 60)
+        assert inspected(up, "kept")["State"]["Status"] == "running"
+        assert up.ok("exec", "kept", "echo", "here") == "here\n"
+    else:
+        up.ok("volume", "create", "three")
+        assert inspected(up, "kept")["State"]["Status"] == "exited"
+    up.ok("rm", "-f", "kept")
+
+
+def test_s9_one_that_is_stopped_is_not_started_by_its_policy(up):
+    up.ok("run", "-d", "--name", "kept", "--restart", "always", up.image, "sleep", "1000")
+    os.kill(kill_monitor(up, "kept"), signal.SIGKILL)
+    until(lambda: inspected(up, "kept")["State"]["Status"] == "exited")
+    up.ok("stop", "kept")
+    until(lambda: not [pid for pid in up.processes() if b"--restarted" in command(pid)], 60)
+    assert inspected(up, "kept")["State"]["Status"] == "exited"
+    up.ok("rm", "kept")
+
+
+def command(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            return f.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def test_s13_the_exit_status_survives_a_database_that_cannot_be_written(up):
     up.ok("create", "--name", "seven", up.image, "sh", "-c", "sleep 0.3; exit 7")
     up.ok("start", "seven")

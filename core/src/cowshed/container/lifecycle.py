@@ -333,28 +333,38 @@ def ended(engine: Engine, row: ContainerRow) -> None:
         )  # fmt: skip
 
 
-def bury(engine: Engine, row: ContainerRow) -> None:
+def bury(engine: Engine, row: ContainerRow) -> bool:
     """End what is left of a container whose monitor was killed: its processes and control groups, and its row says so.
-    One that has a monitor, or whose monitor has ended as it should, or that is being started, is left as it is."""
+    One that has a monitor, or whose monitor has ended as it should, or that is being started, is left alone: False."""
     locks = engine.store.locks
     mine = locks.mine("containers", row.number)
     if not mine and not locks.try_take("containers", row.number):
-        return
+        return False
     try:
         current = containers.get(engine.store, row.number)
         if current is None or current.state != "running" or locks.held("monitors", row.number):
-            return
+            return False
         if client.exit_record(engine.place(row)) is not None:
-            return
+            return False
         clear(engine, row)
         with engine.store.transaction() as tx:
             containers.update(
                 tx, row.number, state="exited", finished=time.time_ns(), exit_code=137, pid=None,
                 error="its monitor was killed",
             )  # fmt: skip
+        return True
     finally:
         if not mine:
             locks.release("containers", row.number)
+
+
+def restart_later(engine: Engine, row: ContainerRow) -> None:
+    """Start the command that a monitor would have become. OSError."""
+    worker = _worker(engine, row)
+    if worker.get("worker_always"):
+        null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
+        words = worker["worker"]
+        os.posix_spawn(words[0], words, worker["environment"], file_actions=null, setsid=True)
 
 
 def clear(engine: Engine, row: ContainerRow) -> None:

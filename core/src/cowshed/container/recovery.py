@@ -7,7 +7,7 @@ import os
 
 from cowshed import log
 from cowshed.errors import CowshedError
-from cowshed.state import journal
+from cowshed.state import containers, journal
 from cowshed.storage.errors import StorageError
 
 TYPE_CHECKING = False
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def recover(engine: Engine) -> None:
-    """Called by the first thing that opens the store for writing; costs two queries when nobody has died."""
+    """Called by the first thing that opens the store for writing; costs three queries when nobody has died."""
     store = engine.store
     for entry in journal.list_all(store):
         _recover(engine, entry)
@@ -29,6 +29,9 @@ def recover(engine: Engine) -> None:
     )
     if any(left[0]):
         _finish_removals(engine, leaving=bool(left[0][3]))
+    for number in containers.to_restart(store):
+        if not store.locks.held("monitors", number):
+            _restart(engine, number)
     if store.unrecorded():
         from cowshed.state import records
 
@@ -61,6 +64,22 @@ def _finish_removals(engine: Engine, *, leaving: bool) -> None:
             log.info(f"what removals left cannot be taken away now: {error}")
 
 
+def _restart(engine: Engine, number: int) -> None:
+    """Do what the monitor of a container cannot do any more, because it was killed: leave the restart to a command, as
+    the policy says. Not while a process of the container lives, nor after a reboot, when nothing was killed."""
+    from cowshed.container import lifecycle, state
+    from cowshed.monitor import client
+
+    row = containers.get(engine.store, number)
+    if row is None or client.running(engine.place(row)) is None or state.alive(engine.place(row)):
+        return
+    try:
+        if lifecycle.bury(engine, row):
+            lifecycle.restart_later(engine, row)
+    except (CowshedError, OSError) as error:
+        log.info(f"container {row.name}, whose monitor was killed, cannot be restarted now: {error}")
+
+
 def _recover(engine: Engine, entry: JournalRow) -> None:
     number, op = entry.number, entry.op
     locks = engine.store.locks
@@ -84,7 +103,6 @@ def _adopt(engine: Engine, number: int) -> bool:
     """Whether the container was started before the command that asked for it died: then it is one like any other."""
     from cowshed.container import lifecycle
     from cowshed.monitor import client
-    from cowshed.state import containers
 
     store = engine.store
     row = containers.get(store, number)
@@ -114,7 +132,7 @@ def _adopt(engine: Engine, number: int) -> bool:
 
 def _forget(engine: Engine, number: int, *, with_volumes: bool) -> None:
     from cowshed.container import lifecycle
-    from cowshed.state import containers, layers
+    from cowshed.state import layers
 
     row = containers.get(engine.store, number)
     if row is not None:

@@ -91,6 +91,14 @@ def list_all(store: Store) -> list[ContainerRow]:
     return [_row(r) for r in store.query(f"select {_COLUMNS} from containers order by created desc, number desc")]
 
 
+def to_restart(store: Store) -> list[int]:
+    """Numbers of those that are said to run and have a restart policy."""
+    rows = store.query(
+        "select number from containers where state = 'running' and json_extract(config, '$.restart') != 'no'"
+    )
+    return [number for (number,) in rows]
+
+
 def of_image(store: Store, image_id: str) -> list[ContainerRow]:
     return [_row(r) for r in store.query(f"select {_COLUMNS} from containers where image_id = ?", image_id)]
 

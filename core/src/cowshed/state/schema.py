@@ -205,4 +205,9 @@ STEPS = (
     ) without rowid;
     create index blob_places_by_time on blob_places(seen);
     """,
+    """
+    -- Which containers to look at for a monitor that was killed, so that their restart policy is kept to.
+    create index containers_to_restart on containers(state)
+        where state = 'running' and json_extract(config, '$.restart') != 'no';
+    """,
 )
