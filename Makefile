@@ -25,9 +25,9 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade $(NO_EMIT) requirements/dev.in -o requirements/dev.txt
 
-# Debian packages of the demo and the tests: a registry, an image's contents, file systems to test on
-DEMO_PACKAGES := docker-registry busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) mmdebstrap e2fsprogs xfsprogs btrfs-progs erofs-utils attr acl procps skopeo zsh fish runc crun catatonit fuse-overlayfs uidmap iproute2 openssl
+# Debian packages of the demo and the tests: a registry to compare with, an image's contents, file systems to test on
+DEMO_PACKAGES := busybox-static
+TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry mmdebstrap e2fsprogs xfsprogs btrfs-progs erofs-utils attr acl procps skopeo zsh fish runc crun catatonit fuse-overlayfs uidmap iproute2 openssl
 
 # Runtimes that are only run by tests, and never installed
 RUNTIME_PACKAGES := runsc containerd

@@ -1,4 +1,4 @@
-"""A real registry (Debian's docker-registry) on loopback, and pushing to it."""
+"""Real registries on loopback, Debian's docker-registry and our own, and pushing to them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Remote:
         for digest, data in image.blobs.items():
             status, headers = self._request("POST", f"/v2/{name}/blobs/uploads/", b"")
             assert status == 202, status
-            location = headers["location"].partition(self.address)[2]
+            location = headers["location"].removeprefix(f"http://{self.address}")
             separator = "&" if "?" in location else "?"
             status, _ = self._request("PUT", f"{location}{separator}digest={digest}", data)
             assert status == 201, status
@@ -65,6 +65,38 @@ class Remote:
         )
         assert status == 201, status
         return f"{self.address}/{name}:{tag}"
+
+
+class Ours(Remote):
+    """`cowshed registry serve` on 127.0.0.1, its content in `folder`; a context manager."""
+
+    def __init__(self, command: str, folder: str, *options: str) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [command, "registry", "serve", folder, "--listen", "127.0.0.1:0", "--log", "none", *options],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()  # it is listening when it has said so
+        if not said:
+            self.close()
+            raise RuntimeError(f"cowshed registry serve ended with status {self.process.returncode}")
+        super().__init__(said.split()[2].partition("://")[2])
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def __enter__(self) -> Ours:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class Registry(Remote):

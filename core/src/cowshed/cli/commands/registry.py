@@ -1,0 +1,164 @@
+"""registry serve, gc, user."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cowshed.cli import output
+from cowshed.errors import BadUsage, ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cowshed.cli.parser import Values
+    from cowshed.registry.server.access import Access
+    from cowshed.registry.server.journal import Journal
+    from cowshed.registry.server.store import Store
+
+
+def serve(flags: Values, said: Values) -> int:
+    import threading
+
+    from cowshed.registry.server.garbage import GRACE
+    from cowshed.registry.server.registry import Registry
+    from cowshed.registry.server.service import Service, context
+    from cowshed.registry.server.store import Store
+
+    certificate, key = said.tls_certificate or "", said.tls_key or ""
+    if bool(certificate) != bool(key) or (said.tls_client_ca and not certificate):
+        raise BadUsage("registry serve: --tls-certificate and --tls-key belong together")
+    clients = said.tls_client_ca or ""
+    tls = (lambda: context(certificate, key, clients)) if certificate else None
+    store = Store(said["operands"][0], quota=said.quota or 0)
+    access = _access(said, store)
+    registry = Registry(store, access, read_only=bool(said.read_only), deleting=not said.no_delete)
+    journal = _journal(said)
+    service = Service(
+        said.listen or "127.0.0.1:5000", registry.respond, journal, tls=tls,
+        most=_number(said.max_connections, 512), patience=_number(said.stop_timeout, 30),
+    )  # fmt: skip
+    service.handle_signals()
+    print(f"cowshed registry: {service.url} serves {store.root}", flush=True)
+    journal.event("start", url=service.url, directory=store.root)
+    hours = _number(said.gc_interval, 24)
+    over = threading.Event()
+    if hours and not said.read_only:
+        grace = float(said.gc_grace) if said.gc_grace is not None else GRACE
+        cleaner = threading.Thread(
+            target=_collect_at_times,
+            args=(store, journal, hours * 3600, grace, bool(said.gc_untagged), over),
+            daemon=True,
+        )
+        cleaner.start()
+    service.run()
+    over.set()
+    journal.event("stop", url=service.url)
+    return 0
+
+
+def collect(flags: Values, said: Values) -> int:
+    from cowshed.registry.server import garbage
+    from cowshed.registry.server.store import Store
+
+    folder = said["operands"][0]
+    if not os.path.isdir(f"{folder}/blobs"):
+        raise ConfigError(f"{folder} is no directory of a registry")
+    grace = float(said.grace) if said.grace is not None else garbage.GRACE
+    done = garbage.collect(Store(folder), grace=grace, untagged=bool(said.untagged), dry_run=bool(said.dry_run))
+    row = {
+        "Manifests": done.manifests, "Links": done.links, "Uploads": done.uploads, "Blobs": done.blobs,
+        "Freed": done.freed,
+    }  # fmt: skip
+    if said.format:
+        output.one(row, said.format)
+        return 0
+    does = "would remove" if said.dry_run else "removed"
+    print(
+        f"{does} {done.manifests} manifests, {done.links} blobs of repositories, {done.uploads} uploads; "
+        f"{done.blobs} blobs, {done.freed} bytes on the disk"
+    )
+    return 0
+
+
+def user(flags: Values, said: Values) -> int:
+    from cowshed_linux import files, password
+
+    path, name = said["operands"]
+    if not name or ":" in name or not name.isprintable():
+        raise BadUsage(f"registry user: {name!r} is no name of a user")
+    if sys.stdin.isatty():
+        from getpass import getpass
+
+        secret = getpass("Password: ")
+    else:
+        secret = sys.stdin.readline().rstrip("\n")
+    try:
+        line = f"{name}:{password.make(secret)}"
+    except ValueError as error:
+        raise BadUsage(f"registry user: {error}") from None
+    lines = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            lines = [one for one in file.read().splitlines() if one.partition(":")[0] != name]
+    files.write_atomically(path, "".join(f"{one}\n" for one in [*lines, line]).encode())
+    return 0
+
+
+def _access(said: Values, store: Store) -> Access:
+    from cowshed.registry.server import tokens
+    from cowshed.registry.server.access import Access, Users
+
+    users = Users(said.htpasswd) if said.htpasswd else None
+    service, issued = said.token_service or "cowshed-registry", None
+    if said.token_realm:
+        if not said.token_key or said.token or users is not None:
+            raise BadUsage("registry serve: --token-realm needs --token-key, and neither --token nor --htpasswd")
+        key = tokens.key_of(said.token_key)
+        issued = tokens.Tokens(key, service=service, realm=said.token_realm, issuer=said.token_issuer or "")
+    elif said.token:
+        if users is None:
+            raise BadUsage("registry serve: --token needs --htpasswd, which says who gets tokens")
+        own = tokens.key_of(said.token_key) if said.token_key else tokens.own_key(f"{store.root}/token.key")
+        issued = tokens.Tokens(own, service=service, issuer=service, tls=bool(said.tls_certificate))
+    elif said.token_key:
+        raise BadUsage("registry serve: --token-key belongs to --token or --token-realm")
+    if said.anonymous_pull and users is None and issued is None:
+        raise BadUsage("registry serve: --anonymous-pull belongs to --htpasswd or --token-realm")
+    return Access(users, issued, anonymous=bool(said.anonymous_pull))
+
+
+def _journal(said: Values) -> Journal:
+    from cowshed.registry.server.journal import Journal
+
+    where = said.log or "-"
+    if where == "none":
+        return Journal(-1)
+    if where == "-":
+        return Journal(2)
+    return Journal(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640))
+
+
+def _collect_at_times(store: Store, journal: Journal, pause: float, grace: float, untagged: bool, over: object) -> None:
+    import threading
+
+    from cowshed.registry.server import garbage
+
+    assert isinstance(over, threading.Event)
+    while not over.wait(pause):
+        try:
+            done = garbage.collect(store, grace=grace, untagged=untagged)
+        except Exception as error:
+            journal.failure(f"garbage collection: {type(error).__name__}: {error}")
+            continue
+        journal.event(
+            "collected",
+            manifests=done.manifests,
+            links=done.links,
+            uploads=done.uploads,
+            blobs=done.blobs,
+            freed=done.freed,
+        )
+
+
+def _number(value: int | None, default: int) -> int:
+    return default if value is None else value
