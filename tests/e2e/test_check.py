@@ -361,3 +361,30 @@ def test_what_no_record_tells_of_is_told_to_be_lost(used):
     assert os.listdir(used.root / "containers") == [container]
     (layer,) = (used.root / "drivers" / used.driver / "active").iterdir()
     assert container.startswith(layer.name)
+    # After that it goes, for those who name it.
+    wrong = used("storage", "repair", "-f", "--remove-layer", "nothing")
+    assert (wrong.returncode, b"no check finds an unknown layer nothing" in wrong.stderr) == (125, True)
+    words = ("storage", "repair", "--remove-layer", layer.name[:10])
+    assert "delete it: what was written in it is lost" in used.ok(*words, "--dry-run")
+    used.ok(*words, feed=b"n\n")
+    assert layer.exists()
+    assert used.ok(*words, feed=b"y\n").splitlines()[-1] == "clean"
+    assert not layer.exists()
+    assert os.listdir(used.root / "containers") == []
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_a_layer_without_its_container_goes_for_those_who_name_it(used):
+    (container,) = os.listdir(used.root / "containers")
+    (layer,) = (used.root / "drivers" / used.driver / "active").iterdir()
+    shutil.rmtree(used.root / "containers" / container)
+    with contextlib.closing(sqlite3.connect(f"{used.root}/db.sqlite")) as db:
+        db.execute("delete from volume_users")
+        db.execute("delete from containers")
+        db.commit()
+    told = used("storage", "repair", "-f").stdout.decode()
+    assert f"layer {layer.name} is writable and of no container" in told
+    assert layer.exists()
+    done = used.ok("storage", "repair", "-f", "--remove-layer", layer.name)
+    assert done.splitlines()[-1] == "clean"
+    assert not layer.exists()

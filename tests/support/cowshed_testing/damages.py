@@ -357,7 +357,7 @@ def _(shop):
 
 @damage("container-lost-from-everything", "a container's row is lost, and its directory too",
         "database.reference", "layer.ownerless", "run.left", how="cannot",
-        does="cannot: what was written in it is there, and nothing removes it")  # fmt: skip
+        does="cannot: what was written in it is there, and only `--remove-layer` removes it")  # fmt: skip
 def _(shop):
     folder = shop.root / "containers" / shop.container[1]
     (row,) = shop.query("select * from containers")
@@ -459,7 +459,8 @@ def _(shop):
 
 
 @damage("unknown-writable-layer", "a driver has a writable layer that neither the database nor a record knows",
-        "layer.unknown", how="cannot", does="cannot: it may be a container's, and nothing removes it")  # fmt: skip
+        "layer.unknown", how="cannot",
+        does="cannot: it may be a container's, and only `--remove-layer` removes it")  # fmt: skip
 def _(shop):
     from cowshed.storage import api
     from cowshed.storage.errors import LayerId

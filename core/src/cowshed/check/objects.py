@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 REBUILD = "make it again from its archive"
 TAKE = "take what the driver says"
 _ORPHAN = "remove it"
-RESCUE = "nothing removes it: it may be a container's. cowshed storage rescue takes out what can be read"
+RESCUE = (
+    "it may be a container's: cowshed storage rescue takes out what can be read, then storage repair --remove-layer ID"
+)
 
 
 def look(engine: Engine, *, deep: bool) -> Iterator[Finding]:
@@ -77,7 +79,7 @@ def _of_driver(engine: Engine, layers: Layers, found: api.Finding) -> Iterator[F
             what = f"driver {name}: layer {found.layer} is writable, and neither the database nor a record knows it"
             if any(id_.startswith(found.layer or "-") for id_ in os.listdir(f"{engine.store.root}/containers")):
                 what += ": it is of the container whose directory has its id"
-            yield Finding("layer.unknown", found.layer or "", what, remedy=RESCUE, driver=name)
+            yield Finding("layer.unknown", found.layer or "", what, remedy=RESCUE, driver=name, data={"found": stored})
             return
         data = {"found": stored}
         yield Finding("object.orphan", found.layer or "", text, WARNING, _ORPHAN, driver=name, data=data)

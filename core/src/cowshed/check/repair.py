@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 
 from cowshed.check import blobs, files, making, rebuild
+from cowshed.check.findings import Finding
 from cowshed.check.objects import TAKE
 from cowshed.container import lifecycle, recovery, remains, state
-from cowshed.errors import Conflict, CowshedError, StoreError
-from cowshed.layers.check import is_rubbish, remove_unknown
+from cowshed.errors import Ambiguous, Conflict, CowshedError, NotFound, StoreError
+from cowshed.layers.check import is_rubbish, recorded, remove_unknown
 from cowshed.state import containers, conversions, images, layers, records, volumes
 from cowshed.state.rows import VolumeRow
 from cowshed.storage import api
@@ -24,7 +25,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from cowshed.check.findings import Finding
     from cowshed.engine import Engine
     from cowshed.image.progress import Progress
     from cowshed.state.rows import LayerRow
@@ -38,8 +38,13 @@ PHASES = (
 )  # fmt: skip
 # What is not done after an image could not be brought back: it would take away what that one may need.
 _ON_IMAGES = frozenset(
-    ("database.reference", "blob.unlisted", "object.orphan", "container.folder", "record.left", "layer.ownerless")
-)
+    (
+        "database.reference", "blob.unlisted", "object.orphan", "container.folder", "record.left", "layer.ownerless",
+        "layer.unknown",
+    )
+)  # fmt: skip
+_UNKNOWN = ("layer.unknown", "layer.ownerless")
+_DELETE = "delete it: what was written in it is lost"
 _PURGE_SECONDS = 60.0
 _WAIT = 15.0  # seconds for another command that works on a layer
 
@@ -55,6 +60,24 @@ class Done:
 def plan(findings: Iterable[Finding]) -> list[Finding]:
     """Those that can be repaired, in the order in which they are."""
     return sorted((finding for finding in findings if finding.repair), key=_phase)
+
+
+def removing(findings: Iterable[Finding], layers_: Iterable[str]) -> list[Finding]:
+    """The findings, in which the unknown layers of these ids, or of what they begin with, are to be deleted: such a
+    layer may hold what a container has written, so that only its name asks for that. NotFound, Ambiguous."""
+    found = list(findings)
+    for text in layers_:
+        fits = [n for n, each in enumerate(found) if each.code in _UNKNOWN and each.object.startswith(text) and text]
+        if not fits:
+            raise NotFound(f"no check finds an unknown layer {text}", remedy="cowshed storage check tells their ids")
+        if len({found[n].object for n in fits}) > 1:
+            raise Ambiguous(f"{text} fits {len(fits)} unknown layers", remedy="give more of the id")
+        for n in fits:
+            each = found[n]
+            found[n] = Finding(
+                each.code, each.object, each.text, each.severity, _DELETE, driver=each.driver, data=each.data
+            )  # fmt: skip
+    return found
 
 
 def _phase(finding: Finding) -> int:
@@ -254,8 +277,24 @@ def _remove_layer(engine: Engine, number: int) -> None:
 
 def _ownerless(engine: Engine, finding: Finding) -> None:
     row = layers.by_id(engine.store, finding.object)
-    if row is not None:
+    if row is None:
+        return
+    if finding.repair != _DELETE:
         _forget_container(engine, row.number, row.driver, row.id)
+    elif containers.get(engine.store, row.number) is None:
+        _remove_layer(engine, row.number)
+
+
+def _unknown_layer(engine: Engine, finding: Finding) -> None:
+    """Delete a layer that nobody knows, and the directory of the container that its id tells. InUse."""
+    held, found = engine.layers(finding.driver), finding.data["found"]
+    if layers.by_id(engine.store, found.layer) is not None or recorded(engine.store.root, held.name, found) is not None:
+        raise Conflict(f"layer {found.layer} is known by now", remedy="check again")
+    remove_unknown(held, found)
+    held.purge(_PURGE_SECONDS)
+    for id_ in os.listdir(f"{engine.store.root}/containers"):
+        if id_.startswith(found.layer):
+            _container_folder(engine, Finding("container.folder", id_, ""))
 
 
 def _orphan(engine: Engine, finding: Finding) -> None:
@@ -345,6 +384,7 @@ _STEPS: dict[str, Callable[[Engine, Finding], None]] = {
     "layer.lost-row": _lost_layer,
     "layer.contradiction": _contradiction,
     "layer.ownerless": _ownerless,
+    "layer.unknown": _unknown_layer,
     "object.orphan": _orphan,
     "journal.unfinished": _unfinished,
     "container.lost-row": _lost_container,

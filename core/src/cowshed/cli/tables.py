@@ -792,6 +792,9 @@ COMMANDS = (
             _DEEP,
             Option("--dry-run", "flag", "only show the plan"),
             Option("-f --force", "flag", "do not ask"),
+            Option(
+                "--remove-layer", "list", "also delete this writable layer, which the check calls unknown", value="ID"
+            ),
             Option("--rebuild-database", "flag", "make the database again from all that lies beside it"),
             Option("--replace-whole", "flag", "with --rebuild-database: although the old one can be read and is whole"),
             Option("--without-missing", "flag", "with --rebuild-database: forget drivers that are not there now"),

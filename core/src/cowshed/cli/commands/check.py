@@ -89,6 +89,8 @@ def _listed(found: Iterable[Finding], said: Values) -> None:
 def repair(engine: Engine, said: Values) -> int:
     """Show the plan, ask, do it step by step, check again."""
     if said.rebuild_database:
+        if said.remove_layer:
+            raise BadUsage("--remove-layer and --rebuild-database are two repairs", remedy="do one after the other")
         return _rebuild(engine, said)
     from cowshed.check import look
     from cowshed.check import repair as repairs
@@ -96,6 +98,7 @@ def repair(engine: Engine, said: Values) -> int:
 
     engine.looking = True
     found = list(look.check(engine, deep=bool(said.deep)))
+    found = repairs.removing(found, said.remove_layer or ())
     steps = repairs.plan(found)
     if said.format:
         _listed(steps, said)
