@@ -85,6 +85,15 @@ _IMAGE_POLICY = (
     Option("--keep-last", "int", "keep so many of each repository: those that came here last"),
     Option("--max-size", "size", "remove those that came first only, until images take no more than this"),
 )
+_SAID_OF_ENTRIES = (
+    Option("--os", "text", "the operating system that it is for"),
+    Option("--arch", "text", "the architecture"),
+    Option("--variant", "text", "the architecture's variant"),
+    Option("--os-version", "text", "the version of the operating system"),
+    Option("--os-features", "list", "a feature of the operating system that it needs"),
+    Option("--features", "list", "a feature of the processor that it needs"),
+    Option("--annotation", "pairs", "NAME=VALUE, kept in the index"),
+)
 _DEEP = Option("--deep", "flag", "read every blob and every layer of an image, and the whole database")
 _CONTINUE = Option("--continue", "flag", "with --deep: leave out what one that was interrupted has verified")
 
@@ -470,6 +479,87 @@ COMMANDS = (
         1,
     ),
     Command("image inspect", "images:inspect", "IMAGE…", "all that is known of images", (_FORMAT, _HELP), 1),
+    Command(
+        "image copy",
+        "manifests:copy",
+        "SOURCE TARGET",
+        "copy an image byte for byte between docker://, oci:, oci-archive:, docker-archive:, dir: and cowshed:",
+        (
+            Option("-a --all", "flag", "all that an index names, and not only this machine's platform"),
+            Option("--referrers", "flag", "also what is attached: signatures, bills of material"),
+            Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"),
+            _QUIET,
+            _HELP,
+        ),
+        2,
+        2,
+    ),
+    Command(
+        "manifest create",
+        "manifests:create",
+        "LIST [IMAGE…]",
+        "begin an index of images, of this store or of registries, for several platforms",
+        (
+            Option("-a --amend", "flag", "go on with one that is there"),
+            Option("--all", "flag", "of an index all that it names"),
+            Option("--annotation", "pairs", "NAME=VALUE of the index"),
+            _HELP,
+        ),
+        1,
+    ),
+    Command(
+        "manifest add",
+        "manifests:add",
+        "LIST IMAGE…",
+        "add images to such an index",
+        (Option("--all", "flag", "of an index all that it names"), *_SAID_OF_ENTRIES, _HELP),
+        2,
+    ),
+    Command(
+        "manifest annotate",
+        "manifests:annotate",
+        "LIST [IMAGE|DIGEST]",
+        "say what an image of such an index is for",
+        (*_SAID_OF_ENTRIES, Option("--index", "flag", "the annotations are the index's own"), _HELP),
+        1,
+        2,
+    ),
+    Command(
+        "manifest inspect",
+        "manifests:inspect",
+        "[LIST] LIST|IMAGE",
+        "show an index that is made here, or the manifest of an image, here or in its registry",
+        (_FORMAT, _HELP),
+        1,
+        2,
+    ),
+    Command(
+        "manifest remove",
+        "manifests:remove_entry",
+        "LIST IMAGE|DIGEST…",
+        "take images out of such an index",
+        (_HELP,),
+        2,
+    ),
+    Command("manifest rm", "manifests:remove", "LIST…", "forget such indexes", (_HELP,), 1),
+    Command(
+        "manifest exists", "manifests:exists", "LIST", "status 0 if there is such an index, else 1", (_HELP,), 1, 1
+    ),
+    Command(
+        "manifest push",
+        "manifests:push",
+        "LIST [TARGET]",
+        "copy such an index, and the images that it names, to its registry or another place",
+        (
+            Option("-p --rm --purge", "flag", "and forget it here"),
+            Option("-f --format", "text", "oci (default), or v2s2: docker's manifest list", ("oci", "v2s2")),
+            Option("--all", "flag", "images too, which is always so", hidden=True),
+            _QUIET,
+            _HELP,
+        ),
+        1,
+        2,
+    ),
     Command(
         "image diff",
         "looking:diff",

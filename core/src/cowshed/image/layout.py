@@ -63,7 +63,9 @@ def images(contents: Contents, wanted: Platform | None) -> tuple[Listed, ...]:
         raise ImageError("the image layout has no index.json")
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for target, entry in manifests.entries(manifests.document(data, "index.json")):
-        groups.setdefault(_names(entry), []).append({**entry, "digest": target.digest})
+        names = _names(entry)
+        if names or not entry.get("artifactType"):  # what is attached to an image is none
+            groups.setdefault(names, []).append({**entry, "digest": target.digest})
     found = []
     for names, listed in groups.items():
         with_platform = [e for e in listed if platforms.of_entry(e) is not None]

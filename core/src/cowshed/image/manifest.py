@@ -26,7 +26,7 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFESTS, INDEXES = (OCI_MANIFEST, DOCKER_MANIFEST), (OCI_INDEX, DOCKER_LIST)
 LIMIT = 4 << 20  # bytes of a manifest, index or configuration (distribution-spec names 4 MiB)
 LAYERS = 512
-_ENTRIES = 4096
+ENTRIES = 4096
 _DOCKER_LAYER = "application/vnd.docker.image.rootfs."
 # media type of a layer -> the compression it claims
 LAYER_TYPES = {
@@ -144,8 +144,8 @@ def entries(value: dict[str, Any]) -> list[tuple[Descriptor, dict[str, Any]]]:
     listed = value.get("manifests")
     if not isinstance(listed, list):
         raise ImageError("the index has no list of manifests")
-    if len(listed) > _ENTRIES:
-        raise ImageError(f"the index has {len(listed)} entries; {_ENTRIES} are allowed")
+    if len(listed) > ENTRIES:
+        raise ImageError(f"the index has {len(listed)} entries; {ENTRIES} are allowed")
     found = []
     for n, entry in enumerate(listed):
         if isinstance(entry, dict) and entry.get("mediaType", OCI_MANIFEST) in (*MANIFESTS, *INDEXES, None):

@@ -210,4 +210,10 @@ STEPS = (
     create index containers_to_restart on containers(state)
         where state = 'running' and json_extract(config, '$.restart') != 'no';
     """,
+    """
+    create table lists (                   -- indexes that `manifest create` began, until they are removed
+        name text primary key,             -- canonical
+        document text not null             -- JSON: the index, and where its entries are from
+    ) without rowid;
+    """,
 )

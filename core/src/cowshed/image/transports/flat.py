@@ -5,10 +5,11 @@ from __future__ import annotations
 from cowshed.errors import BadUsage, ImageError
 from cowshed.image import reference
 from cowshed.image.manifest import LIMIT
+from cowshed.image.transports.graph import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from cowshed.image.contents import Contents
     from cowshed.image.manifest import Descriptor
@@ -28,8 +29,8 @@ class FlatTarget:
     def has(self, blob: Descriptor) -> bool:
         return self._files.has(name_of(blob.digest), blob.size)
 
-    def blob(self, blob: Descriptor, pieces: Iterable[bytes]) -> None:
-        self._files.put(name_of(blob.digest), blob.size, pieces)
+    def blob(self, blob: Descriptor, pieces: Callable[[int], Iterable[bytes]]) -> None:
+        self._files.put(name_of(blob.digest), blob.size, pieces(0))
 
     def document(self, wanted: Descriptor, data: bytes) -> None:
         self._documents[wanted.digest] = wanted, data
@@ -51,6 +52,20 @@ class FlatContents:
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
+        self._own = ""  # the digest of the image's own manifest
+
+    def root(self) -> Descriptor:
+        """What manifest.json is."""
+        found = describe(self.manifest("")[0])
+        self._own = found.digest
+        return found
+
+    def document(self, wanted: Descriptor) -> bytes:
+        return self.manifest("" if wanted.digest == self._own else wanted.digest)[0]
+
+    def referrers(self, subject: Descriptor) -> list[Descriptor]:
+        """None: such a directory holds one image."""
+        return []
 
     def manifest(self, wanted: str) -> tuple[bytes, str]:
         """By digest, or the image's own for ""."""

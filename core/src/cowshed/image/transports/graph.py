@@ -37,8 +37,9 @@ if TYPE_CHECKING:
         def has(self, blob: Descriptor) -> bool:
             """Whether a blob is there already."""
 
-        def blob(self, blob: Descriptor, pieces: Iterable[bytes]) -> None:
-            """Take a blob. What pieces raises means that it is not sound."""
+        def blob(self, blob: Descriptor, pieces: Callable[[int], Iterable[bytes]]) -> None:
+            """Take a blob; pieces(offset) gives its bytes from there on. What it raises means that they are not
+            sound."""
 
         def document(self, wanted: Descriptor, data: bytes) -> None:
             """Take a document, all that it names being there."""
@@ -160,26 +161,31 @@ class _Copying:
             self._progress.step(f"{short}: already there")
             return
         self._progress.begin(blob.digest, short, blob.size)
-        self._target.blob(blob, verified(blob, self._source.blob(blob), partial(self._progress.advance, blob.digest)))
+        self._target.blob(blob, partial(self._pieces, blob))
         self._progress.end(blob.digest)
+
+    def _pieces(self, blob: Descriptor, offset: int) -> Iterable[bytes]:
+        if offset:  # what comes before went to the target earlier, which looks at the whole itself
+            return self._source.blob(blob, offset)
+        return verified(blob, self._source.blob(blob), partial(self._progress.advance, blob.digest))
 
 
 def verified(
     blob: Descriptor, pieces: Iterable[bytes], told: Callable[[int], None] = lambda done: None
 ) -> Iterator[bytes]:
-    """The same bytes; Tampered at their end if they are not those of the blob."""
+    """The same bytes; Tampered before the last of them, so that nobody has it whole, if they are not the blob's."""
     algorithm, _, wanted = blob.digest.partition(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     at = 0
     for piece in pieces:
         at += len(piece)
-        if at > blob.size:
-            break
         digest.update(piece)
+        if at > blob.size or (at == blob.size and digest.hexdigest() != wanted):
+            break
         told(at)
         yield piece
     if at != blob.size or digest.hexdigest() != wanted:
         raise Tampered(
             f"blob {blob.digest[:19]} of {blob.size} bytes has other bytes than it is named for",
-            remedy="cowshed storage check --deep looks at all that is in the store",
+            remedy="the source is damaged; of the store, cowshed storage check --deep tells more",
         )

@@ -1,5 +1,5 @@
-"""Writing image layouts (image-spec image-layout.md), as directories or archives, and the archives of `docker save`,
-which are layouts with a manifest.json since version 25."""
+"""Image layouts (image-spec image-layout.md), as directories or archives, as sources and targets of copies; and the
+archives of `docker save`, which are layouts with a manifest.json since version 25."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import json
 from cowshed.errors import BadUsage, ImageError
 from cowshed.image import manifest as manifests
 from cowshed.image import reference
-from cowshed.image.manifest import LIMIT, MANIFESTS, OCI_INDEX, Descriptor
+from cowshed.image.manifest import LIMIT, MANIFESTS, OCI_INDEX
+from cowshed.registry.referrers import subject_of, type_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+    from cowshed.image.contents import Contents
+    from cowshed.image.manifest import Descriptor
     from cowshed.image.transports.files import Files
     from cowshed.image.transports.graph import Root
 
@@ -42,20 +45,20 @@ class LayoutTarget:
     def __init__(self, files: Files, annotations: Callable[[str], dict[str, str]], *, docker: bool = False) -> None:
         self._files, self._annotations, self._docker = files, annotations, docker
         self._images: dict[str, dict[str, Any]] = {}  # manifests by digest, for manifest.json
-        self._attached: list[Descriptor] = []
+        self._attached: list[dict[str, Any]] = []
 
     def has(self, blob: Descriptor) -> bool:
         return self._files.has(path_of(blob), blob.size)
 
-    def blob(self, blob: Descriptor, pieces: Iterable[bytes]) -> None:
-        self._files.put(path_of(blob), blob.size, pieces)
+    def blob(self, blob: Descriptor, pieces: Callable[[int], Iterable[bytes]]) -> None:
+        self._files.put(path_of(blob), blob.size, pieces(0))
 
     def document(self, wanted: Descriptor, data: bytes) -> None:
         if not self.has(wanted):
             self._files.put(path_of(wanted), wanted.size, [data])
         value = manifests.document(data, "the manifest")
         if value.get("subject") is not None:
-            self._attached.append(wanted)
+            self._attached.append({**_entry(wanted), "artifactType": type_of(data)})
         if self._docker and wanted.media_type in MANIFESTS:
             self._images[wanted.digest] = value
 
@@ -69,7 +72,7 @@ class LayoutTarget:
                 entry: dict[str, Any] = _entry(root.target)
                 listed.append({**entry, "annotations": said} if said else entry)
         here = {entry["digest"] for entry in listed}
-        listed += [_entry(each) for each in self._attached if each.digest not in here]
+        listed += [entry for entry in self._attached if entry["digest"] not in here]
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [*self._kept(listed), *listed]}
         if self._docker:
             self._put("manifest.json", [self._saved(root) for root in roots])
@@ -119,3 +122,66 @@ def path_of(blob: Descriptor) -> str:
 
 def _entry(target: Descriptor) -> dict[str, Any]:
     return {"mediaType": target.media_type, "digest": target.digest, "size": target.size}
+
+
+class LayoutSource:
+    """A layout, read."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+
+    def document(self, wanted: Descriptor) -> bytes:
+        data = self._contents.small(path_of(wanted))
+        if data is None:
+            raise ImageError(f"manifest {wanted.digest[:19]} is missing in the layout")
+        return data
+
+    def blob(self, blob: Descriptor, offset: int = 0) -> Iterator[bytes]:
+        return self._contents.blob(blob, offset)
+
+    def referrers(self, subject: Descriptor) -> list[Descriptor]:
+        """Those that the index lists, as ORAS writes them."""
+        found = []
+        for entry in self.listed():
+            target = manifests.descriptor(entry, "an entry of index.json")
+            if target.size <= LIMIT and target.digest != subject.digest:
+                data = self._contents.small(path_of(target))
+                if data is not None and subject_of(data) == subject.digest:
+                    found.append(target)
+        return found
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The entries of index.json. ImageError."""
+        data = self._contents.small("index.json")
+        if data is None:
+            raise ImageError("the image layout has no index.json")
+        entries = manifests.document(data, "index.json").get("manifests")
+        if not isinstance(entries, list) or len(entries) > manifests.ENTRIES:
+            raise ImageError("the image layout has an index.json without a list of manifests, or with too long a one")
+        return [entry for entry in entries if isinstance(entry, dict)]
+
+    def find(self, word: str) -> Descriptor:
+        """The image that a word means: a name of it, or a digest; "": the only one. ImageError names what is there."""
+        found: dict[str, Descriptor] = {}
+        names: list[str] = []
+        for entry in self.listed():
+            said = _names(entry)
+            target = manifests.descriptor(entry, "an entry of index.json")
+            if word in (*said, target.digest) or (not word and (said or not entry.get("artifactType"))):
+                found[target.digest] = target
+            names += said
+        if len(found) == 1:
+            return found.popitem()[1]
+        what = (
+            f"no image {word[:100]!r}" if word and not found else f"{len(found)} images" + f" {word[:100]}" * bool(word)
+        )
+        offered = ", ".join(dict.fromkeys(names)) or "none with a name"
+        raise ImageError(f"the layout has {what}", remedy=f"name one behind a colon: {offered[:300]}")
+
+
+def _names(entry: dict[str, Any]) -> list[str]:
+    annotations = entry.get("annotations")
+    if not isinstance(annotations, dict):
+        return []
+    found = [annotations[key] for key in (FULL_NAME, NAME) if isinstance(annotations.get(key), str)]
+    return [*found, *[reference.familiar(name) for name in found]]
