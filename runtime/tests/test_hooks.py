@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from cowshed_runtime import hooks, launcher
+from cowshed_runtime import hooks
 
 ORDER = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 TELL = """#!/bin/sh
@@ -78,7 +78,7 @@ def test_order_namespaces_state_and_directory(box, hook):
     os.kill(started.pid, 9)
     started.read()
     out.write_text("")
-    assert launcher.stopped(box.config, box.group.name, str(box.folder)) == []
+    assert hooks.stopped(box.config, box.group.name, str(box.folder)) == []
     ((kind, (state, *_)),) = told(out.read_text()).items()
     assert (kind, state["status"]) == ("poststop", "stopped")
     assert "pid" not in state
@@ -136,7 +136,7 @@ def test_poststop_goes_on_after_one_that_fails(box, hook):
     box.config["hooks"] = {
         "poststop": [{"path": "/no/such"}, hook("killed", "kill -9 $$"), hook("after", f": > {after}")]
     }
-    first, second = launcher.stopped(box.config, box.group.name, str(box.folder))
+    first, second = hooks.stopped(box.config, box.group.name, str(box.folder))
     assert "/no/such" in first
     assert "No such file" in first
     assert "signal 9" in second

@@ -124,6 +124,20 @@ def run(
             opened.close()
 
 
+def stopped(config: dict[str, Any], name: str, bundle: str = "") -> list[str]:
+    """Run the poststop hooks of a container that has ended and is taken away, and give a warning for each that fails
+    (runtime.md, Lifecycle, step 13)."""
+    place = bundle or str((config.get("root") or {}).get("path") or "")
+    told = {**state(config, name, place), "status": "stopped"}
+    warnings = []
+    for hook in (config.get("hooks") or {}).get("poststop") or ():
+        try:
+            run("poststop", [hook], told)
+        except LaunchError as error:
+            warnings.append(str(error))
+    return warnings
+
+
 def _run(
     kind: str, hook: dict[str, Any], document: bytes, folder: str, output: Output, confine: Callable[[], object] | None
 ) -> None:

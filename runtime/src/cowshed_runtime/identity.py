@@ -69,7 +69,8 @@ def become(
         os.set_inheritable(fd, True)
     limit(settings.limits)
     for number in _SIGNALS:  # Python ignores some, and what is ignored stays so through execve(2)
-        _signal.signal(number, _signal.SIG_DFL)
+        if _signal.getsignal(number) is not _signal.SIG_DFL:
+            _signal.signal(number, _signal.SIG_DFL)
     process.default_reserved_signals()
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
     for label in labels:  # that of the keyring is of use before there is one

@@ -209,7 +209,7 @@ def launch(
     except LaunchError as error:
         group.remove()
         if error.stage == "hooks" and not manner.recorded:  # runtime.md, Lifecycle: it goes on at step 12
-            error.warnings = stopped(config, group.name, manner.bundle)
+            error.warnings = hooks.stopped(config, group.name, manner.bundle)
         raise
     except BaseException:
         group.remove()
@@ -339,20 +339,6 @@ def join(
         if agent:
             agent.close()
     return Launched(pid, terminal, settings.warnings + adjusted + warnings)
-
-
-def stopped(config: dict[str, Any], name: str, bundle: str = "") -> list[str]:
-    """Run the poststop hooks of a container that has ended and is taken away, and give a warning for each that fails
-    (runtime.md, Lifecycle, step 13)."""
-    place = bundle or str((config.get("root") or {}).get("path") or "")
-    told = {**hooks.state(config, name, place), "status": "stopped"}
-    warnings = []
-    for hook in (config.get("hooks") or {}).get("poststop") or ():
-        try:
-            hooks.run("poststop", [hook], told)
-        except LaunchError as error:
-            warnings.append(str(error))
-    return warnings
 
 
 def _settings(work: dict[str, Any], linux: dict[str, Any], annotations: dict[str, str], cache: str) -> Settings:

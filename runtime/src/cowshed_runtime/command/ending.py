@@ -6,7 +6,7 @@ import os
 import select
 
 from cowshed_linux import process
-from cowshed_runtime import launcher
+from cowshed_runtime import hooks
 from cowshed_runtime.cgroup import freezer
 from cowshed_runtime.command.errors import CommandError
 from cowshed_runtime.command.log import log
@@ -66,6 +66,6 @@ def destroy(container: Container, config: dict[str, Any]) -> None:
         container.group.remove()
     except OSError as error:
         raise CommandError(f"container {container.id}: {error.strerror}") from None
-    for text in launcher.stopped(config, container.id, container.record["bundle"]):
+    for text in hooks.stopped(config, container.id, container.record["bundle"]):
         log.warning(text)
     container.remove()
