@@ -37,7 +37,7 @@ def usage(command: Command) -> str:
 
 def _commands(commands: Iterable[Command]) -> None:
     for command in commands:
-        print(f"  {command.name:18}{command.help}")
+        print(f"  {command.name:20}{command.help}")
 
 
 def _options(options: tuple[Option, ...]) -> None:
