@@ -76,7 +76,7 @@ class Connection:
 
     def _one(self) -> bool:
         """Answer one request; whether there may be another."""
-        request = None
+        request, broken = None, False
         try:
             head = self._input.head()
             if head is None:
@@ -86,17 +86,17 @@ class Connection:
             request = message.parse(head, self._input, self._go_on)
             answer = self._answer(request)
         except Malformed as error:
-            answer = _refused(Refusal("UNSUPPORTED", str(error), status=error.status))
+            answer, broken = _refused(Refusal("UNSUPPORTED", str(error), status=error.status)), True
             if request is None:
                 self._send(answer, head_only=False, keep=False)
                 self._journal.request(self._peer, "", "-", "-", error.status, 0, 0, self._input.began, str(error))
                 return False
-        keep = request.keep and not self._stopping
+        keep = request.keep and not self._stopping and not broken
         sent = 0
         why = ""
         try:
             if not request.body.over:
-                keep = keep and not request.body.unasked and answer.status < 500 and request.body.skip(_SKIP)
+                keep = keep and not request.body.unasked and request.body.skip(_SKIP)
             sent = self._send(answer, head_only=request.method == "HEAD", keep=keep)
         except (Gone, OSError, Malformed) as error:
             why, keep = f"connection lost: {error}".rstrip(": "), False

@@ -178,22 +178,21 @@ def child_kind(repository: Repository, index: Index, digest: str) -> str | None:
     if not os.path.exists(repository.blob_path(digest)):
         return None
     seen: set[str] = set()
-    queue = [one for one, entry in index.entries.items() if TYPES.get(str(entry.get("mediaType")))]
+    queue = [(one, str(entry.get("mediaType"))) for one, entry in index.entries.items()]
     while queue:
-        one = queue.pop()
-        if one in seen:
+        one, type_ = queue.pop()
+        if one in seen or not TYPES.get(type_):
             continue
         seen.add(one)
         try:
-            listed = parse(repository.read_blob(one, LIMIT), "").get("manifests") or []
+            listed = parse(repository.read_blob(one, LIMIT), type_).get("manifests") or []
         except (Refusal, FileNotFoundError):
             continue
         for child in listed:
             kind = str(child.get("mediaType"))
             if child["digest"] == digest and kind in TYPES:
                 return kind
-            if TYPES.get(kind):
-                queue.append(child["digest"])
+            queue.append((child["digest"], kind))
     return None
 
 

@@ -60,14 +60,13 @@ class Input:
         """A request line and headers, without the empty line; None if the client has ended. Gone, Malformed."""
         end = 0.0
         while True:
+            while self._kept[:2] == b"\r\n":
+                del self._kept[:2]  # an empty line before a request: RFC 9112, 2.2
             at = self._kept.find(b"\r\n\r\n")
-            if at >= 0:
+            if 0 <= at <= HEAD_LIMIT:
                 head = bytes(self._kept[:at])
                 del self._kept[: at + 4]
                 return head
-            if self._kept[:2] == b"\r\n":
-                del self._kept[:2]  # an empty line before a request: RFC 9112, 2.2
-                continue
             if self._kept and not 65 <= self._kept[0] <= 90 and self._kept != b"\r":
                 raise Malformed(400, "this is no HTTP: the registry speaks no TLS")  # which clients try first
             if len(self._kept) > HEAD_LIMIT:
