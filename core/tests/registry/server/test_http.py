@@ -212,7 +212,8 @@ def test_noise(served):
     ]  # fmt: skip
     headers = [
         "Content-Length: 3", "Content-Range: 0-2", "Range: bytes=1-", "Transfer-Encoding: chunked",
-        "Expect: 100-continue", "Content-Type: application/vnd.oci.image.manifest.v1+json", "Authorization: Basic YTpi", "If-Match: x",
+        "Expect: 100-continue", "Content-Type: application/vnd.oci.image.manifest.v1+json", "If-Match: x",
+        "Authorization: Basic YTpi",
         "Authorization: Bearer a.b.c", "Connection: keep-alive", "If-None-Match: *", "If-Range: y",
     ]  # fmt: skip
     bodies = [
