@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from cowshed_testing.fake_registry import MANIFEST, send
 from cowshed_testing.images import Image, LayerTar
+from cowshed_testing.images import digest as digest_of
 from cowshed_testing.samples import small, with_config
+
+INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 @pytest.fixture
@@ -346,6 +349,31 @@ def test_inspect(fake, cowshed):
 
 
 # ---------------------------------------------------------------- names and removal
+
+
+def test_a_name_has_the_digest_of_what_it_stands_for(cowshed, fake):
+    image = small()
+    entry = {"mediaType": MANIFEST, "digest": image.digest, "size": len(image.manifest)}
+    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).encode()
+    digest = digest_of(index)
+    fake.blobs.update(image.blobs)
+    fake.manifests[image.digest] = image.manifest, MANIFEST
+    fake.put("latest", index, INDEX)
+    fake.put(digest, index, INDEX)
+    name = f"{fake.address}/a/b"
+    cowshed("pull", "-q", name)
+    cowshed("tag", name, "other:1")
+    before = cowshed("image", "inspect", name).stdout
+    (found,) = json.loads(before)
+    assert found["RepoDigests"] == sorted([f"{name}@{digest}", f"other@{digest}"])
+    assert found["Descriptor"]["digest"] == image.digest
+    shown = cowshed("images", "--digests", "--format", "{{.Repository}} {{.Digest}}").stdout.split()
+    assert sorted(shown) == sorted([name, digest, "other", digest])
+    for each in (digest, image.digest):
+        assert cowshed("image", "inspect", f"{name}@{each}").stdout == before
+    cowshed("storage", "repair", "--rebuild-database", "--replace-whole", "-f")
+    assert cowshed("image", "inspect", name).stdout == before
+    assert cowshed("storage", "check").stdout == "clean\n"
 
 
 def test_tag_and_untag(fake, three, cowshed):

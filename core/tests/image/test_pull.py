@@ -192,6 +192,9 @@ def test_the_machines_own_platform_and_a_named_one(fake, store, kind):
     pulled = store.pull(name)
     assert pulled.image.id == mine.id
     assert pulled.digest == digest(data)
+    assert images.digests(store.store) == {f"{name}:latest": digest(data)}
+    for each in (digest(data), mine.digest):
+        assert images.by_digest(store.store, each).id == mine.id
     assert store.pull(name, platform=platform.parse("linux/arm")).image.id == arm.id
     assert store.pull(name, platform=platform.parse("s390x")).image.id == foreign.id
     assert store.pull(f"{name}@{digest(data)}").image.id == mine.id

@@ -236,7 +236,7 @@ def _(shop):
 
 @damage("tag-of-nothing", "a name stands for an image that is not there", "database.reference", does="deletes the name")
 def _(shop):
-    shop.execute(f"insert into tags values ('example.org/x:1', 'sha256:{'0' * 64}')")
+    shop.execute(f"insert into tags (name, image) values ('example.org/x:1', 'sha256:{'0' * 64}')")
 
 
 @damage("journal-of-nothing", "the journal has a row of a layer that is not there", "database.reference",

@@ -205,14 +205,12 @@ def fill(store: Store, settings: Settings, *, strict: bool = False, rescuing: bo
     lost: list[str] = []
     held = _drivers(store, settings, lost, strict=strict, init=not rescuing)
     found = 0
-    for image, names in _images(store, lost):
+    for image, value in _images(store, lost):
         if images.exact(store, image.id) is not None:
             continue
         with _each(lost, f"image {image.id[7:19]}"), store.transaction() as tx:
             images.insert(tx, image)
-            for name in names:
-                if not tx.execute("select 1 from tags where name = ?", name):
-                    images.tag(tx, name, image.id)
+            give_names(tx, image.id, value)
             found += 1
     layers = _layers(store, held, lost)
     made = _containers(store, held, lost)
@@ -289,17 +287,26 @@ def _objects(store: Store, settings: Settings, name: str, root: str, *, init: bo
 # ---------------------------------------------------------------- images
 
 
-def _images(store: Store, lost: list[str]) -> list[tuple[ImageRow, list[str]]]:
+def _images(store: Store, lost: list[str]) -> list[tuple[ImageRow, dict[str, Any]]]:
     """From the records, and from manifests and configurations among the blobs."""
-    found: dict[str, tuple[ImageRow, list[str]]] = {}
+    found: dict[str, tuple[ImageRow, dict[str, Any]]] = {}
     for name in records.there(store.root, "images"):
         value = records.read(records.path(store.root, "images", name))
         image = image_of(value, f"sha256:{name}")
         if image is None or value is None:
             lost.append(f"the record of image {name[:12]} is damaged: pull the image again")
             continue
-        found[image.id] = image, [n for n in value.get("names") or () if isinstance(n, str)]
+        found[image.id] = image, value
     return list(found.values())
+
+
+def give_names(tx: Transaction, image_id: str, value: Mapping[str, Any]) -> None:
+    """Give an image the names of its record that no other has by now."""
+    digests = value.get("digests")
+    known = digests if isinstance(digests, dict) else {}
+    for name in value.get("names") or ():
+        if isinstance(name, str) and not tx.execute("select 1 from tags where name = ?", name):
+            images.tag(tx, name, image_id, str(known.get(name) or ""))
 
 
 def image_of(value: Mapping[str, Any] | None, id_: str) -> ImageRow | None:

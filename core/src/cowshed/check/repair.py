@@ -158,9 +158,7 @@ def _image(engine: Engine, finding: Finding) -> None:
     with store.transaction() as tx:
         tx.execute("delete from chains where image = ?", image.id)
         images.restore(tx, image)
-        for name in value.get("names") or ():
-            if not tx.execute("select 1 from tags where name = ?", name):
-                images.tag(tx, name, image.id)
+        rebuild.give_names(tx, image.id, value)
 
 
 def _tables(engine: Engine, finding: Finding) -> None:

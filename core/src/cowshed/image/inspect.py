@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 def document(store: Store, image: ImageRow) -> dict[str, Any]:
     """The document that `image inspect` prints; its keys are docker's."""
     config = loads(image.config)
-    names = [familiar(name) for name in images.names(store, image.id)]
+    canonical, digests = images.names(store, image.id), images.digests(store, image.id)
+    names = [familiar(name) for name in canonical]
     own = config.get("config") or {}
     held_in = drivers(store, image)
     return {
         "Id": image.id,
         "RepoTags": [name for name in names if "@" not in name],
-        "RepoDigests": sorted({f"{repository(name)}@{image.manifest_digest}" for name in names}),
+        "RepoDigests": sorted(
+            {f"{repository(familiar(n))}@{digests.get(n, image.manifest_digest)}" for n in canonical}
+        ),
         "Parent": "",
         "Comment": last_comment(config),
         "Created": config.get("created") or "",

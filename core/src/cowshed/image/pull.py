@@ -112,8 +112,8 @@ def bring(
                 sources = [downloads.source(layer, found.image.id) for layer in wanted]
                 try:
                     realise(
-                        layers, found.image, sources, names=names, durability=durability, progress=progress,
-                        ready=ready,
+                        layers, found.image, sources, names=names, digest=found.digest,
+                        durability=durability, progress=progress, ready=ready,
                     )  # fmt: skip
                 except Exception as error:
                     downloads.cancel()

@@ -46,12 +46,14 @@ def realise(
     sources: Sequence[Source],
     *,
     names: Sequence[str],
+    digest: str = "",
     durability: str,
     progress: Progress,
     ready: Callable[[bool], None] = lambda synced: None,
 ) -> Layer | None:
     """Apply those layers of image that the driver lacks; then write image, names and layers down at once.
 
+    digest: of what the names stand for where they come from, if that is known.
     ready(synced) is called when all is applied and nothing is written down yet: it returns when all blobs are there;
     synced tells whether the blobs' file system will be synced here, if durability asks for that.
     The top layer, None for an image without layers. On an error nothing that is new stays.
@@ -120,7 +122,7 @@ def realise(
         def rows(tx: Transaction) -> None:
             images.insert(tx, image)
             for name in names:
-                images.tag(tx, name, image.id)
+                images.tag(tx, name, image.id, digest)
 
         layers.publish(made, durability, rows)
         made.clear()

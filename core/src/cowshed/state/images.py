@@ -76,11 +76,14 @@ def restore(tx: Transaction, image: ImageRow) -> None:
     )  # fmt: skip
 
 
-def tag(tx: Transaction, name: str, image_id: str) -> None:
-    """Give a canonical name to an image, taking it from another that had it."""
+def tag(tx: Transaction, name: str, image_id: str, digest: str = "") -> None:
+    """Give a canonical name to an image, taking it from another that had it. digest: of what the name stands for where
+    it comes from, if that is known; else it is what another name of the image stands for."""
     untag(tx, name)
     tx.record("images", image_id)
-    tx.execute("insert into tags values (?, ?)", name, image_id)
+    for (known,) in () if digest else tx.execute("select max(digest) from tags where image = ?", image_id):
+        digest = known or ""
+    tx.execute("insert into tags (name, image, digest) values (?, ?, ?)", name, image_id, digest)
 
 
 def untag(tx: Transaction, name: str) -> None:
@@ -121,8 +124,20 @@ def exact(store: Store, id_: str) -> ImageRow | None:
 
 
 def by_digest(store: Store, digest: str) -> ImageRow | None:
-    rows = store.query(f"select {_COLUMNS} from images where manifest_digest = ?", digest)
+    """By the digest of its manifest, or of the index that it was chosen from."""
+    rows = store.query(f"select {_COLUMNS} from images where manifest_digest = ?", digest) or store.query(
+        f"select {_PREFIXED} from tags join images on images.id = tags.image "
+        "where tags.digest = ? and tags.digest != ''",
+        digest,
+    )  # fmt: skip
     return _row(rows[0]) if rows else None
+
+
+def digests(store: Store, image_id: str = "") -> dict[str, str]:
+    """By canonical name, the digest of what it stood for where it comes from; names of which that is not known are left
+    out. Of one image, or of all."""
+    which = ("where image = ? and digest != ''", image_id) if image_id else ("where digest != ''",)
+    return dict(store.query(f"select name, digest from tags {which[0]} order by name", *which[1:]))
 
 
 def names(store: Store, image_id: str) -> list[str]:

@@ -216,4 +216,9 @@ STEPS = (
         document text not null             -- JSON: the index, and where its entries are from
     ) without rowid;
     """,
+    """
+    -- Of what a name stood for where its image came from: an index, if there is one; '' if that is not known
+    alter table tags add column digest text not null default '';
+    create index tags_by_digest on tags(digest) where digest != '';
+    """,
 )

@@ -148,19 +148,19 @@ def images(engine: Engine, said: Values) -> int:
     columns: tuple[str, ...] = ("Repository", "Tag", "ID", "CreatedSince", "Size")
     if said.digests:
         columns = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size")
-    rows = []
+    rows, digests = [], rows_of.digests(engine.reader)
     for image, names in listing(engine.reader, filters, find=engine.image, moment=output.moment):
         id_ = image.id if said.no_trunc else image.id[7:19]
         if said.quiet:
             print(id_)
             continue
-        rows += [_row(image, id_, name) for name in names or [""]]
+        rows += [_row(image, id_, name, digests.get(name, image.manifest_digest)) for name in names or [""]]
     if not said.quiet:
         output.listing(rows, columns, said.format, what="images", headings=_HEADINGS)
     return 0
 
 
-def _row(image: ImageRow, id_: str, name: str) -> dict[str, Any]:
+def _row(image: ImageRow, id_: str, name: str, digest: str) -> dict[str, Any]:
     familiar = reference.familiar(name)
     if not familiar:
         repository = tag_ = "<none>"
@@ -177,7 +177,7 @@ def _row(image: ImageRow, id_: str, name: str) -> dict[str, Any]:
         "CreatedAt": output.rfc3339(image.created) if image.created else "N/A",
         "Size": size,
         "VirtualSize": size,
-        "Digest": image.manifest_digest,
+        "Digest": digest,
         "Platform": image.platform,
         "Containers": "N/A",
         "SharedSize": "N/A",
