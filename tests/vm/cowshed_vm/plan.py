@@ -34,7 +34,7 @@ PROFILES = """
 QUOTA = """
     run drivers/overlay/tests tests/e2e/test_storage_opt.py
     for kind in ext4 xfs; do
-        suite overlay --backing $kind-quota -k 'test_Q or test_H01' --report-dir /results/overlay-$kind-quota
+        suite overlay --backing $kind-quota -k 'test_Q or test_H01' --report-dir /results/overlay-quota.$kind
     done
 """
 # Of tests/drivers, on what each driver there can have: a script takes a quarter of a minute in a guest.
@@ -85,7 +85,7 @@ def _driver(name: str, kernel: str, *, whole: bool) -> Plan:
     options = OPTIONS.get(name, "")
     script = f"""
         suite {name} {options} --level core {"" if whole else CHOSEN}
-        suite {name} {options} -k {FAULTS} --report-dir /results/{name}-faults
+        suite {name} {options} -k {FAULTS} --report-dir /results/{name}.faults
         .venv/bin/pytest -q -m guest drivers/{name}; code=$?
         case $code in 0 | 5) ;; *) status=$code ;; esac
     """
