@@ -220,10 +220,10 @@ def test_two_at_once_download_it_once(blobs):
 def test_a_full_disk(blobs, monkeypatch):
     import errno
 
-    def full(fd, data):
+    def full(fd, data, at):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(incoming.os, "write", full)
+    monkeypatch.setattr(incoming.os, "pwrite", full)
     with pytest.raises(NoSpace, match="no space for blob sha256:"):
         bring(blobs, named(), lambda at: pieces(DATA, at))
     monkeypatch.undo()

@@ -54,9 +54,11 @@ def test_what_pull_says(fake, cowshed):
     ]
     said = first.stderr.splitlines()
     assert said[0] == f"{name}:latest: asking {fake.address}"
-    assert [line[:12] for line in said[1:]] == ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3"]
+    assert [line[:12] for line in said[1:4]] == ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3"]
+    assert said[4].startswith("downloaded ")
     again = cowshed("pull", f"{name}:latest")
     assert f"Status: Image is up to date for {name}:latest" in again.stdout.splitlines()
+    assert again.stderr.splitlines()[-1].endswith(" were here")
     quiet = cowshed("image", "pull", "-q", name)
     assert (quiet.stdout, quiet.stderr) == (f"{name}:latest\n", "")
     by_digest = cowshed("pull", f"{name}@{image.digest}")

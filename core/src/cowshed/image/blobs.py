@@ -2,6 +2,7 @@
 
     blobs/sha256/HEX            verified; published by rename
     blobs/partial/BOOT-HEX      being downloaded, or left by a download that broke: the next one goes on from there.
+                                Longer than the blob if it comes in parts (`cowshed.image.segments`).
                                 BOOT is of the boot that wrote it: after a power cut nobody knows which of its bytes
                                 reached the disk
     blobs/partial/new.PID.N     being made here, under a name that is not known yet
@@ -25,7 +26,9 @@ from cowshed_linux import files, locks, process
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from threading import Semaphore
 
+    from cowshed.image.incoming import Part
     from cowshed.image.manifest import Descriptor
     from cowshed.state.store import Store
 
@@ -64,10 +67,27 @@ class BlobStore:
             while piece := file.read(CHUNK):
                 yield piece
 
-    def receive(self, blob: Descriptor, fetch: Callable[[int], Iterable[bytes]]) -> Incoming:
-        """Begin to store a blob; fetch(offset) gives its bytes from there on. Nothing runs until `Incoming.run`."""
-        digits = blob.digest.partition(":")[2]
-        return Incoming(blob, f"{self._folder}/partial/{process.boot_id()[:8]}-{digits}", self.path(blob.digest), fetch)
+    def receive(
+        self, blob: Descriptor, fetch: Callable[[int], Iterable[bytes]], part: Part | None = None,
+        spare: Semaphore | None = None,
+    ) -> Incoming:  # fmt: skip
+        """Begin to store a blob; fetch(offset) gives its bytes from there on, part and spare are `Incoming`'s. Nothing
+        runs until `Incoming.run`."""
+        return Incoming(blob, self._partial(blob.digest), self.path(blob.digest), fetch, part, spare)
+
+    def _partial(self, digest: str) -> str:
+        return f"{self._folder}/partial/{process.boot_id()[:8]}-{check_digest(digest).partition(':')[2]}"
+
+    def retire(self, digest: str) -> bool:
+        """Make a whole blob that a broken pull has brought a partial one again, for the next pull to go on from; False
+        if it is too small for that, or gone."""
+        if self.size(digest) < WORTH:
+            return False
+        try:
+            os.rename(self.path(digest), self._partial(digest))
+        except FileNotFoundError:
+            return False
+        return True
 
     def create(self) -> NewBlob:
         """Begin to make a blob whose digest comes out at the end."""
@@ -112,7 +132,8 @@ class BlobStore:
     # ------------------------------------------------------------ cleaning
 
     def collect(self, store: Store, *, everything: bool = False, wait: float = 60.0) -> int:
-        """Delete the blobs that no image lists and no running command counts on; the bytes freed. With `everything`
+        """Delete the blobs that no image lists and no running command counts on; the bytes freed. What a broken pull
+        has brought is kept among the partial downloads instead. With `everything`
         all that are there are looked at, not only those that the database knows to be unlisted: if it is whole, and
         none of them may be of an image that it has lost. Busy."""
         from cowshed.state import leases
@@ -128,6 +149,10 @@ class BlobStore:
 
         def remove(digest: str) -> None:
             nonlocal freed
+            if store.query("select 1 from loose_blobs where digest = ? and not unlisted", digest) and self.retire(
+                digest
+            ):
+                return
             freed += max(self.size(digest), 0)
             self.remove(digest)
 

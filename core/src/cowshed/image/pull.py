@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from time import monotonic
 
+from cowshed import words
 from cowshed.errors import BadUsage, CowshedError, NoSpace, NotFound
 from cowshed.image.blobs import BlobStore
 from cowshed.image.realise import Kept, realise
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
 
 POLICIES = ("always", "missing", "never")
-_PARALLEL = 4
+_PARALLEL = 4  # blobs at a time
+_CONNECTIONS = 6  # for all of them
 _PATIENCE = 5.0  # seconds to wait for others that look at blobs
 
 
@@ -43,6 +46,15 @@ class Pulled:
     image: ImageRow
     digest: str  # of what the name stands for: the index, if there is one
     new: bool  # whether the name stood for something else before
+
+
+@record(frozen=True)
+class Brought:
+    """Bytes of layers that were downloaded, that a broken pull had left, and that were here."""
+
+    fetched: int
+    resumed: int
+    here: int
 
 
 def pull(
@@ -72,10 +84,12 @@ def pull(
             raise NotFound(f"no such image: {reference.familiar}", remedy="pull it, or allow it to be pulled")
     progress.step(f"{reference.familiar}: asking {reference.registry}")
     settings = registries.get(reference.registry) or {}
+    begun = monotonic()
     with Client(reference.registry, reference.repository, settings) as client:
         found = resolve(store, client, reference.wanted, digest=reference.digest, platform=platform, progress=progress)
-        bring(layers, client, found, names=[reference.name], durability=durability, progress=progress,
-              abort=client.abort)  # fmt: skip
+        brought = bring(layers, client, found, names=[reference.name], durability=durability, progress=progress,
+                        abort=client.abort)  # fmt: skip
+    progress.step(_summary(brought, monotonic() - begun))
     places.remember(store, reference.registry, reference.repository, (layer.digest for layer in found.manifest.layers))
     return Pulled(found.image, found.digest, there is None or there.id != found.image.id)
 
@@ -90,7 +104,7 @@ def bring(
     progress: Progress,
     abort: Callable[[], None] = lambda: None,
     prepare: Callable[[], bool] = lambda: False,
-) -> None:
+) -> Brought:
     """Download what is missing of a resolved image and realise it. abort() ends the origin's transfers at once;
     prepare() is called when the blobs are leased, to put in place what is here already: whether that was anything."""
     store = layers.store
@@ -120,9 +134,22 @@ def bring(
                     if downloads.error is not None and downloads.error is not error:
                         raise downloads.error from None  # what went wrong first, not that the others were cancelled
                     raise
+                return downloads.brought()
     finally:
         blobs.close()
         _collect(blobs, store)
+
+
+def _summary(brought: Brought, took: float) -> str:
+    """What came, how fast, and what need not come."""
+    parts = []
+    if brought.fetched:
+        parts.append(f"downloaded {words.size(brought.fetched)} ({words.size(brought.fetched / took)}/s)")
+    if brought.resumed:
+        parts.append(f"{words.size(brought.resumed)} were left by an earlier pull")
+    if brought.here or not parts:
+        parts.append(f"{words.size(brought.here)} were here")
+    return ", ".join(parts)
 
 
 def _collect(blobs: BlobStore, store: Store) -> None:
@@ -144,9 +171,16 @@ class Downloads:
     ) -> None:  # fmt: skip
         self._blobs, self._progress, self._abort = blobs, progress, abort
         self._incoming: dict[str, Incoming] = {}
-        for layer in layers:
-            if layer.digest not in self._incoming and not blobs.has(layer):
-                self._incoming[layer.digest] = blobs.receive(layer, partial(origin.blob, layer))
+        self._here = 0
+        self._spare = threading.Semaphore(_CONNECTIONS)
+        part: Callable[[Descriptor, int, int], tuple[bool, Iterable[bytes]]] | None = getattr(origin, "part", None)
+        for layer in {layer.digest: layer for layer in layers}.values():
+            if blobs.has(layer):
+                self._here += layer.size
+            else:
+                self._incoming[layer.digest] = blobs.receive(
+                    layer, partial(origin.blob, layer), partial(part, layer) if part else None, self._spare
+                )
         self._queue = list(self._incoming.values())
         self.count = len(self._queue)
         self.error: BaseException | None = None
@@ -172,7 +206,8 @@ class Downloads:
                 incoming = self._queue.pop(0)
             digest = incoming.blob.digest
             self._progress.begin(digest, digest[7:19], incoming.blob.size)
-            incoming.run(partial(self._progress.advance, digest))
+            with self._spare:
+                incoming.run(partial(self._progress.advance, digest))
             self._progress.end(digest)
             try:
                 incoming.wait()
@@ -193,6 +228,11 @@ class Downloads:
         """Until every blob is whole and published; raises the first error."""
         for incoming in self._incoming.values():
             incoming.wait()
+
+    def brought(self) -> Brought:
+        """What came, once all is there."""
+        resumed = sum(incoming.resumed for incoming in self._incoming.values())
+        return Brought(sum(i.blob.size for i in self._incoming.values()) - resumed, resumed, self._here)
 
     def cancel(self) -> None:
         with self._guard:

@@ -76,15 +76,38 @@ class Client:
         Never more than the blob's size; the caller verifies the digest. Raises Missing, AuthError, Tampered (the
         registry has another size), RegistryError.
         """
-        at, counted, failures = offset, offset, 0
+        return self._stream(blob, offset, blob.size)
+
+    def part(self, blob: Descriptor, at: int, until: int) -> tuple[bool, Iterator[bytes]]:
+        """(whether the registry can send a part, the bytes from at to until). One that cannot sends the whole blob from
+        its beginning, which is what comes then if `at` is 0, and nothing if it is not. Raises as `blob` does."""
+        try:
+            place, answer = self._anywhere(partial(self._open, blob=blob, at=at, until=until))
+        except Broken:
+            return True, self._stream(blob, at, until)
+        if answer.status == 206:
+            return True, self._stream(blob, at, until, (place, _body(answer, blob, at, until)))
+        if at:
+            answer.drop()
+            return False, iter(())
+        return False, self._stream(blob, 0, blob.size, (place, _body(answer, blob, 0, blob.size)))
+
+    def _stream(
+        self, blob: Descriptor, at: int, until: int, begun: tuple[Place, Iterator[bytes]] | None = None
+    ) -> Iterator[bytes]:
+        counted, failures = at, 0
         place = self._places[-1]
         for _ in range(_BREAKS):
             try:
-                place, pieces = self._anywhere(partial(self._open, blob=blob, at=at))
+                if begun is None:
+                    place, answer = self._anywhere(partial(self._open, blob=blob, at=at, until=until))
+                    begun = place, _body(answer, blob, at, until)
+                place, pieces = begun
+                begun = None
                 for piece in pieces:
                     at += len(piece)
                     yield piece
-                if at == blob.size:
+                if at == until:
                     return
                 raise Broken(f"the answer ends after {at} of {blob.size} bytes")
             except Broken as error:
@@ -104,24 +127,27 @@ class Client:
             f"the download of {blob.digest[:19]} from {self.registry} broke: {error}", remedy="pull again: it goes on"
         )
 
-    def _open(self, place: Place, *, blob: Descriptor, at: int) -> tuple[Place, Iterator[bytes]]:
-        headers = {"Range": f"bytes={at}-"} if at else {}
+    def _open(self, place: Place, *, blob: Descriptor, at: int, until: int) -> tuple[Place, Response]:
+        headers = {}
+        if until < blob.size:
+            headers = {"Range": f"bytes={at}-{until - 1}"}
+        elif at:
+            headers = {"Range": f"bytes={at}-"}
         try:
-            answer = self._request(place, "blobs", blob.digest, headers)
+            return place, self._request(place, "blobs", blob.digest, headers)
         except Missing:
             for url in blob.urls:
                 if url.startswith(("https://", "http://")):
-                    return place, self._foreign(place, blob, url, headers, at)
+                    return place, self._foreign(place, blob, url, headers)
             raise
-        return place, _body(answer, blob, at)
 
-    def _foreign(self, place: Place, blob: Descriptor, url: str, headers: dict[str, str], at: int) -> Iterator[bytes]:
+    def _foreign(self, place: Place, blob: Descriptor, url: str, headers: dict[str, str]) -> Response:
         """A layer that is kept elsewhere (descriptor `urls`): never with credentials, never on this machine."""
         answer = place.transport.request(url, headers, trusted=False, home=place.endpoint.name)
         if answer.status not in (200, 206):
             answer.close()
             raise Missing(f"blob {blob.digest[:19]} is not found at {url[:100]}", remedy="check the image")
-        return _body(answer, blob, at)
+        return answer
 
     # ------------------------------------------------------------ asking
 
@@ -142,8 +168,8 @@ class Client:
         return place.ask(place.url(kind, name), headers, fine=(200, 206), what=name)
 
 
-def _body(answer: Response, blob: Descriptor, at: int) -> Iterator[bytes]:
-    """The bytes from `at` on, whether the server minds Range or not."""
+def _body(answer: Response, blob: Descriptor, at: int, until: int) -> Iterator[bytes]:
+    """The bytes from `at` to `until`, whether the server minds Range or not."""
     skip = 0
     if answer.status == 206:
         began, whole = _content_range(answer.headers.get("Content-Range", ""))
@@ -158,16 +184,21 @@ def _body(answer: Response, blob: Descriptor, at: int) -> Iterator[bytes]:
             raise _size(blob)
 
     def pieces() -> Iterator[bytes]:
-        left, skipping = blob.size - at, skip
+        left, skipping = until - at, skip
         try:
             for piece in answer.pieces():
                 if skipping:
                     piece, skipping = piece[skipping:], max(0, skipping - len(piece))
+                if len(piece) > left:
+                    if until == blob.size:
+                        raise _size(blob)
+                    piece = piece[:left]  # of a server that sends more than was asked for
                 left -= len(piece)
-                if left < 0:
-                    raise _size(blob)
                 if piece:
                     yield piece
+                if not left and until < blob.size:
+                    answer.close()
+                    return
         except BaseException:
             answer.drop()
             raise
