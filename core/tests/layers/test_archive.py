@@ -7,10 +7,11 @@ import stat
 import subprocess
 import tarfile
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from cowshed.errors import Busy
+from cowshed.errors import Busy, ImageError
 from cowshed.layers import archive, changes
 from cowshed.layers.apply import apply
 from cowshed.layers.tarstream import Feed, entries
@@ -40,6 +41,34 @@ def test_times(mtime):
     assert read(data)[0].mtime == mtime
     with tarfile.open(fileobj=io.BytesIO(data)) as other:
         assert other.getmembers()[0].mtime == pytest.approx(mtime / 1e9)
+
+
+@pytest.mark.parametrize("name", ["user.a=b", "user.=", "user.a=b%3D c", "user.ä=\udcff"])
+@pytest.mark.parametrize("value", [b"", b"v", b"va", b"val", b"\0\n=\xff" * 300])
+def test_attributes_whose_names_a_record_cannot_have_are_written_as_libarchive_does(name, value):
+    data = archive.header(b"f", b"0", 0o644, (0, 0), 0, attributes={name: value, "user.x": b"%3D"}) + bytes(1024)
+    assert read(data)[0].xattrs == {name: value, "user.x": b"%3D"}
+    with tarfile.open(fileobj=io.BytesIO(data)) as other:
+        (key,) = (key for key in other.getmembers()[0].pax_headers if key.startswith("LIBARCHIVE.xattr."))
+    assert unquote_to_bytes(key.removeprefix("LIBARCHIVE.xattr.")) == os.fsencode(name)
+
+
+@pytest.mark.parametrize(
+    "record", [b"LIBARCHIVE.xattr.user.a%3=eA", b"LIBARCHIVE.xattr.user.a%3Dx%=eA", b"LIBARCHIVE.xattr.user.a%3D=e!"]
+)
+def test_a_quoted_attribute_that_is_not_sound_is_refused(record):
+    data = archive._block(b"x", b"x", 0o644, 0, 0, len(record) + 4, 0, b"", (0, 0))
+    body = b"%d " % (len(record) + 4) + record + b"\n"
+    with pytest.raises(ImageError, match="not sound"):
+        read(data + body + bytes(-len(body) % 512) + archive.header(b"f", b"0", 0o644, (0, 0), 0) + bytes(1024))
+
+
+def test_an_attribute_that_others_would_not_take_is_not_taken():
+    record = b"LIBARCHIVE.xattr.security.%63apability=eA"
+    data = archive._block(b"x", b"x", 0o644, 0, 0, len(record) + 4, 0, b"", (0, 0))
+    body = b"%d " % (len(record) + 4) + record + b"\n"
+    data += body + bytes(-len(body) % 512) + archive.header(b"f", b"0", 0o644, (0, 0), 0) + bytes(1024)
+    assert read(data)[0].xattrs == {}
 
 
 @pytest.mark.parametrize("number", [0, 0o7777777, 0o10000000, 2**32 - 2])

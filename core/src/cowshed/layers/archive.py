@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from binascii import b2a_base64
 
 from cowshed.errors import Busy
 from cowshed.layers import xattrs
@@ -227,8 +228,7 @@ def header(
         extra.append((b"mtime", _decimal(mtime)))
         seconds = min(max(seconds, 0), _OCTAL_11)
     if attributes:
-        # The record's name ends at the first `=`, so that an attribute with one in its name cannot be told.
-        extra += [(b"SCHILY.xattr." + os.fsencode(k), v) for k, v in attributes.items() if "=" not in k]
+        extra += [_attribute(os.fsencode(name), value) for name, value in attributes.items()]
     block = _block(name, kind, mode, uid, gid, size, seconds, link, device)
     if not extra:
         return block
@@ -254,6 +254,15 @@ def _pax(key: bytes, value: bytes) -> bytes:
     length = rest + len(str(rest))
     length = rest + len(str(length))
     return b"%d %s=%s\n" % (length, key, value)
+
+
+def _attribute(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """The record of an extended attribute. A record's key ends at its first `=`: a name that has one is written as
+    libarchive does, which others leave out."""
+    if b"=" not in name:
+        return b"SCHILY.xattr." + name, value
+    quoted = b"".join(b"%c" % c if 32 < c < 127 and c not in b"%=" else b"%%%02X" % c for c in name)
+    return b"LIBARCHIVE.xattr." + quoted, b2a_base64(value, newline=False).rstrip(b"=")
 
 
 def _decimal(ns: int) -> bytes:

@@ -5,6 +5,7 @@ A hand-written loop: with the standard library's tarfile a layer costs five time
 
 from __future__ import annotations
 
+from binascii import a2b_base64
 from zlib import adler32
 
 from cowshed.errors import ImageError
@@ -21,6 +22,7 @@ _ID_LIMIT = (1 << 32) - 1  # the last number means "no change" to chown(2)
 _MAJORS, _MINORS = 1 << 12, 1 << 20
 _TIME_LIMIT = 1 << 63  # of nanoseconds
 _XATTR = b"SCHILY.xattr."
+_QUOTED_XATTR = b"LIBARCHIVE.xattr."
 _ZERO = bytes(BLOCK)
 
 
@@ -210,6 +212,11 @@ def _entry(
                 mtime = _nanoseconds(value)
             elif key.startswith(_XATTR):
                 xattrs[key[len(_XATTR) :].decode("utf-8", "surrogateescape")] = value
+            elif key.startswith(_QUOTED_XATTR) and b"%3" in key:
+                quoted = _unquoted(key[len(_QUOTED_XATTR) :])
+                if b"=" in quoted:  # else it is there as others have it, or nobody would take it
+                    padded = value + b"=" * (-len(value) % 4)
+                    xattrs[quoted.decode("utf-8", "surrogateescape")] = a2b_base64(padded, strict_mode=True)
             elif key.startswith(b"GNU.sparse."):
                 raise ImageError("the archive has a sparse file in pax form, which layers must not have")
     except ValueError:
@@ -235,6 +242,14 @@ def _entry(
         _clean(name), kind, mode, uid, gid, size, mtime, _clean(link) if link and kind != SYMLINK else link, device,
         xattrs, holes, real,
     )  # fmt: skip
+
+
+def _unquoted(text: bytes) -> bytes:
+    """Without the %XX of URLs. ValueError."""
+    first, *rest = text.split(b"%")
+    if any(len(each) < 2 for each in rest):
+        raise ValueError("a % without two digits")
+    return first + b"".join([bytes([int(each[:2], 16)]) + each[2:] for each in rest])
 
 
 def _clean(name: bytes) -> bytes:

@@ -52,7 +52,7 @@ plugin = DriverPlugin(
             "compression",
             str,
             "none",
-            "how new files are compressed on disk, at the algorithm's own level",
+            "how new files are compressed on disk; the level is that of the mount (-o compress=zstd:N)",
             ("none", "lzo", "zlib", "zstd"),
             creation_only=True,
         ),
