@@ -33,7 +33,7 @@ def test_groups_are_where_the_configuration_says(caller):
 @pytest.mark.parametrize(
     ("flags", "path", "words"),
     [
-        (("--cgroup-manager", "other"), "", "is cgroupfs or systemd"),
+        (("--cgroup-manager", "other"), "", "is cgroupfs, systemd or disabled"),
         (("--systemd-cgroup",), "/a/b", "slice:prefix:name"),
         (("--systemd-cgroup",), "no--slice.slice:a:b", "no name of a slice"),
         ((), "/a/../b", "must not contain `..`"),
@@ -46,6 +46,29 @@ def test_groups_that_cannot_be(caller, flags, path, words):
     caller.write()
     assert words in caller.refused(*flags, "create", "--bundle", caller.bundle, caller.name())
     assert caller.left() == []
+
+
+def test_without_groups_it_stays_in_those_of_who_makes_it(caller):
+    caller.config["linux"]["namespaces"] = [e for e in caller.config["linux"]["namespaces"] if e["type"] != "cgroup"]
+    caller.process["args"] = ["cat", "/proc/self/cgroup"]
+    caller.write()
+    done = caller.call("--cgroup-manager", "disabled", "run", "--bundle", caller.bundle, caller.name())
+    assert done.returncode == 0, done
+    assert done.stdout == Path("/proc/self/cgroup").read_text()
+    assert "device rules are not in force" in done.stderr
+    name = caller.name()
+    caller.process["args"] = ["sleep", "1000"]
+    caller.write()
+    caller.ok("--cgroup-manager", "disabled", "create", "--bundle", caller.bundle, name)
+    assert folders(f"/cowshed/{name}") == []
+    caller.ok("start", name)
+    assert caller.ok("exec", name, "echo", "in") == "in\n"
+    assert "freezer" in caller.refused("pause", name)
+    caller.ok("delete", "--force", name)
+    caller.config["linux"]["resources"] = {"pids": {"limit": 5}}
+    caller.write()
+    said = caller.refused("--cgroup-manager", "disabled", "create", "--bundle", caller.bundle, caller.name())
+    assert "no groups, and so no pids cgroup controller" in said
 
 
 def test_what_a_container_uses_is_told_in_the_shape_of_runc(caller):

@@ -70,6 +70,14 @@ def test_an_error_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path / "gold/mon_groups") == ["box"]
 
 
+def test_without_the_section_there_is_no_class():
+    group = Group("box", within=layout.Layout(""))
+    group.adopt({"linux": {"intelRdt": {}}})
+    assert group.service is not None
+    group.adopt({"linux": {}})
+    assert group.service is None
+
+
 def test_without_resctrl():
     one = resctrl.Class({"closID": "x"}, "box")
     one.top = ""

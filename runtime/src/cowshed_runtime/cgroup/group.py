@@ -176,6 +176,8 @@ class Group:
             rows = [(f"{folder}/{file}", value) for file, value in plan(resources, _reader(folder))]
             if rows and not folder and not (name == "devices" and within.v2):
                 whose = "this user has been delegated" if self.rootless else "this host has"
+                if not any(within.hierarchies()):
+                    whose = "the container is to have no groups, and so"
                 raise OSError(2, f"{whose} no {name} cgroup controller, which the limits ask for")
             result += rows if folder else []
         for file, value in version2.unified(resources):

@@ -45,6 +45,14 @@ def locate(
     return Group(name, "/".join(("" if path.startswith("/") else PARENT, *parts)), within)
 
 
+def nowhere(name: str) -> Group:
+    """No groups at all, although the host has some: the container stays in those of who makes it. It has no device
+    rules then, and any limit is an error, as it is for a plain user who has been delegated none."""
+    made = Group(name, within=layout.host.only(lambda hierarchy: False))
+    made.rootless = True
+    return made
+
+
 def _scope(config: dict[str, Any], name: str, path: str, within: Layout, *, user: bool) -> Group:
     from cowshed_runtime.cgroup import systemd as units
 

@@ -55,8 +55,12 @@ def read(said: Values) -> Bundle:
 def group(flags: Values, config: dict[str, Any], name: str) -> Group:
     """The control groups that linux.cgroupsPath names (place.locate), by the manager that the words name."""
     manager = flags.cgroup_manager or ("systemd" if flags.systemd_cgroup else "cgroupfs")
+    if manager == "disabled":
+        if ((config.get("linux") or {}).get("resources") or {}).get("devices"):
+            log.warning("without control groups the container's device rules are not in force")
+        return place.nowhere(name)
     if manager not in ("cgroupfs", "systemd"):
-        raise CommandError(f"--cgroup-manager is cgroupfs or systemd, not {manager!r}")
+        raise CommandError(f"--cgroup-manager is cgroupfs, systemd or disabled, not {manager!r}")
     found = place.locate(config, name, systemd=manager == "systemd", rootless=_rootless(flags.rootless or "auto"))
     if not any(found.directories()):
         log.warning(

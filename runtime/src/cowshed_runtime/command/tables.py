@@ -10,7 +10,7 @@ GLOBAL = (
     Option("--log-format", "text", "text or json", "FORMAT"),
     Option("--debug", "flag", "tell more, and where an internal error came from"),
     Option("--systemd-cgroup", "flag", "let systemd make the control groups: linux.cgroupsPath is SLICE:PREFIX:NAME"),
-    Option("--cgroup-manager", "text", "cgroupfs or systemd: who makes the control groups", "NAME"),
+    Option("--cgroup-manager", "text", "cgroupfs or systemd: who makes the control groups; disabled: nobody", "NAME"),
     Option("--rootless", "maybe", "whether limits that a plain user may not set are left out: true, false or auto"),
     Option("-h --help", "flag", "this help"),
     Option("-v --version", "flag", "the version"),
