@@ -1,6 +1,7 @@
 """Control groups: limits as files (pure), and real groups on version 1, version 2 and both."""
 
 import os
+import random
 import signal
 import time
 import uuid
@@ -527,6 +528,55 @@ def test_device_program_decides_as_version_1_would():
     assert run(devices.program([]), BLOCK, W, 8, 0) == 1
     one_denied = devices.program([{"allow": False, "type": "b", "major": 8, "access": "w"}])
     assert [run(one_denied, BLOCK, access, 8, 1) for access in (R, W, R | W)] == [1, 0, 0]
+
+
+ALL = [("block-*", "rwm"), ("char-*", "rwm")]
+
+
+@pytest.mark.parametrize(
+    ("rules", "wanted"),
+    [
+        ([], ALL),
+        ([{"allow": True, "access": "rwm"}], ALL),
+        ([{"allow": False}], []),
+        (RULES, [("/dev/char/1:3", "rwm"), ("/dev/char/1:5", "r"), ("char-*", "m"), ("char-136", "rwm")]),
+        ([*RULES, {"allow": False, "type": "c", "major": 1, "access": "w"}],
+         [("/dev/char/1:3", "rm"), ("/dev/char/1:5", "r"), ("char-*", "m"), ("char-136", "rwm")]),
+        ([*RULES, {"allow": True}], ALL),
+        ([{"allow": False, "type": "b"}], [("char-*", "rwm")]),
+        ([{"allow": False, "type": "u", "major": 1}], None),
+        ([*RULES, {"allow": False, "type": "c", "major": 136, "minor": 7}], None),
+        ([*RULES, {"allow": True, "type": "c", "minor": 7}], None),
+    ],
+)  # fmt: skip
+def test_device_rules_as_systemd_has_them(rules, wanted):
+    """systemd.resource-control(5), DeviceAllow: a list of what is allowed."""
+    assert devices.allowed(rules) == wanted
+
+
+def test_what_systemd_is_told_of_devices_is_what_the_program_decides():
+    """By 1,000 lists of rules: both have a say, and neither may deny what the other alone would allow."""
+    chance, told = random.Random(6), 0
+    for _ in range(1000):
+        rules = [{"allow": False}] if chance.random() < 0.7 else []
+        rules += [
+            {"allow": chance.random() < 0.6, "type": chance.choice("abc"), "major": chance.choice([-1, 1, 2]),
+             "minor": chance.choice([-1, 3, 4]), "access": chance.choice(["r", "w", "m", "rw", "rwm"])}
+            for _ in range(chance.randrange(5))
+        ]  # fmt: skip
+        listed = devices.allowed(rules)
+        if listed is None:
+            continue
+        told += 1
+        program = devices.program(rules)
+        for kind, word in ((BLOCK, "block"), (CHAR, "char")):
+            for major, minor in ((1, 3), (1, 4), (2, 3), (9, 9)):
+                names = (f"{word}-*", f"{word}-{major}", f"/dev/{word}/{major}:{minor}")
+                for access in range(1, 8):
+                    asked = {c for bit, c in ((M, "m"), (R, "r"), (W, "w")) if access & bit}
+                    one = any(name in names and asked <= set(mask) for name, mask in listed)
+                    assert one == bool(run(program, kind, access, major, minor)), (rules, word, major, minor, asked)
+    assert told > 300
 
 
 def test_kernel_takes_the_program():

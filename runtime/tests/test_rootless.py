@@ -304,3 +304,110 @@ def test_limits_of_a_plain_user_in_a_group_that_is_his(plain):
         for folder in (*sorted(base.rglob("*/"), reverse=True), base):
             if folder.is_dir():
                 folder.rmdir()
+
+
+# ------------------------------------------------------------ a systemd of his own
+
+_MANAGER = """
+for name in passwd subuid subgid; do mount --bind $1/$name /etc/$name; done
+cd /sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)
+chown $2 . cgroup.procs cgroup.subtree_control cgroup.threads
+exec setpriv --reuid $2 --regid $2 --clear-groups /lib/systemd/systemd --user
+"""
+
+
+class Manager:
+    """A systemd of a plain user, which a service of the real one runs as user@.service does, without a login."""
+
+    def __init__(self, plain) -> None:
+        self.plain, self.run = plain, plain.box.folder / "run"
+        self.run.mkdir(mode=0o700)
+        os.chown(self.run, USER, USER)
+        self.unit = f"cowshedtest-{os.getpid()}.service"
+        self.variables = {"XDG_RUNTIME_DIR": str(self.run), "HOME": str(plain.box.folder), "PATH": os.environ["PATH"]}
+        made = [f"--setenv={name}={value}" for name, value in self.variables.items()]
+        words = ["systemd-run", "--quiet", "--collect", f"--unit={self.unit}", "-pType=notify", "-pDelegate=yes",
+                 "-pDefaultDependencies=no", *made]  # fmt: skip
+        script = ["unshare", "-m", "sh", "-euc", _MANAGER, "sh", str(plain.box.folder), str(USER)]
+        subprocess.run([*words, "--", *script], check=True)
+
+    def as_user(self, *words, **variables) -> subprocess.CompletedProcess:
+        """Its streams are files, which a container that stays may keep."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            done = subprocess.run(
+                [str(word) for word in words], preexec_fn=self.plain._become, env={**self.variables, **variables},
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=300, check=False,
+            )  # fmt: skip
+            texts = [(stream.seek(0), stream.read())[1] for stream in (out, err)]
+        return subprocess.CompletedProcess(words, done.returncode, *texts)
+
+    def runtime(self, *words, **variables) -> subprocess.CompletedProcess:
+        """The command, in a service of his systemd: that can move only what it has started itself."""
+        program = Path(sys.executable).parent / "cowshed-runtime"
+        needs_open(program)
+        (self.plain.box.folder / "config.json").write_text(dumps(self.plain.box.config))
+        made = [f"--setenv={name}={value}" for name, value in variables.items()]
+        line = ["systemd-run", "--user", "--quiet", "--collect", "--wait", "--pipe", *made, "--"]
+        return self.as_user(*line, program, "--root", self.plain.box.folder / "state", "--systemd-cgroup", *words)
+
+    def shown(self, unit: str, *names: str) -> dict[str, str]:
+        done = self.as_user("systemctl", "--user", "show", unit, *(f"-p{name}" for name in names))
+        assert done.returncode == 0, done
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    def close(self) -> None:
+        subprocess.run(["systemctl", "stop", self.unit], check=True)
+
+
+@pytest.fixture
+def manager(plain):
+    if not os.path.exists("/run/systemd/private"):
+        pytest.skip("needs a running systemd")
+    if layout.host.v1 or not layout.host.v2:
+        pytest.skip("needs version 2 of control groups alone")
+    made = Manager(plain)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.guest
+def test_real_systemd_of_a_plain_user(plain, manager):
+    """His containers are scopes of his systemd, with limits (--systemd-cgroup of a user that is not root)."""
+    plain.map(2000)
+    plain.box.linux["resources"].update(memory={"limit": 64 << 20}, pids={"limit": 33})
+    plain.box.process["args"] = ["/bin/sleep", "1000"]
+    done = manager.runtime("create", "--bundle", plain.box.folder, "one")
+    assert done.returncode == 0, done
+    try:
+        wanted = {"ActiveState": "active", "Delegate": "yes", "MemoryMax": str(64 << 20), "TasksMax": "33"}
+        assert manager.shown("cowshed-one.scope", *wanted) == wanted
+        assert manager.runtime("start", "one").returncode == 0
+        group = manager.shown("cowshed-one.scope", "ControlGroup")["ControlGroup"]
+        assert f"/{manager.unit}/user.slice/cowshed-one.scope" in group
+        folder = Path(layout.host.v2 + group)
+        assert (folder / "memory.max").read_text() == f"{64 << 20}\n"
+        assert folder.stat().st_uid == USER
+        done = manager.runtime("exec", "one", "cat", "/proc/1/cgroup", "/proc/self/cgroup", "/sys/fs/cgroup/pids.max")
+        assert (done.returncode, done.stdout.split()) == (0, ["0::/", "0::/", "33"]), done
+        assert manager.runtime("update", "--pids-limit", "40", "one").returncode == 0
+        assert manager.shown("cowshed-one.scope", "TasksMax") == {"TasksMax": "40"}
+        assert (folder / "pids.max").read_text() == "40\n"
+    finally:
+        done = manager.runtime("delete", "--force", "one")
+    assert done.returncode == 0, done
+    assert manager.shown("cowshed-one.scope", "LoadState") == {"LoadState": "not-found"}
+    assert not folder.exists()
+
+
+@pytest.mark.guest
+def test_real_systemd_of_a_plain_user_by_way_of_his_bus(plain, manager):
+    """Where systemd's own socket is not to be had, as in a container that is given the bus alone."""
+    plain.box.linux["resources"]["pids"] = {"limit": 33}
+    plain.box.process["args"] = ["/bin/cat", "/sys/fs/cgroup/pids.max"]
+    there = {"XDG_RUNTIME_DIR": "/nowhere", "DBUS_SESSION_BUS_ADDRESS": f"unix:path={manager.run}/bus"}
+    done = manager.runtime("run", "--bundle", plain.box.folder, "one", **there)
+    assert (done.returncode, done.stdout) == (0, "33\n"), done
+    done = manager.runtime("run", "--bundle", plain.box.folder, "one", **{**there, "DBUS_SESSION_BUS_ADDRESS": ""})
+    assert "this user's systemd cannot be reached" in done.stderr

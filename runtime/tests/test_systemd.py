@@ -120,6 +120,27 @@ def test_properties_of_version_1():
     ]
 
 
+def test_properties_of_files_of_version_2():
+    """linux.resources.unified: its values are those of the files."""
+    files = {
+        "memory.min": "4096", "memory.high": "max", "memory.swap.max": "2M", "cpu.weight": "7", "cpu.max": "max 50000",
+        "cpuset.cpus": "0,2", "io.weight": "default 30", "io.max": "8:0 rbps=1", "memory.max": "much", "memory.low": "",
+        "pids.max": "9",
+    }  # fmt: skip
+    assert list(systemd.properties({"unified": files}, second=True)) == [
+        ("MemoryMin", ("t", 4096)),
+        ("MemoryHigh", ("t", 2**64 - 1)),
+        ("MemorySwapMax", ("t", 2 << 20)),
+        ("CPUWeight", ("t", 7)),
+        ("CPUQuotaPeriodUSec", ("t", 50_000)),
+        ("CPUQuotaPerSecUSec", ("t", 2**64 - 1)),
+        ("AllowedCPUs", ("ay", [5])),
+        ("IOWeight", ("t", 30)),
+        ("TasksMax", ("t", 9)),
+    ]
+    assert not list(systemd.properties({"unified": files}, second=False))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "wanted"),
     [
@@ -349,6 +370,27 @@ def test_real_systemd_has_a_container_as_a_scope(box, scope):
 
 
 @real
+@pytest.mark.guest
+def test_real_systemd_keeps_files_of_version_2(box, scope):
+    """linux.resources.unified stands also when systemd sets another limit. What it cannot be told, or keeps less
+    exactly, stands at least when the runtime has it set one."""
+    told = {"memory.high": f"{48 << 20}", "pids.max": "44", "cpu.weight": "77", "cpuset.cpus": "0",
+            "io.weight": "default 33"}  # fmt: skip
+    files = {**told, "cpu.max": "12345 50000", "memory.oom.group": "1"}
+    box.linux["resources"]["unified"] = files
+    box.start("/bin/sleep", "60")
+
+    def standing(names):
+        return {name: read(f"{scope.find('pids')}/{name}").strip() for name in names}
+
+    assert standing(files) == files
+    scope.update({"memory": {"limit": 64 << 20}})
+    assert standing([*files, "memory.max"]) == {**files, "memory.max": str(64 << 20)}
+    subprocess.run(["systemctl", "set-property", "--runtime", scope.unit, "MemoryMax=63M"], check=True)
+    assert standing([*told, "memory.max"]) == {**told, "memory.max": str(63 << 20)}
+
+
+@real
 def test_real_systemd_and_a_limit_of_one_process_in_a_group_of_the_scope(box, scope):
     box.linux["resources"]["pids"] = {"limit": 1}
     box.config["annotations"] = {systemd.SUBGROUP: "container"}
@@ -358,6 +400,35 @@ def test_real_systemd_and_a_limit_of_one_process_in_a_group_of_the_scope(box, sc
     assert scope.processes() == [first.pid]
     scope.remove()
     assert shown(scope.unit, "ActiveState") == {"ActiveState": "inactive"}
+
+
+@real
+def test_real_systemd_keeps_to_the_device_rules(box, scope):
+    """It sets those that it knows of, or none, whenever it sets a limit, and after daemon-reload."""
+
+    def only(minor):
+        return [{"allow": False}, {"allow": True, "type": "c", "major": 240, "minor": minor}]
+
+    box.linux["resources"]["devices"] = only(250)
+    first = box.start("/bin/sh", "-c", "mknod /tmp/250 c 240 250; mknod /tmp/251 c 240 251; echo; sleep 60")
+    first.line()
+
+    def opened():
+        """Nobody has these devices: who may open one is told so."""
+        return ["No such device" in box.exec(first, "/bin/head", "-c1", f"/tmp/{n}").err for n in (250, 251)]
+
+    assert opened() == [True, False]
+    scope.update({"pids": {"limit": 40}})
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    subprocess.run(["systemctl", "set-property", "--runtime", scope.unit, "TasksMax=41"], check=True)
+    assert opened() == [True, False]
+    scope.update({"devices": only(251)})
+    subprocess.run(["systemctl", "set-property", "--runtime", scope.unit, "TasksMax=42"], check=True)
+    assert opened() == [False, True]
+    wanted = subprocess.run(["systemctl", "show", scope.unit, "-pDevicePolicy", "-pDeviceAllow"], capture_output=True)
+    assert b"DevicePolicy=strict" in wanted.stdout
+    assert b"DeviceAllow=/dev/char/240:251 rwm\n" in wanted.stdout
+    assert b"240:250" not in wanted.stdout
 
 
 @real

@@ -18,6 +18,7 @@ from pathlib import Path
 from cowshed_vm.errors import NotHere
 
 UNUSED = 30 * 86400.0  # seconds after which an entry that nobody has used is thrown away
+SOON = 3600.0  # seconds in which whoever asked for an entry opens it
 
 
 def key(*parts: str | bytes) -> str:
@@ -78,16 +79,25 @@ class Cache:
         return made
 
     def prune(self, kind: str, keep: int | None = None) -> None:
-        """Throw away the entries of a kind that were not used for a month, or all but the last used. One that a guest
-        runs from stays readable for it: its files are open."""
+        """Throw away the entries of a kind that were not used for a month, or all but the last used and those of the
+        last hour. One that a guest runs from stays readable for it: its files are open."""
         folder = self.path / kind
         if not folder.is_dir():
             return
-        entries = sorted(((made.stat().st_mtime, made) for made in folder.iterdir()), reverse=True)
-        for place, (used, made) in enumerate(entries):
-            if used < time.time() - UNUSED or (keep is not None and place >= keep):
-                with self.lock(f"{kind}-{made.name}"):
+        entries = sorted(((_used(made), made) for made in folder.iterdir()), reverse=True)
+        for place, (_, made) in enumerate(entries):
+            unused = SOON if keep is not None and place >= keep else UNUSED
+            with self.lock(f"{kind}-{made.name}"):  # whoever is about to use it says so under the lock
+                if _used(made) < time.time() - unused:
                     shutil.rmtree(made)
+
+
+def _used(made: Path) -> float:
+    """When an entry was last used; one that another run has thrown away is none to throw away."""
+    try:
+        return made.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _settle(folder: Path) -> None:

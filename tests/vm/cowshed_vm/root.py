@@ -15,6 +15,7 @@ PACKAGES = """
     dmsetup thin-provisioning-tools zfsutils-linux btrfs-progs libbtrfsutil1 xfsprogs e2fsprogs fuse-overlayfs udev
     apparmor secilc nftables iptables libseccomp2 docker-registry skopeo runc crun
     attr acl file kmod iproute2 procps mount busybox-static
+    systemd dbus dbus-user-session libpam-systemd uidmap
 """.split()
 LEFT_OUT = ("doc", "man", "locale", "info", "lintian")  # of /usr/share
 

@@ -1,5 +1,6 @@
 """What has been built is found again, and only what is whole."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -103,9 +104,34 @@ def test_what_nobody_used_for_a_month_is_thrown_away(tmp_path):
     store.prune("things")
     assert (old.exists(), new.exists()) == (False, True)
     store.entry("things", "newer", lambda folder: None)
-    os.utime(new, (time.time() - 60, time.time() - 60))
+    os.utime(new, (time.time() - caches.SOON - 60,) * 2)
     store.prune("things", keep=1)
     assert os.listdir(tmp_path / "things") == ["newer"]
+
+
+def test_what_another_run_is_about_to_use_is_kept(tmp_path):
+    """More trees than are kept ask for an entry at once: each finds the one that it was given."""
+    store = Cache(tmp_path)
+    for name in "abcd":
+        store.entry("things", name, lambda folder: None)
+        store.prune("things", keep=1)
+    assert sorted(os.listdir(tmp_path / "things")) == list("abcd")
+
+
+def test_two_prunes_at_once(tmp_path, monkeypatch):
+    """One may have thrown away what the other has seen."""
+    store = Cache(tmp_path)
+    old = store.entry("things", "old", lambda folder: None)
+    os.utime(old, (0, 0))
+
+    @contextlib.contextmanager
+    def lock(name):
+        old.rmdir()
+        yield
+
+    monkeypatch.setattr(store, "lock", lock)
+    store.prune("things")
+    assert not os.listdir(tmp_path / "things")
 
 
 def test_too_little_space_is_told(tmp_path):

@@ -1,4 +1,5 @@
-"""The device rules of a container as a program for cgroup version 2, which has no files for them. Pure.
+"""The device rules of a container as a program for cgroup version 2, which has no files for them, and as the list that
+systemd keeps. Pure.
 
 The program sees `struct bpf_cgroup_dev_ctx` (linux/bpf.h): access in the upper and kind in the lower half of the first
 word, then major and minor; it answers 1 (allow) or 0.
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    _Devices = tuple[str, int, int, int]  # kind, major and minor number or _ANY, accesses
+
 _BLOCK, _CHARACTER = 1, 2
 _ACCESS = {"m": 1, "r": 2, "w": 4}
-_EVERYTHING = 7
+_EVERYTHING, _ANY = 7, -1
 _instruction = Struct("@BBhi").pack
 # opcodes: class | size or operation | source (Documentation/bpf/standardization/instruction-set.rst)
 _LOAD, _MOV32, _AND32_IMMEDIATE, _SHIFT32 = 0x61, 0xBC, 0x54, 0x74
@@ -53,9 +56,7 @@ def program(rules: Sequence[dict[str, Any]]) -> bytes:
 
 def _block(rule: dict[str, Any]) -> list[bytes]:
     allow = 1 if rule["allow"] else 0
-    mask = 0
-    for letter in rule.get("access") or "rwm":
-        mask |= _ACCESS[letter]
+    mask = _mask(rule)
     tests: list[tuple[int, int, int]] = []  # opcode of the jump past this rule, register, value
     kind = rule.get("type") or "a"
     if kind in ("b", "c", "u"):
@@ -74,3 +75,59 @@ def _block(rule: dict[str, Any]) -> list[bytes]:
         for at, (code, register, value) in enumerate(tests)
     ]
     return [*head, *jumps, *end]
+
+
+def _mask(rule: dict[str, Any]) -> int:
+    mask = 0
+    for letter in rule.get("access") or "rwm":
+        mask |= _ACCESS[letter]
+    return mask
+
+
+def allowed(rules: Sequence[dict[str, Any]]) -> list[tuple[str, str]] | None:
+    """The rules as DeviceAllow of systemd.resource-control(5), which denies all that it does not name; None where it
+    has no words for what they allow: all but some devices, or one minor number of every major one."""
+    left: list[_Devices] = [(kind, _ANY, _ANY, _EVERYTHING) for kind in "cb"]
+    for rule in rules:
+        numbers = [_ANY if rule.get(key) is None or rule[key] < 0 else int(rule[key]) for key in ("major", "minor")]
+        mask = _mask(rule)
+        named = (rule.get("type") or "a").replace("u", "c")
+        for kind in "cb" if named == "a" else named:
+            one: _Devices = (kind, numbers[0], numbers[1], mask)
+            if rule["allow"]:
+                left = [*(entry for entry in left if not _covers(one, entry)), one]
+            elif (less := _without(left, one)) is not None:
+                left = less
+            else:
+                return None
+    if any(major == _ANY != minor for _, major, minor, _ in left):
+        return None
+    return sorted({(_name(*entry[:3]), "".join(c for c in "rwm" if _ACCESS[c] & entry[3])) for entry in left})
+
+
+def _covers(one: _Devices, other: _Devices) -> bool:
+    same = all(mine in (_ANY, its) for mine, its in zip(one[1:3], other[1:3], strict=True))
+    return one[0] == other[0] and same and not other[3] & ~one[3]
+
+
+def _without(left: list[_Devices], one: _Devices) -> list[_Devices] | None:
+    """What is left without one; None if less than all devices of an entry would be."""
+    kind, major, minor, mask = one
+    found = []
+    for entry in left:
+        its_kind, its_major, its_minor, its_mask = entry
+        meet = all(_ANY in pair or pair[0] == pair[1] for pair in ((major, its_major), (minor, its_minor)))
+        if its_kind != kind or not its_mask & mask or not meet:
+            found.append(entry)
+        elif not _covers((kind, major, minor, _EVERYTHING), entry):
+            return None
+        elif its_mask & ~mask:
+            found.append((its_kind, its_major, its_minor, its_mask & ~mask))
+    return found
+
+
+def _name(kind: str, major: int, minor: int) -> str:
+    words = {"c": "char", "b": "block"}[kind]
+    if major == _ANY:
+        return f"{words}-*"
+    return f"{words}-{major}" if minor == _ANY else f"/dev/{words}/{major}:{minor}"

@@ -10,8 +10,8 @@ import os
 from struct import error as _StructError
 
 from cowshed_linux import process
-from cowshed_runtime.cgroup import dbus, version2
-from cowshed_runtime.cgroup.files import write
+from cowshed_runtime.cgroup import dbus, devices, version2
+from cowshed_runtime.cgroup.files import read, write
 from cowshed_runtime.cgroup.group import Group
 from cowshed_runtime.errors import SpecError
 
@@ -74,8 +74,8 @@ def expand(slice_: str) -> str:
 
 
 def properties(resources: dict[str, Any], *, second: bool) -> Iterator[Property]:
-    """What systemd is to know of linux.resources on version 2 (second) or 1; pure. The rest is written to the files
-    alone, which systemd leaves as they are."""
+    """What systemd is to know of linux.resources on version 2 (second) or 1; pure. It writes the files of these again
+    whenever it sets anything of the unit; the rest is written to the files alone, which it leaves as they are."""
     memory, cpu, block = (resources.get(key) or {} for key in ("memory", "cpu", "blockIO"))
     limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
     if limit:
@@ -103,6 +103,39 @@ def properties(resources: dict[str, Any], *, second: bool) -> Iterator[Property]
     if block.get("weight"):
         scaled = 1 + (block["weight"] - 10) * 9999 // 990
         yield ("IOWeight", ("t", scaled)) if second else ("BlockIOWeight", ("t", block["weight"]))
+    if second:
+        yield from _unified(resources.get("unified") or {})
+
+
+_SIZES = {
+    "memory.min": "MemoryMin", "memory.low": "MemoryLow", "memory.high": "MemoryHigh", "memory.max": "MemoryMax",
+    "memory.swap.max": "MemorySwapMax", "pids.max": "TasksMax", "cpu.weight": "CPUWeight",
+}  # fmt: skip
+_SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def _unified(files: dict[str, str]) -> Iterator[Property]:
+    """What systemd is to know of files of version 2. What is no value of a file is left to that, which refuses it."""
+    for file, text in files.items():
+        try:
+            words = text.split()
+            if file in _SIZES:
+                yield _SIZES[file], ("t", _number(text.strip()))
+            elif file == "io.weight" and words and words[:-1] in ([], ["default"]):
+                yield "IOWeight", ("t", int(words[-1]))
+            elif file in ("cpuset.cpus", "cpuset.mems"):
+                yield "AllowedCPUs" if file == "cpuset.cpus" else "AllowedMemoryNodes", ("ay", mask(text))
+            elif file == "cpu.max" and words:
+                period = int(words[1]) if words[1:] else 100_000
+                quota = -1 if words[0] == "max" else int(words[0])
+                yield from properties({"cpu": {"quota": quota, "period": period}}, second=True)
+        except ValueError:
+            continue
+
+
+def _number(text: str) -> int:
+    shift = _SUFFIXES.get(text[-1:].lower(), 0)
+    return _INFINITY if text == "max" else int(text[:-1] if shift else text) << shift
 
 
 def _size(value: int) -> int:
@@ -316,7 +349,21 @@ class Scope(Group):
             "MemoryAccounting": ("b", True), "CPUAccounting": ("b", True), "TasksAccounting": ("b", True),
             "IOAccounting" if self._second else "BlockIOAccounting": ("b", True),
         }  # fmt: skip
-        return list({**wanted, **dict(properties(resources, second=self._second)), **dict(self._asked)}.items())
+        limits = dict(properties(resources, second=self._second))
+        return [*{**wanted, **limits, **dict(self._asked)}.items(), *self._devices(resources)]
+
+    def _devices(self, resources: dict[str, Any]) -> Iterator[Property]:
+        """What systemd is to know of the device rules: it sets its own again whenever it sets anything of the unit."""
+        rules = self._rules(resources)
+        if not rules:
+            return
+        found = devices.allowed(rules)
+        if found is None and self.layout.find("devices"):
+            raise OSError(95, "the device rules: systemd can only allow devices by name: use the manager cgroupfs")
+        # Of what it has no words for, a program of ours decides alone (version 2).
+        yield "DevicePolicy", ("s", "auto" if found is None else "strict")
+        yield "DeviceAllow", ("a(ss)", [])  # else they would be added to those that it has
+        yield "DeviceAllow", ("a(ss)", found or [])
 
     @property
     def _second(self) -> bool:
@@ -342,11 +389,23 @@ class Scope(Group):
             self.holder = 0
 
     def update(self, resources: dict[str, Any]) -> None:
-        wanted = list(properties(resources, second=self._second))
+        wanted = [*properties(resources, second=self._second), *self._devices(resources)]
         if wanted:
+            kept = self._own()
             with Manager(user=self.user) as manager:
                 manager.set(self.unit, wanted)
+            for path, value in kept.items() - self._own().items():
+                write(path, value)
         super().update(resources)
+
+    def _own(self) -> dict[str, str]:
+        """What stands in files that systemd writes, and cannot be told all of."""
+        found = {}
+        for file in ("cpu.max", "memory.oom.group") if self._second else ():
+            path = f"{self.layout.v2}{self._scope}/{file}"
+            if os.path.exists(path):
+                found[path] = read(path)
+        return found
 
     def remove(self) -> None:
         self.settled()
