@@ -41,9 +41,20 @@ QUOTA = """
 MEANING = """
     COWSHED_BACKINGS="ext4 zpool" run tests/drivers -k "again or attributes or names or moves or special or usage"
 """
-GROUPS = """
-    run runtime/tests
+# Of the runtime's tests, those of which the kernel decides: that a defence can be taken away is no matter of it.
+_RUNTIME = (
+    "cgroup command_groups cves freezer launch mounts namespaces netdevices place process resctrl rootless seccomp"
+    " statistics user_namespaces"
+)
+GROUPS = f"""
+    run {" ".join(f"runtime/tests/test_{name}.py" for name in _RUNTIME.split())} \\
+        -k "not without_its_defence and not systemd"
     run tests/e2e/test_run.py tests/e2e/test_options.py -k "test_limits or (test_create_start and overlay)"
+"""
+# A systemd that manages a group of the guest, and one of a plain user below it.
+SYSTEMD = """
+    tests/support/under-systemd .venv/bin/pytest -q runtime/tests/test_systemd.py runtime/tests/test_rootless.py \\
+        -k real_systemd || status=$?
 """
 OPTIONS = {
     "btrfs": "--driver-option quota=simple",  # which Linux 6.12 has
@@ -69,6 +80,7 @@ def plans(*, whole: bool = False) -> list[Plan]:
     found = [
         *(_driver(name, kernel, whole=whole) for name, kernel in drivers),
         Plan("control-groups", "6.1", "containers with control groups v2", GROUPS),
+        Plan("systemd", "6.1", "containers as scopes of systemd, as root and as a plain user", SYSTEMD),
         Plan("quota", "6.12", "size limits by project quota on ext4 and xfs", QUOTA),
         Plan("one-meaning", "6.1", "the same scripts on all drivers of Linux 6.1", MEANING),
         Plan("selinux", "6.1", "labels of SELinux", LABELS, append="lsm=landlock,lockdown,yama,selinux,bpf"),
