@@ -87,7 +87,7 @@ def test_finished_layers_stay_when_a_pull_fails(fake, store):
     def answer(request, handler):
         if request.path.endswith(broken):
             done.wait(20)
-            send(handler, 500)
+            send(handler, 404)
             return True
         if request.path.rpartition("/")[2] in list(image.blobs)[:2]:
             threading.Timer(0.5, done.set).start()

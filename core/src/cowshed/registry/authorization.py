@@ -16,6 +16,7 @@ from cowshed.errors import AuthError
 from cowshed.registry import credentials
 from cowshed.registry.challenge import challenges
 from cowshed.registry.endpoints import is_loopback
+from cowshed.registry.transport import Broken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
     from cowshed.registry.credentials import Credentials
     from cowshed.registry.endpoints import Endpoint
-    from cowshed.registry.transport import Response, Transport
+    from cowshed.registry.transport import Transport
 
 _TOKEN_LIMIT = 1 << 20
+_TRIES = 3  # of a connection that breaks
 _LIFETIME, _MARGIN = 60, 10  # seconds; the default is the token specification's
 _COMMON = frozenset(("co", "com", "org", "net", "ac", "gov", "edu", "or", "ne", "go"))
 
@@ -134,17 +136,27 @@ class Authorizer:
             answer = self._ask(f"{realm}{separator}{urllib.parse.urlencode(fields)}", headers, None)
         self._take(answer)
 
-    def _ask(self, url: str, headers: dict[str, str], body: bytes | None) -> Response:
+    def _ask(self, url: str, headers: dict[str, str], body: bytes | None) -> tuple[int, bytes]:
+        """(status, body) of the token server's answer."""
         home = self._endpoint.name
-        return self._transport.request(url, headers, body=body, redirects=0, trusted=_host(url) == home, home=home)
+        for left in reversed(range(_TRIES)):
+            try:
+                answer = self._transport.request(
+                    url, headers, body=body, redirects=0, trusted=_host(url) == home, home=home
+                )
+                return answer.status, answer.read(_TOKEN_LIMIT + 1)
+            except Broken as error:
+                if not left:
+                    raise AuthError(f"the token server of {self._endpoint.host}: {error}") from None
+        raise AssertionError
 
-    def _take(self, answer: Response) -> None:
-        data = answer.read(_TOKEN_LIMIT + 1)
-        if answer.status in (400, 401, 403):
+    def _take(self, answer: tuple[int, bytes]) -> None:
+        status, data = answer
+        if status in (400, 401, 403):
             what = "the credentials" if self._known() else "without a login"
             raise self._refused(f"its token server refuses {what}")
-        if answer.status != 200 or len(data) > _TOKEN_LIMIT:
-            raise AuthError(f"the token server of {self._endpoint.host} answers with status {answer.status}",
+        if status != 200 or len(data) > _TOKEN_LIMIT:
+            raise AuthError(f"the token server of {self._endpoint.host} answers with status {status}",
                             remedy="try again later")  # fmt: skip
         try:
             value = json.loads(data)

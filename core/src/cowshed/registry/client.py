@@ -62,11 +62,9 @@ class Client:
         """
 
         def ask(place: Place) -> tuple[bytes, str]:
-            answer = self._request(place, "manifests", wanted, {"Accept": ACCEPT})
-            data = answer.read(_MANIFEST_LIMIT + 1)
-            if len(data) > _MANIFEST_LIMIT:
-                raise RegistryError(f"{place.endpoint.host} sends a manifest of more than {_MANIFEST_LIMIT} bytes")
-            return data, answer.headers.get("Content-Type", "")
+            url = place.url("manifests", wanted)
+            data, headers = place.document(url, {"Accept": ACCEPT}, limit=_MANIFEST_LIMIT, what=wanted)
+            return data, headers.get("Content-Type", "")
 
         return self._anywhere(ask)
 
@@ -83,10 +81,10 @@ class Client:
         its beginning, which is what comes then if `at` is 0, and nothing if it is not. Raises as `blob` does."""
         try:
             place, answer = self._anywhere(partial(self._open, blob=blob, at=at, until=until))
+            if answer.status == 206:
+                return True, self._stream(blob, at, until, (place, _body(answer, blob, at, until)))
         except Broken:
             return True, self._stream(blob, at, until)
-        if answer.status == 206:
-            return True, self._stream(blob, at, until, (place, _body(answer, blob, at, until)))
         if at:
             answer.drop()
             return False, iter(())

@@ -11,11 +11,12 @@ from email.utils import parsedate_to_datetime
 from cowshed import log
 from cowshed.errors import AuthError, NotFound, RegistryError
 from cowshed.registry.authorization import Authorizer
-from cowshed.registry.transport import Broken, Transport, origin
+from cowshed.registry.transport import Broken, Transport, origin, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from http.client import HTTPMessage
 
     from cowshed.registry.credentials import Credentials
     from cowshed.registry.endpoints import Endpoint
@@ -33,7 +34,6 @@ _REMEDIES = {
 }  # fmt: skip
 _FAREWELL = 5.0  # seconds
 _PATIENCE = 300.0  # seconds that a registry which limits its rate may make us wait
-_TEXT = 300  # characters of a registry's words that are told
 
 
 class Missing(RegistryError, NotFound):
@@ -105,7 +105,7 @@ class Place:
                 warnings(answer.headers.get_all("Warning") or (), self.endpoint.host)
                 if answer.status in fine:
                     return answer
-                said = answer.read(_ERROR_LIMIT)
+                said = _said(answer)
                 if answer.status == 416 and "Range" in sent:
                     raise Broken("the registry cannot send a part of it")
                 if answer.status == 401 and refusals < 2 and self._own(url):
@@ -126,6 +126,29 @@ class Place:
             if pause >= 5:
                 log.info(f"{self.endpoint.host}: waiting {pause:.0f} seconds, as it asks for")
             self._sleep(pause)
+
+    def document(
+        self, url: str, headers: Mapping[str, str] | None = None, *, limit: int, what: str
+    ) -> tuple[bytes, HTTPMessage]:
+        """(the whole body, the headers) of an answer, asked for again if it breaks off. Raises as `ask` does, and
+        RegistryError for more bytes than limit."""
+        failures = 0
+        while True:
+            answer = self.ask(url, headers, what=what)
+            try:
+                data = answer.read(limit + 1)
+                length = answer.headers.get("Content-Length", "")
+                if len(data) <= limit and length.isdecimal() and int(length) > len(data):
+                    raise Broken(f"{self.endpoint.host} sends {len(data)} of {length[:20]} bytes")
+            except Broken as error:
+                failures += 1
+                if failures >= TRIES or self.aborted:
+                    raise RegistryError(str(error), remedy="try again later") from None
+                self._sleep(min(self._pause * 2 ** (failures - 1), LONGEST_WAIT))
+                continue
+            if len(data) > limit:
+                raise RegistryError(f"{self.endpoint.host} sends more than {limit} bytes for {what[:80]}")
+            return data, answer.headers
 
     def say(self, url: str, *, method: str) -> None:
         """Send a request whose answer does not matter, also when the work is aborted; not for long."""
@@ -161,6 +184,14 @@ class Place:
             time.sleep(min(left, 0.2))
 
 
+def _said(answer: Response) -> bytes:
+    """What the body of an error says, as far as it came."""
+    try:
+        return answer.read(_ERROR_LIMIT)
+    except Broken:
+        return b""
+
+
 _told: set[str] = set()
 _telling = threading.Lock()
 
@@ -173,7 +204,7 @@ def warnings(headers: Sequence[str], host: str, tell: Callable[[str], None] = lo
         text = text.strip()
         if code != "299" or agent != "-" or len(text) < 2 or text[0] != '"' or text[-1] != '"':
             continue
-        text = _clean(text[1:-1].replace('\\"', '"').replace("\\\\", "\\"))
+        text = printable(text[1:-1].replace('\\"', '"').replace("\\\\", "\\"))
         with _telling:
             if (key := f"{host} {text}") in _told or len(_told) > 100:
                 continue
@@ -193,16 +224,11 @@ def seconds(text: str | None) -> float | None:
         return None
 
 
-def _clean(text: str) -> str:
-    """What a registry says must not steer the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)[:_TEXT]
-
-
 def words(said: bytes, status: int) -> str:
     """What the body of an error says (distribution-spec, Error Codes), else what its status means."""
     try:
         errors = json.loads(said)["errors"]
-        return _clean("; ".join(str(e.get("message") or e.get("code")) for e in errors))
+        return printable("; ".join(str(e.get("message") or e.get("code")) for e in errors))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return http.client.responses.get(status, f"status {status}")
 

@@ -20,7 +20,7 @@ from cowshed.registry import referrers
 from cowshed.registry.client import ACCEPT
 from cowshed.registry.endpoints import itself
 from cowshed.registry.place import Missing, Place, Refused
-from cowshed.registry.transport import Body, origin
+from cowshed.registry.transport import Body, joined, origin
 from cowshed.registry.upload import PIECE, WHOLE, Upload
 from cowshed.storage.record import record
 
@@ -113,8 +113,8 @@ class Repository:
 
     def blob(self, blob: Descriptor) -> bytes:
         """A small blob, whole and verified. Tampered."""
-        answer = self._place.ask(self._place.url("blobs", check_digest(blob.digest)), what=blob.digest)
-        data = answer.read(blob.size + 1)
+        url = self._place.url("blobs", check_digest(blob.digest))
+        data, _ = self._place.document(url, limit=blob.size, what=blob.digest)
         _verify(data, blob.digest)
         return data
 
@@ -129,13 +129,11 @@ class Repository:
 
     def manifest(self, wanted: str) -> tuple[bytes, str, str]:
         """(bytes, media type, entity tag or "") of a manifest or index; by digest it is verified."""
-        answer = self._place.ask(self._place.url("manifests", wanted), {"Accept": ACCEPT}, what=wanted)
-        data = answer.read(MANIFEST_LIMIT + 1)
-        if len(data) > MANIFEST_LIMIT:
-            raise RegistryError(f"{self.registry} sends a manifest of more than {MANIFEST_LIMIT} bytes")
+        url = self._place.url("manifests", wanted)
+        data, headers = self._place.document(url, {"Accept": ACCEPT}, limit=MANIFEST_LIMIT, what=wanted)
         if ":" in wanted:
             _verify(data, wanted)
-        return data, answer.headers.get("Content-Type", "").partition(";")[0].strip(), answer.headers.get("ETag", "")
+        return data, headers.get("Content-Type", "").partition(";")[0].strip(), headers.get("ETag", "")
 
     def put_manifest(
         self, data: bytes, media_type: str, *, tag: str = "", more_tags: Sequence[str] = (), digest: str = "",
@@ -266,19 +264,19 @@ def pages(place: Place, url: str, what: str) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for _ in range(_PAGES):
         seen.add(url)
-        answer = place.ask(url, {"Accept": "application/json, application/vnd.oci.image.index.v1+json"}, what=what)
-        data = answer.read(_LIST_LIMIT + 1)
+        accept = {"Accept": "application/json, application/vnd.oci.image.index.v1+json"}
+        data, headers = place.document(url, accept, limit=_LIST_LIMIT, what=what)
         try:
-            value = json.loads(data) if len(data) <= _LIST_LIMIT else None
+            value = json.loads(data)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise RegistryError(f"{place.endpoint.host} does not list {what} in JSON, or more than {_LIST_LIMIT} bytes")
+            raise RegistryError(f"{place.endpoint.host} does not list {what} in JSON")
         yield value
-        following = next_page(answer.headers.get_all("Link") or ())
+        following = next_page(headers.get_all("Link") or ())
         if not following:
             return
-        url = urllib.parse.urljoin(url, following)
+        url = joined(url, following)
         if origin(url) != origin(place.endpoint.url) or url in seen:
             raise RegistryError(
                 f"{place.endpoint.host} continues its listing at {url[:100]!r}, which is not to be trusted"

@@ -33,6 +33,7 @@ _SLOWEST = 64 << 10  # bytes that must come in each TIMEOUT: who drips does not 
 _REDIRECTS = 8
 _REDIRECTED = (301, 302, 303, 307, 308)
 _DRAIN = 64 << 10
+_TEXT = 300  # characters of a server's words that are told
 _SENDFILE = 4 << 20  # bytes between two signs of progress
 _SAFE = "/%:@!$&'()*+,;=~-._"
 
@@ -204,7 +205,7 @@ class Transport:
                 raise RegistryError(f"{self._what} redirects a {method} with status {answer.status}")
             target = answer.headers.get("Location", "")
             answer.close()
-            url = urllib.parse.urljoin(url, target)
+            url = joined(url, target)
             if not target or (where[0] == "https" and not url.startswith("https:")):
                 raise self._distrust(f"redirects to {target[:100]!r}")
         raise RegistryError(f"{self._what} redirects more than {redirects} times" if redirects
@@ -380,6 +381,14 @@ def origin(url: str) -> Origin | None:
     return parts.scheme, host.lower(), port or (443 if parts.scheme == "https" else 80)
 
 
+def joined(base: str, target: str) -> str:
+    """Where a reference leads from an address (RFC 3986 section 5); "" if it is none."""
+    try:
+        return urllib.parse.urljoin(base, target)
+    except ValueError:
+        return ""
+
+
 def _send(
     connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: Body | None
 ) -> None:
@@ -418,4 +427,9 @@ def reason(error: BaseException) -> str:
         return "the answer is cut short"
     if isinstance(error, OSError) and error.errno and not str(error.strerror or "").startswith("["):
         return error.strerror or os.strerror(error.errno)
-    return str(error) or type(error).__name__
+    return printable(str(error)) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """What a server says: short, in one line, and nothing that steers a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)[:_TEXT].strip()

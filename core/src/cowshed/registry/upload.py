@@ -11,7 +11,7 @@ import urllib.parse
 
 from cowshed.errors import AuthError, RegistryError, Tampered
 from cowshed.registry.place import LONGEST_WAIT, TRIES, Missing, Refused
-from cowshed.registry.transport import Body, Broken, Shrunk
+from cowshed.registry.transport import Body, Broken, Shrunk, joined, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ class Upload:
             raise RegistryError(f"{self._place.endpoint.host} begins an upload and does not say where")
         if location:
             base = self._location or self._begin_url()
-            self._location = urllib.parse.urljoin(base, location)
+            self._location = joined(base, location)
+            if not self._location:
+                raise RegistryError(f"{self._place.endpoint.host} continues an upload at {printable(location)[:100]!r}")
         least = answer.headers.get("OCI-Chunk-Min-Length") or ""
         if least.isascii() and least.isdigit() and len(least) < 12:
             self._least = int(least)
