@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cowshed.bench import machine, runner, session, subjects
+from cowshed.bench.report import text
 from cowshed.bench.result import ScenarioResult
 from cowshed.bench.samples import Sample
 from cowshed.bench.scenario import Scenario, Wrong
@@ -76,6 +77,49 @@ def test_the_first_round_is_dropped_and_every_other_sample_kept():
 def test_without_time_there_are_as_many_rounds_as_say_something_and_without_any_time_one():
     assert done(Counting(Counting.full), seconds=0.0, least=4)[0] == 4
     assert done(Counting(Counting.full), seconds=0.0, least=4, until=0.0)[0] == 1
+
+
+class Steady(Counting):
+    """Rows of samples as a test has them, by key and round; the same for every subject."""
+
+    values: dict
+
+    def round(self, it):
+        self.counts[it.name] = count = self.counts.get(it.name, -1) + 1  # 0 is the warm-up
+        for key, (use, value) in self.values.items():
+            self.record(it, self.row(key, key, use=use), Sample(value(count)))
+
+
+@pytest.mark.parametrize(
+    ("values", "rounds"),
+    [
+        ({"x": ((), lambda n: 100.0 + n % 3)}, 8),
+        ({"x": ((), lambda n: 100.0 + n % 3 * 20)}, 15),
+        ({"x": (("builds",), lambda n: 100.0 + n % 3), "y": ((), lambda n: 100.0 + n % 3 * 20)}, 8),  # nobody's choice
+        ({"x": (("builds",), lambda n: 100.0 + n % 3), "y": (("images",), lambda n: 100.0 + n % 3 * 20)}, 15),
+        ({"x": ((), lambda n: 100.0 + (20 if n in (1, 2) else 0))}, 11),
+        ({"x": ((), lambda n: 0.0)}, 8),  # bytes that nobody writes
+    ],
+)
+def test_it_ends_at_a_look_that_finds_all_intervals_narrow(values, rounds):
+    scenario = Steady(Counting.full)
+    scenario.values = values
+    result = ScenarioResult("counting", ("W0",), "", "", False, {}, 0.0, [], [], {})
+    plan = runner.Plan(15, 1e9, 1, [], looks=(8, 11))
+    assert runner._rounds(scenario, plan, subjects_of("a@x", "b@x"), result, 0.0) == rounds
+    assert result.narrow_after == (rounds if rounds < 15 else 0)
+    said = "\n".join(text.ended(result))
+    assert said.startswith(f"ended after {rounds} rounds: no interval" if rounds < 15 else "")
+    assert bool(said) is (rounds < 15)
+
+
+def test_without_looks_and_with_a_fixed_number_of_rounds_all_are_done():
+    scenario = Steady(Counting.full)
+    scenario.values = {"x": ((), lambda n: 1.0)}
+    assert done(scenario)[0] == 10
+    scenario.rounds, scenario.counts = 12, {}
+    assert done(scenario, looks=(8, 11))[0] == 12
+    assert session._LOOKS[session.QUICK] == ()
 
 
 def test_one_that_fails_is_left_out_and_the_others_go_on():

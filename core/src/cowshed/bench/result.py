@@ -43,6 +43,7 @@ class ScenarioResult:
     marks: list[str]  # what makes its figures doubtful
     failures: dict[str, str]  # by subject: why it has none
     systems: dict[str, str] = field(default_factory=dict)  # by subject, what its file system was
+    narrow_after: int = 0  # rounds after which it ended because all intervals were narrow, 0 if it went on
 
 
 @dataclass

@@ -37,6 +37,7 @@ class Plan:
     chosen: Sequence[Chosen]
     place: str = ""  # a directory of the user's, in the place of scratch file systems
     least: int = FEW  # counted rounds, however long they take, until there is no time at all
+    looks: Sequence[int] = ()  # counted rounds after which it ends if all intervals are narrow (`_is_narrow`)
     until: float = float("inf")  # time.monotonic(), after which one is enough
     said: Callable[[str], None] = field(default=lambda _: None)  # progress: what is being done
     told: Callable[[str], None] = field(default=lambda _: None)  # progress: what has been done
@@ -56,6 +57,7 @@ def run(scenario: Scenario, plan: Plan, scratch: Scratch, folder: str) -> Scenar
     try:
         with contextlib.ExitStack() as until:
             alive = list(_made(scenario, chosen, plan, scratch, result, until))
+            set_up = time.monotonic() - began
             before = machine.baseline(folder)
             load = machine.load()
             count = _rounds(scenario, plan, alive, result, began)
@@ -72,7 +74,11 @@ def run(scenario: Scenario, plan: Plan, scratch: Scratch, folder: str) -> Scenar
         if figures:
             result.rows.append(Row(row.key, row.title, row.unit, row.versus, row.use, figures))
     result.seconds = round(time.monotonic() - began, 1)
-    plan.told(f"{scenario.name}: {count} rounds of {len(alive)} in {result.seconds:.0f} s")
+    early = " (all intervals are narrow)" if result.narrow_after else ""
+    plan.told(
+        f"{scenario.name}: {count} rounds of {len(alive)}{early} in {result.seconds:.0f} s, {set_up:.0f} s of them to "
+        "set up"
+    )
     return result
 
 
@@ -140,7 +146,21 @@ def _rounds(scenario: Scenario, plan: Plan, alive: list[Subject], result: Scenar
         if done == scenario.warm_up:
             for row in scenario.rows.values():
                 row.samples.clear()
+        counted = done - scenario.warm_up
+        if counted in plan.looks and counted < wanted and not scenario.rounds and _is_narrow(scenario, alive):
+            result.narrow_after = counted
+            break
     return max(0, done - scenario.warm_up)
+
+
+def _is_narrow(scenario: Scenario, alive: list[Subject]) -> bool:
+    """Whether every interval that somebody would choose by is narrow. Not whether differences are shown: to end when
+    one is would make differences of chance. That it is looked at a few times only, and all at once, keeps the intervals
+    as true as those of a fixed number of rounds (docs/how-to/compare-drivers-and-file-systems.md)."""
+    rows = [row for row in scenario.rows.values() if row.use] or list(scenario.rows.values())
+    return all(
+        figure(row.samples[subject.name]).narrow for row in rows for subject in alive if subject.name in row.samples
+    )
 
 
 def _verify(scenario: Scenario, plan: Plan, alive: list[Subject], result: ScenarioResult) -> None:

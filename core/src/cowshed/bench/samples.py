@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FEW = 5  # below so many samples an interval is hardly one
 ENOUGH = 4  # two rows of three lie apart by chance once in ten times, two of four once in thirty-five
+NARROW = 0.1  # of the median: an interval of which more samples would tell little more
 _DRAWS = 500
 _CONFIDENCE = 0.95
 
@@ -44,6 +45,10 @@ class Figure:
     @property
     def few(self) -> bool:
         return len(self.samples) < FEW
+
+    @property
+    def narrow(self) -> bool:
+        return self.high - self.low <= NARROW * self.median
 
 
 def interval(values: Sequence[float], seed: int = 1) -> tuple[float, float]:

@@ -948,7 +948,11 @@ COMMANDS = (
             Option("--path", "text", "make none: compare the drivers in this directory", value="DIRECTORY"),
             Option("--size", "size", "of each file system (8g; 1g with --quick)"),
             Option("--scale", "text", "multiplies the numbers of files", value="NUMBER"),
-            Option("--rounds", "int", "counted samples of each row (15; 10 with --quick)"),
+            Option(
+                "--rounds",
+                "int",
+                "counted samples of each row (15, or until all are narrow; 10 with --quick)",
+            ),
             Option("--seconds", "text", "for all scenarios; rounds are left out to keep to it", value="NUMBER"),
             Option("--seed", "int", "of the order of the subjects (1)"),
             Option("--strict", "flag", "refuse to run on a busy machine, rather than to mark the result"),

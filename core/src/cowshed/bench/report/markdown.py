@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cowshed.bench.report.advice import advise
-from cowshed.bench.report.text import conditions, relations, sizes
+from cowshed.bench.report.text import conditions, ended, relations, sizes
 from cowshed.bench.report.words import size, spread, value
 
 TYPE_CHECKING = False
@@ -25,6 +25,7 @@ def _lines(result: Result) -> Iterator[str]:
         yield ""
         yield f"## {scenario.title} ({scenario.name}; {sizes(scenario)})"
         yield from (f"\n*{mark}*" for mark in scenario.marks)
+        yield from (f"\n{line}" for line in ended(scenario))
         for row in scenario.rows:
             yield from _row(row, result, scenario)
         if scenario.failures:

@@ -8,7 +8,7 @@ from html import escape
 
 from cowshed.bench.report import charts
 from cowshed.bench.report.advice import advise, best
-from cowshed.bench.report.text import NO_DIFFERENCE, relations, sizes
+from cowshed.bench.report.text import NO_DIFFERENCE, ended, relations, sizes
 from cowshed.bench.report.words import size, spread, times, value
 
 TYPE_CHECKING = False
@@ -144,6 +144,7 @@ def _scenario(scenario: ScenarioResult, result: Result, names: list[str]) -> Ite
     yield f'<p class="soft small">{escape(told)}</p>'
     if scenario.marks:
         yield f'<p class="small warn">{escape(_sentence("; ".join(scenario.marks)))}</p>'
+    yield from (f'<p class="small">{escape(_sentence(line))}</p>' for line in ended(scenario))
     yield '<div class="figures">'
     for row in scenario.rows:
         yield from _row(row, result, scenario, names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cowshed.bench.report.advice import advise, best
 from cowshed.bench.report.words import size, spread, times, value
-from cowshed.bench.samples import differ
+from cowshed.bench.samples import NARROW, differ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def _lines(result: Result) -> Iterator[str]:
         yield ""
         yield f"{scenario.title} ({scenario.name}, {' '.join(scenario.workloads)}; {sizes(scenario)})"
         yield from (f"  marked: {mark}" for mark in scenario.marks)
+        yield from (f"  {line}" for line in ended(scenario))
         for row in scenario.rows:
             yield from _row(row, result, scenario)
         yield from (f"  {name}: {why}" for name, why in scenario.failures.items())
@@ -49,6 +50,15 @@ def conditions(result: Result) -> str:
         f"{place.get('file_system', 'no file system')}, cowshed {result.version}, {result.mode}, seed {result.seed}, "
         f"{result.seconds:.0f} s"
     )
+
+
+def ended(scenario: ScenarioResult) -> Iterator[str]:
+    """Why it has fewer samples than were to be taken, if it ended by the rule that is told with it."""
+    if scenario.narrow_after:
+        yield (
+            f"ended after {scenario.narrow_after} rounds: no interval was wider than {NARROW:.0%} of its median, which "
+            "is looked at after 8 and 11 rounds"
+        )
 
 
 def sizes(scenario: ScenarioResult) -> str:

@@ -248,7 +248,7 @@ class Density(Scenario):
         "as often."
     )
     quick = {"containers": 4, "bytes": 8 << 20}
-    full = {"containers": 20, "bytes": 200 << 20}
+    full = {"containers": 10, "bytes": 100 << 20}
 
     def setup(self, it: Subject) -> None:
         recipe = Recipe()

@@ -113,7 +113,7 @@ class Build(Scenario):
     )
     control = True
     quick = {"files": 1000, "steps": 4}
-    full = {"files": 10_000, "steps": 32}
+    full = {"files": 10_000, "steps": 8}
 
     def plan(self) -> None:
         self._base = Recipe().many("base", self.sizes["files"], 1024)
@@ -163,7 +163,7 @@ class Changes(Scenario):
         "container wait for it. Both must find the same."
     )
     quick = {"files": 2000, "cold": False}
-    full = {"files": 200_000, "cold": True}
+    full = {"files": 50_000, "cold": True}
 
     def plan(self) -> None:
         self._recipe = Recipe().many("tree", max(400, self.sizes["files"]), 60)
@@ -295,7 +295,7 @@ class Convert(Scenario):
         "the file system can share what is in files between trees, little is written."
     )
     quick = {"files": 500, "bytes": 8 << 20}
-    full = {"files": 20_000, "bytes": 256 << 20}
+    full = {"files": 5000, "bytes": 256 << 20}
 
     def plan(self) -> None:
         self._base = Recipe().many("base", self.sizes["files"], 4096)

@@ -169,7 +169,7 @@ class Ids(Scenario):
         "of each."
     )
     quick = {"files": 500}
-    full = {"files": 20_000}
+    full = {"files": 5000}
 
     def setup(self, it: Subject) -> None:
         it.layers["image"] = committed(it, Recipe().many("image", self.sizes["files"], 1024))
