@@ -21,19 +21,24 @@ if TYPE_CHECKING:
 
     from cowshed.container.access import Held
     from cowshed.engine import Engine
+    from cowshed.layers.activation import WrittenBack
     from cowshed.storage.api import MountPlan
 
 _PATH = os.O_PATH
 
 
 class View:
-    """`with View(engine, held) as root:` a descriptor to resolve paths beneath (openat2(2) RESOLVE_IN_ROOT)."""
+    """`with View(engine, held) as root:` a descriptor to resolve paths beneath (openat2(2) RESOLVE_IN_ROOT).
+
+    At the end of the block NoSpace and StoreError are raised if something that was written in it is lost.
+    """
 
     def __init__(self, engine: Engine, held: Held) -> None:
         self._engine, self._held = engine, held
         self._fds: list[int] = []
         self._plan: MountPlan | None = None  # of the first of them, if it is this command's own mount
         self._mounted = 0  # number of the layer whose byte is held
+        self._written: WrittenBack | None = None
 
     def __enter__(self) -> int:
         try:
@@ -41,14 +46,18 @@ class View:
                 self._fds.append(self._held.root(mounts=True))
                 return self._fds[0]
             return self._assembled()
-        except BaseException:
-            self._close()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        try:
+            if self._written is not None:
+                self._written.__exit__(kind, error, trace)
+        finally:
+            self._close()
 
     def _close(self) -> None:
         for fd in reversed(self._fds[1 if self._plan else 0 :]):
@@ -97,6 +106,7 @@ class View:
         self._mounted = row.number
         root = layers.mount(layer, read_only=False)
         self._fds.append(root)
+        self._written = layers.written_back(layer, root)
         if layers.settled(layer):
             self._plan = layers.plan(layer, read_only=False)
         return root

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from cowshed import log
-from cowshed.errors import CowshedError
+from cowshed.errors import CowshedError, NoSpace, StoreError
 from cowshed.layers.faults import step
 from cowshed.state import layers as rows
 from cowshed.storage import api
@@ -73,6 +73,39 @@ def mount(
             os.close(fd)
         raise
     return fd
+
+
+class WrittenBack:
+    """`with WrittenBack(layer, root):` what is written to a layer with a file system of its own, which is mounted at
+    root. It goes with its mount, which writes back what is still in memory and tells nobody if there is no place for it
+    (a thin pool that became full). So it is asked before. NoSpace, StoreError if something that was written is lost.
+    """
+
+    def __init__(self, layer: api.Layer, root: int) -> None:
+        self._layer = layer
+        # syncfs(2) tells of errors only since its descriptor was opened; root may be of O_PATH
+        self._fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from cowshed_linux import files
+
+        try:
+            if kind is None:
+                files.syncfs(self._fd)
+        except OSError as problem:
+            text = (
+                f"what was written to layer {self._layer.id[:12]} cannot be stored: {os.strerror(problem.errno or 0)}"
+            )
+            if problem.errno in (28, 122):  # ENOSPC, EDQUOT
+                raise NoSpace(text, remedy="cowshed rmi, or make room in the pool") from None
+            raise StoreError(text, remedy="see what the kernel says of the disk (dmesg)") from None
+        finally:
+            os.close(self._fd)
 
 
 def recover(store: Store, layers: Callable[[str], Layers]) -> None:

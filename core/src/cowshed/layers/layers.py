@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
+    from cowshed.layers.activation import WrittenBack
     from cowshed.state.store import Store, Transaction
 
 
@@ -292,6 +293,15 @@ class Layers:
             read_only=read_only,
         )  # fmt: skip
 
+    def written_back(self, layer: api.Layer, root: int) -> WrittenBack | None:
+        """Who tells whether all is stored that is written to a layer, which is mounted at root, from now on; None where
+        others on the same file system see to that."""
+        if not api.has_activation(self.driver):
+            return None
+        from cowshed.layers.activation import WrittenBack
+
+        return WrittenBack(layer, root)
+
     def settled(self, layer: api.Layer) -> str:
         """The directory into which something is to be written (`cowshed.layers.aufs.settle`) before a writable mount of
         the layer ends; "" if nothing is."""
@@ -327,10 +337,14 @@ class Layers:
 
 
 class Mounted:
-    """A detached mount of a layer while the block lasts. A committed layer may be looked at by several at once."""
+    """A detached mount of a layer while the block lasts. A committed layer may be looked at by several at once.
+
+    At the end of the block NoSpace and StoreError are raised if something that was written in it is lost.
+    """
 
     def __init__(self, layers: Layers, layer: api.Layer, read_only: bool) -> None:
         self._layers, self._layer, self._read_only = layers, layer, read_only
+        self._written: WrittenBack | None = None
 
     def __enter__(self) -> int:
         layers, layer = self._layers, self._layer
@@ -343,6 +357,11 @@ class Mounted:
                 self._fd = counted(self._plan, layers.name)
             else:
                 self._fd = layers.mount(layer, read_only=self._read_only)
+                try:
+                    self._written = None if self._read_only else layers.written_back(layer, self._fd)
+                except BaseException:
+                    os.close(self._fd)
+                    raise
         except BaseException:
             layers.store.locks.release("mounts", layer.number)
             raise
@@ -352,10 +371,14 @@ class Mounted:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._plan is None:
-                os.close(self._fd)
-            else:
-                release(self._fd, self._plan)
+            try:
+                if self._written is not None:
+                    self._written.__exit__(kind, error, trace)
+            finally:
+                if self._plan is None:
+                    os.close(self._fd)
+                else:
+                    release(self._fd, self._plan)
         finally:
             self._layers.store.locks.release("mounts", self._layer.number)
 

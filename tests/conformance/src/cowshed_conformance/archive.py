@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterable
 
 from cowshed.layers import changes as engine
+from cowshed.layers.activation import WrittenBack
 from cowshed.layers.apply import apply
 from cowshed.layers.archive import stream
 from cowshed.storage import api
@@ -95,7 +96,8 @@ def unpack(store: Store, layer: api.Layer, data: bytes, *, limit: int = 1 << 40)
     """Apply an archive through the mount of an active layer, as a pull does."""
     with store.tree(layer) as fd:
         chunk = 1 << 16
-        apply((data[n : n + chunk] for n in range(0, len(data), chunk)), fd, limit=limit)
+        with WrittenBack(layer, fd) if api.has_activation(store.driver) else contextlib.nullcontext():
+            apply((data[n : n + chunk] for n in range(0, len(data), chunk)), fd, limit=limit)
 
 
 def tar_of(store: Store, found: Changes, upper: api.Layer) -> bytes:
