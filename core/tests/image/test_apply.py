@@ -113,6 +113,14 @@ def test_a_directory_over_a_directory_keeps_its_contents(root):
     assert stat.S_IMODE(os.stat(root / "d").st_mode) == 0o750
 
 
+def test_a_name_that_comes_twice_is_told(root, capfd):
+    put(root, LayerTar().dir("d").file("d/f", "one").dir("d").file("d/f", "two"))
+    assert (root / "d/f").read_text() == "two"
+    assert capfd.readouterr().err == "cowshed: warn: a layer has 1 names more than once: the last of each counts\n"
+    put(root, LayerTar().dir("d").file("d/f", "three"))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("first", ["file", "dir", "symlink", "fifo"])
 @pytest.mark.parametrize("second", ["file", "dir", "symlink", "fifo"])
 @pytest.mark.parametrize("together", [True, False], ids=["in one layer", "in two"])
@@ -291,7 +299,7 @@ def test_whiteouts_through_links_stay_inside(root):
     outside = str(root.parent / "outside")
     put(root, LayerTar().symlink("l", outside).symlink("up", "../outside").symlink("abs", "/.."))
     put(root, LayerTar().whiteout("l/canary").whiteout("up/canary").whiteout("abs/outside").whiteout("../outside"))
-    refused(root, LayerTar().opaque("l"), "leads nowhere")
+    put(root, LayerTar().opaque("l"))
     assert canary(root).exists()
 
 
@@ -342,8 +350,18 @@ def test_chained_and_circular_links(root):
         LayerTar().symlink("a", "b").symlink("b", "c").symlink("c", str(outside)).symlink("x", "y").symlink("y", "x")
     )
     put(root, layer)
-    refused(root, LayerTar().file("a/canary", "x"), "leads nowhere")
+    put(root, LayerTar().file("a/canary", "inside"))
+    assert Path(f"{root}{outside}/canary").read_text() == "inside"
     refused(root, LayerTar().file("x/f", "x"), "cannot be unpacked")
+
+
+def test_a_link_whose_target_is_not_there_leads_into_the_root(root):
+    """Where one peer makes the file and another refuses it: it is made, beneath the root and nowhere else."""
+    links = LayerTar().symlink("absolute", "/made/here").symlink("relative", "../../up").symlink("file", "f/below")
+    put(root, links.file("f", "x"))
+    put(root, LayerTar().file("absolute/one", "1").dir("relative/two"))
+    assert {"made/here/one", "up/two"} <= set(names(root))
+    refused(root, LayerTar().file("file/three", "x"), "no directory")
 
 
 def test_a_directory_entry_does_not_reach_through_a_link(root):

@@ -336,3 +336,22 @@ def test_layers_elsewhere_get_no_credentials(fake, other, store, no_credentials)
     fake.answer = answer
     assert store.tree(store.pull(f"{fake.address}/a/b").image) == SMALL
     assert [r.authorization for r in other.requests] == [None]
+
+
+def test_s18_an_image_that_claims_the_layers_of_another_changes_nothing_of_it(fake, store, make_store):
+    """CVE-2024-24557: a history and diff ids are claims. What has a chain id here was unpacked and held to it; what
+    a liar sends under them is never unpacked as theirs."""
+    victim = small()
+    fake.add(victim, "victim")
+    store.pull(f"{fake.address}/a/b:victim")
+    evil = LayerTar().file("d/one", "evil").bytes()
+    packed = gzip.compress(evil)
+    liar = changed(small(User="liar"), lambda m: m["layers"][0].update(digest=digest(packed), size=len(packed)))
+    liar.blobs[digest(packed)] = packed
+    fake.add(liar, "liar")
+    pulled = store.pull(f"{fake.address}/a/b:liar").image
+    assert store.tree(pulled) == SMALL
+    other = make_store("more")
+    with pytest.raises(Tampered, match="unpacks to"):
+        other.pull(f"{fake.address}/a/b:liar")
+    assert other.tree(other.pull(f"{fake.address}/a/b:victim").image) == SMALL

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 
+from cowshed import log
 from cowshed.errors import ImageError, NoSpace
 from cowshed.layers import xattrs
 from cowshed.layers.tarstream import (
@@ -22,6 +23,7 @@ from cowshed.layers.tarstream import (
     SYMLINK,
     Entry,
     Feed,
+    clean,
     entries,
 )
 from cowshed.storage.kit.trees import remove_entry
@@ -35,6 +37,7 @@ _WHITEOUT, _OPAQUE = b".wh.", b".wh..wh..opq"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_DIRECTORY
 _CACHED = 256
+_LINKS = 40  # one behind the other, as path_resolution(7) has it
 _HOLE, _ZEROS = 1 << 14, bytes(1 << 20)
 _DEFAULT_ACL = "system.posix_acl_default"
 _KINDS = {CHAR: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
@@ -53,6 +56,8 @@ def apply(chunks: Iterable[bytes], root: int, *, limit: int = 1 << 40) -> int:
         for entry in entries(feed):
             applier.entry(entry, feed)
         applier.finish()
+        if applier.twice:
+            log.warn(f"a layer has {applier.twice} names more than once: the last of each counts")
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
             raise NoSpace(
@@ -86,6 +91,7 @@ class Applier:
         self._ancestors: set[bytes] = set()
         self._ancestors_of = 0  # how many were written when they were found
         self.count = 0
+        self.twice = 0  # entries that took the place of an earlier one of this archive
         self.name = b""
 
     @property
@@ -99,7 +105,9 @@ class Applier:
 
     # ------------------------------------------------------------ directories
 
-    def directory(self, path: bytes) -> tuple[int, bool]:
+    def directory(self, path: bytes, links: int = _LINKS) -> tuple[int, bool]:
+        """A directory and whether children inherit of it; made if it is missing, at the end of links too: within the
+        root, wherever they seem to lead."""
         found = self.directories.get(path)
         if found is not None:
             return found
@@ -107,19 +115,31 @@ class Applier:
             fd = open_in_root(self.root, path, _PATH)
         except FileNotFoundError:
             above, _, name = path.rpartition(b"/")
-            parent, _ = self.directory(above)
+            parent, _ = self.directory(above, links)
             try:
                 os.mkdir(name, 0o755, dir_fd=parent)
             except FileExistsError:
+                self.target(parent, name, above, links)
+            try:
+                fd = open_in_root(self.root, path, _PATH)
+            except FileNotFoundError:
                 raise ImageError(
                     f"{os.fsdecode(path)!r} is a link that leads nowhere, and files are to be put below it"
                 ) from None
-            fd = open_in_root(self.root, path, _PATH)
         except NotADirectoryError:
             raise ImageError(f"{os.fsdecode(path)!r} is no directory, and files are to be put below it") from None
         entry = fd, bool(os.fstat(fd).st_mode & stat.S_ISGID) or _has_default_acl(fd)
         self.directories[path] = entry
         return entry
+
+    def target(self, parent: int, name: bytes, above: bytes, links: int) -> None:
+        """Make the directory that a link leads to."""
+        try:
+            leads = os.readlink(name, dir_fd=parent)
+        except OSError:
+            return  # no link: who opens it again finds out what it is
+        if links:
+            self.directory(clean(leads if leads.startswith(b"/") else above + b"/" + leads), links - 1)
 
     def forget(self, path: bytes) -> None:
         """A directory goes: descriptors of it and of all below it lead nowhere, and so would cached links to it."""
@@ -155,6 +175,8 @@ class Applier:
             feed.skip(entry.size)
             self.whiteout(entry, above, base)
             return
+        if name in self.written and entry.kind != DIRECTORY:
+            self.twice += 1
         parent, inherits = self.directory(above)
         if entry.kind == FILE:
             self.file(entry, feed, parent, base, inherits)

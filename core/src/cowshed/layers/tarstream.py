@@ -239,7 +239,7 @@ def _entry(
     if not (0 <= device[0] < _MAJORS and 0 <= device[1] < _MINORS):
         raise ImageError(f"the archive has the device {device[0]}:{device[1]}, which cannot be")
     return Entry(
-        _clean(name), kind, mode, uid, gid, size, mtime, _clean(link) if link and kind != SYMLINK else link, device,
+        clean(name), kind, mode, uid, gid, size, mtime, clean(link) if link and kind != SYMLINK else link, device,
         xattrs, holes, real,
     )  # fmt: skip
 
@@ -252,7 +252,7 @@ def _unquoted(text: bytes) -> bytes:
     return first + b"".join([bytes([int(each[:2], 16)]) + each[2:] for each in rest])
 
 
-def _clean(name: bytes) -> bytes:
+def clean(name: bytes) -> bytes:
     """A path beneath the root: `a//./b/` is a/b, and `..` never leads out of it."""
     if b"/." not in name and b"//" not in name and name[:1] not in (b"/", b".") and name[-1:] != b"/":
         return name
