@@ -291,7 +291,12 @@ COMMANDS = (
         "images:pull",
         "IMAGE",
         "bring an image from its registry",
-        (_QUIET, Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"), _HELP),
+        (
+            _QUIET,
+            Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"),
+            Option("--all-platforms", "flag", "the images of all platforms; those not for this machine by digest"),
+            _HELP,
+        ),
         1,
         1,
     ),

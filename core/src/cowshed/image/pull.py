@@ -8,9 +8,10 @@ from time import monotonic
 
 from cowshed import words
 from cowshed.errors import BadUsage, CowshedError, NoSpace, NotFound
+from cowshed.image import platform as platforms
 from cowshed.image.blobs import BlobStore
 from cowshed.image.realise import Kept, realise
-from cowshed.image.resolve import resolve
+from cowshed.image.resolve import resolve, resolve_all
 from cowshed.registry.client import Client
 from cowshed.state import images, places
 from cowshed.state.leases import Lease
@@ -92,6 +93,41 @@ def pull(
     progress.step(_summary(brought, monotonic() - begun))
     places.remember(store, reference.registry, reference.repository, (layer.digest for layer in found.manifest.layers))
     return Pulled(found.image, found.digest, there is None or there.id != found.image.id)
+
+
+def pull_all(
+    layers: Layers, reference: Reference, *, registries: Mapping[str, Any], durability: str, progress: Progress
+) -> tuple[Pulled, ...]:
+    """Bring the images of all platforms that a name stands for, the one for this machine first.
+
+    That one gets the name, if there is one, else the first of the index; the others are named by their digests. Raises
+    as `pull` does; images that were complete by then stay.
+    """
+    store = layers.store
+    there = images.by_name(store, reference.name)
+    progress.step(f"{reference.familiar}: asking {reference.registry}")
+    settings = registries.get(reference.registry) or {}
+    done = []
+    with Client(reference.registry, reference.repository, settings) as client:
+        found = resolve_all(store, client, reference.wanted, digest=reference.digest, progress=progress)
+        best = platforms.best()
+        ranks = [(platforms.rank(platforms.parse(each.image.platform), best), n) for n, each in enumerate(found)]
+        _, main = min(((rank, n) for rank, n in ranks if rank is not None), default=(0, 0))
+        for each in (found[main], *found[:main], *found[main + 1 :]):
+            named = each is found[main]
+            by_digest = f"{reference.registry}/{reference.repository}@{each.image.manifest_digest}"
+            begun = monotonic()
+            progress.step(f"{each.image.platform}: {each.image.manifest_digest[7:19]}")
+            brought = bring(
+                layers, client, each, names=[reference.name if named else by_digest], durability=durability,
+                progress=progress, abort=client.abort,
+            )  # fmt: skip
+            progress.step(_summary(brought, monotonic() - begun))
+            blobs = (layer.digest for layer in each.manifest.layers)
+            places.remember(store, reference.registry, reference.repository, blobs)
+            new = there is None or there.id != each.image.id
+            done.append(Pulled(each.image, each.digest, named and new))
+    return tuple(done)
 
 
 def bring(

@@ -16,7 +16,7 @@ from cowshed.storage.record import record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from cowshed.image.manifest import Descriptor, Manifest
     from cowshed.image.platform import Platform
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _DEPTH = 4  # of indexes within indexes
+_IMAGES = 1000  # that are pulled together
 
 
 @record(frozen=True)
@@ -70,15 +71,7 @@ def resolve(
     for _ in range(_DEPTH):
         if kind not in manifests.INDEXES:
             break
-        chosen = manifests.choose(value, best)
-        if chosen.size > manifests.LIMIT:
-            raise ImageError(f"the manifest has {chosen.size} bytes; {manifests.LIMIT} are allowed")
-        data, said = origin.manifest(chosen.digest)
-        if len(data) != chosen.size:
-            raise Tampered(f"the manifest has {len(data)} bytes, its index says {chosen.size}")
-        verify(data, chosen.digest, "the manifest")
-        value = manifests.document(data, "the manifest")
-        kind = manifests.media_type(value, said)
+        data, value, kind = _entry(origin, manifests.choose(value, best))
     else:
         raise ImageError(f"the image's indexes lie more than {_DEPTH} deep")
     parsed = manifests.parse_manifest(value)
@@ -86,6 +79,64 @@ def resolve(
     image = describe(data, kind, parsed, config)
     _fits(image, platform, progress)
     return Resolved(image, parsed, first)
+
+
+def resolve_all(store: Store, origin: Origin, wanted: str, *, digest: str, progress: Progress) -> tuple[Resolved, ...]:
+    """Every Linux image behind `wanted`: of all platforms of an index, and of the indexes in it, in their order.
+
+    What is no such image (a list of contents, an image for another system) is told and left out. Raises as `resolve`
+    does."""
+    data, said = origin.manifest(wanted)
+    if digest:
+        verify(data, digest, "the manifest")
+    first = digest or "sha256:" + hashlib.sha256(data).hexdigest()
+    value = manifests.document(data, "the manifest")
+    found: dict[str, Resolved] = {}
+    seen: set[str] = set()
+
+    def visit(data: bytes, value: dict[str, Any], kind: str, depth: int) -> None:
+        if kind not in manifests.INDEXES:
+            parsed = manifests.parse_manifest(value)
+            image = describe(data, kind, parsed, _config(store, origin, parsed.config))
+            if not image.platform.startswith("linux/"):
+                raise ImageError(f"it is for {image.platform}")
+            found.setdefault(image.manifest_digest, Resolved(image, parsed, first))
+            return
+        if depth == _DEPTH:
+            raise ImageError(f"the image's indexes lie more than {_DEPTH} deep")
+        for entry, _ in manifests.entries(value):
+            if entry.digest in seen:
+                continue
+            if len(seen) == _IMAGES:
+                raise ImageError(f"the image's indexes name more than {_IMAGES} manifests")
+            seen.add(entry.digest)
+            inner = _entry(origin, entry)
+            if inner[2] in manifests.INDEXES:
+                visit(*inner, depth + 1)
+                continue
+            try:
+                visit(*inner, depth)
+            except Tampered:
+                raise
+            except ImageError as error:
+                progress.warn(f"{entry.digest[7:19]} is left out: {error}")
+
+    visit(data, value, manifests.media_type(value, said), 0)
+    if not found:
+        raise ImageError("the index has no image that can be used here")
+    return tuple(found.values())
+
+
+def _entry(origin: Origin, chosen: Descriptor) -> tuple[bytes, dict[str, Any], str]:
+    """(bytes, document, type) of what an index names, verified."""
+    if chosen.size > manifests.LIMIT:
+        raise ImageError(f"the manifest has {chosen.size} bytes; {manifests.LIMIT} are allowed")
+    data, said = origin.manifest(chosen.digest)
+    if len(data) != chosen.size:
+        raise Tampered(f"the manifest has {len(data)} bytes, its index says {chosen.size}")
+    verify(data, chosen.digest, "the manifest")
+    value = manifests.document(data, "the manifest")
+    return data, value, manifests.media_type(value, said)
 
 
 def describe(manifest: bytes, media_type: str, parsed: Manifest, config: bytes) -> ImageRow:

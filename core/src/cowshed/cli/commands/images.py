@@ -61,12 +61,36 @@ def _platform(text: str | None) -> Platform | None:
 def pull(engine: Engine, said: Values) -> int:
     text = said["operands"][0]
     parsed = reference.parse(text)
+    if said.all_platforms:
+        return _pull_all(engine, text, said)
     pulled = _pull(engine, text, said.platform, bool(said.quiet), sys.stderr)
     if not said.quiet:
         print(f"Digest: {pulled.digest}")
         status = "Downloaded newer image for" if pulled.new else "Image is up to date for"
         print(f"Status: {status} {parsed.familiar}")
     print(parsed.name)
+    return 0
+
+
+def _pull_all(engine: Engine, text: str, said: Values) -> int:
+    from cowshed.cli.commands.registries import allow_short
+    from cowshed.errors import BadUsage
+    from cowshed.image import progress
+    from cowshed.image.pull import pull_all
+
+    if said.platform:
+        raise BadUsage("--platform and --all-platforms exclude each other")
+    allow_short(engine, text)
+    settings = engine.settings
+    parsed = reference.parse(text)
+    with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
+        done = pull_all(
+            engine.layers(), parsed, registries=settings.registries, durability=settings.durability, progress=shown
+        )
+    if not said.quiet:
+        print(f"Digest: {done[0].digest}")
+    for n, each in enumerate(done):
+        print(f"{parsed.registry}/{parsed.repository}@{each.image.manifest_digest}" if n else parsed.name)
     return 0
 
 
