@@ -445,8 +445,8 @@ def test_cve_2025_62596_label_written_where_something_lies_over_proc(box):
 
 
 def test_cve_2025_52881_tmpfs_over_proc_does_not_swallow_settings(box):
-    """No defence can be taken away so that this would succeed: a tmpfs that is mounted here is empty, and a setting that
-    has no file is an error by itself. One that finds a file is the next test."""
+    """No defence can be taken away so that this would succeed: a tmpfs that is mounted here is empty, and a setting
+    that has no file is an error by itself. One that finds a file is the next test."""
     box.config["mounts"].append({"destination": "/proc", "type": "tmpfs", "source": "tmpfs"})
     box.linux["sysctl"] = {"kernel.msgmax": "4444"}
     assert "/proc" in str(box.refused())
