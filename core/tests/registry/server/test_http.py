@@ -135,6 +135,7 @@ def test_an_upload_goes_on_after_a_restart(serving):
 
 def test_a_client_that_sends_nothing_is_not_kept(serving, monkeypatch):
     monkeypatch.setattr(connection, "IDLE", 0.05)
+    monkeypatch.setattr(connection, "BUSY", 0.05)
     monkeypatch.setattr(message, "HEAD_SECONDS", 0.0)
     address = serving().address
     assert exchange(address, b"", end=False) == b""

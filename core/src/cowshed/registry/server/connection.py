@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import time
+from ssl import SSLSocket
 
 from cowshed.errors import CowshedError
 from cowshed.registry.server import message
@@ -16,7 +18,6 @@ from cowshed.registry.server.store import no_space
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from ssl import SSLSocket
 
     from cowshed.registry.server.journal import Journal
 
@@ -39,10 +40,16 @@ _REASONS = {
 
 
 class Connection:
-    """One connection. `serve` runs in a thread of its own; `stop` may be called from another."""
+    """One connection. `serve` runs in a thread of its own; `stop` may be called from another. over: a descriptor that
+    can be read when no more requests are to be waited for."""
 
-    def __init__(self, sock: socket.socket | SSLSocket, peer: str, respond: Responder, journal: Journal) -> None:
-        self._socket, self._peer, self._respond, self._journal = sock, peer, respond, journal
+    def __init__(
+        self, sock: socket.socket | SSLSocket, peer: str, respond: Responder, journal: Journal, over: int
+    ) -> None:
+        self._socket, self._peer, self._respond, self._journal, self._over = sock, peer, respond, journal, over
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), select.POLLIN)
+        self._poll.register(over, select.POLLIN)
         self._input = Input(sock)
         self._answering = False
         self._stopping = False
@@ -51,18 +58,22 @@ class Connection:
     def serve(self) -> None:
         """Answer until the connection ends, and close it."""
         try:
-            while not self._stopping:
-                self._socket.settimeout(IDLE)
+            self._socket.settimeout(BUSY)
+            while self._asked():
                 if not self._one():
+                    self._linger()
                     break
-            self._linger()
         except (Gone, OSError):
             pass  # the client has gone: nobody is there to be told
         finally:
             self._socket.close()
 
+    def end(self) -> None:
+        """Answer no more requests than the one that runs, or is here already."""
+        self._stopping = True
+
     def stop(self) -> None:
-        """End when the running request is answered; at once if there is none."""
+        """End when the running request is answered; at once if there is none, even if one is on its way."""
         self._stopping = True
         if not self._answering:
             with contextlib.suppress(OSError):
@@ -74,6 +85,12 @@ class Connection:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def _asked(self) -> bool:
+        """Wait for a request, until it has been too long or nobody is to wait any more."""
+        if self._input.waits or (isinstance(self._socket, SSLSocket) and self._socket.pending()):
+            return True
+        return any(fd != self._over for fd, _ in self._poll.poll(IDLE * 1000))
+
     def _one(self) -> bool:
         """Answer one request; whether there may be another."""
         request, broken = None, False
@@ -82,7 +99,6 @@ class Connection:
             if head is None:
                 return False
             self._answering, self.idle_since = True, 0.0
-            self._socket.settimeout(BUSY)
             request = message.parse(head, self._input, self._go_on)
             answer = self._answer(request)
         except Malformed as error:
@@ -158,7 +174,7 @@ class Connection:
         return answer.length
 
     def _send_file(self, head: bytes, body: File) -> None:
-        plain = not hasattr(self._socket, "selected_alpn_protocol")
+        plain = not isinstance(self._socket, SSLSocket)
         if plain:
             self._socket.sendall(head, socket.MSG_MORE if body.count else 0)
         else:
@@ -184,8 +200,6 @@ class Connection:
 
     def _wait(self) -> None:
         """Until the client takes more. Gone if it does not."""
-        import select
-
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLOUT)
         if not poll.poll(BUSY * 1000):

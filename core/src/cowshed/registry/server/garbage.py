@@ -86,11 +86,13 @@ class _Repository:
             kept = self._closure(kept | more)
         self._dropped = {one for one in self._index.entries if one not in kept and self._old(one)}
         if self._dropped and not self._dry_run:
-            with self._repository.changing() as index:
-                for digest in self._dropped:
-                    index.entries.pop(digest, None)
+            self._repository.change(self._drop)
             self._index = self._repository.index()
         return len(self._dropped)
+
+    def _drop(self, index: Index) -> None:
+        for digest in self._dropped:
+            index.entries.pop(digest, None)
 
     def sweep(self) -> int:
         """Unlink what is not marked; how many."""

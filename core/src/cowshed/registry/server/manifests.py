@@ -13,7 +13,7 @@ import os
 from cowshed.registry.server import names
 from cowshed.registry.server.message import Answer
 from cowshed.registry.server.refusals import Refusal
-from cowshed_linux import files
+from cowshed.registry.server.store import write_synced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def write(registry: Registry, request: Request, name: str, wanted: str) -> Answe
     manifest = parse(data, kind)
     kind = kind if kind in TYPES else manifest["mediaType"]
     repository = registry.store.repository(name)
-    _hold(repository, manifest, kind)
-    put(repository, data, digest, kind, tags, unless=request.headers)
+    _put(repository, data, digest, kind, tags, manifest, request.headers)
     headers = [("Location", f"/v2/{name}/manifests/{wanted}"), ("Docker-Content-Digest", digest)]
     if by_digest:
         headers += [("OCI-Tag", ", ".join(tags[at : at + 10])) for at in range(0, len(tags), 10)]
@@ -79,28 +78,27 @@ def write(registry: Registry, request: Request, name: str, wanted: str) -> Answe
 def delete(registry: Registry, request: Request, name: str, wanted: str) -> Answer:
     repository = registry.store.repository(name)
     unknown = Refusal("MANIFEST_UNKNOWN", f"{name} has no manifest {wanted[:128]}")
-    if ":" not in wanted:
-        _check_tag(wanted)
-        with contextlib.ExitStack() as stack:
-            try:
-                index = stack.enter_context(repository.changing())
-            except FileNotFoundError:
-                raise unknown from None
-            if wanted not in index.tags:
-                raise unknown
-            del index.tags[wanted]
-        return Answer(202)
-    digest = names.check_digest(wanted)
+    digest = "" if ":" not in wanted else names.check_digest(wanted)
+
+    def drop_tag(index: Index) -> None:
+        if index.tags.pop(wanted, None) is None:
+            raise unknown
+
+    def drop(index: Index) -> None:
+        if digest not in index.entries and child_kind(repository, index, digest) is None:
+            raise unknown
+        index.entries.pop(digest, None)
+        index.tags = {tag: one for tag, one in index.tags.items() if one != digest}
+        repository.facts.pop(digest, None)
+
     try:
-        with repository.changing() as index:
-            if index.entries.pop(digest, None) is None and child_kind(repository, index, digest) is None:
-                raise unknown
-            index.tags = {tag: one for tag, one in index.tags.items() if one != digest}
+        repository.change(drop if digest else drop_tag)
     except FileNotFoundError:
         raise unknown from None
-    repository.facts.pop(digest, None)
-    with contextlib.suppress(FileNotFoundError):
-        repository.unlink(digest)
+    if digest:
+        with repository.locked(), contextlib.suppress(FileNotFoundError):
+            if digest not in repository.index().entries:  # nobody has pushed it again
+                repository.unlink(digest)
     return Answer(202)
 
 
@@ -145,32 +143,47 @@ def references(manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
     return blobs, [one["digest"] for one in manifest.get("manifests") or []]
 
 
-def put(
-    repository: Repository, data: bytes, digest: str, kind: str, tags: list[str], unless: dict[str, str] | None = None
+def _put(
+    repository: Repository,
+    data: bytes,
+    digest: str,
+    kind: str,
+    tags: list[str],
+    manifest: dict[str, Any],
+    headers: dict[str, str],
 ) -> None:
-    """Store a manifest whose digest was computed, under these tags. unless: headers that may hold conditions
-    (If-Match, If-None-Match with the digest that the tag has) that end in a Refusal."""
+    """Store a parsed manifest whose digest was computed, under these tags. headers may hold conditions: If-Match,
+    If-None-Match with the digest that the tag has. Refusal."""
+    _hold(repository, manifest, kind)
     repository.make()
     store = repository.store
-    with repository.changing() as index:
-        if unless:
-            _hold_conditions(index, tags, unless)
-        if not os.path.exists(store.pool_path(digest)):
-            store.reserve(len(data))
-            temporary = f"{repository.path}/manifest.new"
-            files.write_atomically(temporary, data, mode=0o444)
-            if not store.publish(temporary, digest):
-                store.release(len(data))
+    folder = f"{store.root}/uploads/{repository.folder}"
+    temporary = ""
+    if not os.path.exists(store.pool_path(digest)):  # not under the lock: the files of several are synced together
+        store.reserve(len(data))
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        temporary = f"{folder}/manifest-{os.urandom(8).hex()}"
+        write_synced(temporary, data, 0o600)
+
+    def enter(index: Index) -> None:
+        _hold_conditions(index, tags, headers)
+        _hold(repository, manifest, kind)  # again: under the lock nothing is collected
+        if temporary and not store.publish(temporary, digest):
+            store.release(len(data))
         if not repository.link(digest):
             raise Refusal("MANIFEST_INVALID", "the manifest was removed while it was stored", status=503)
-        index.entries[digest] = {
-            **index.entries.get(digest, {}),
-            "mediaType": kind,
-            "digest": digest,
-            "size": len(data),
-        }
+        entry = {"mediaType": kind, "digest": digest, "size": len(data)}
+        index.entries[digest] = {**index.entries.get(digest, {}), **entry}
         index.tags.update(dict.fromkeys(tags, digest))
         repository.facts.pop(digest, None)
+
+    try:
+        repository.change(enter)
+    except BaseException:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+            store.release(len(data))
+        raise
 
 
 def child_kind(repository: Repository, index: Index, digest: str) -> str | None:

@@ -109,11 +109,11 @@ class Service:
             except OSError:
                 sock.close()
                 return
-        connection = Connection(sock, peer, self._respond, self._journal)
+        connection = Connection(sock, peer, self._respond, self._journal, self._wake)
         with self._guard:
             self._open[connection] = threading.current_thread()
         if self._stopping:
-            connection.stop()
+            connection.end()
         try:
             connection.serve()
         finally:
@@ -124,7 +124,7 @@ class Service:
         with self._guard:
             rest = dict(self._open)
         for connection in rest:
-            connection.stop()
+            connection.end()
         end = time.monotonic() + self._patience
         for thread in rest.values():
             while thread.is_alive() and time.monotonic() < end and self._patience:

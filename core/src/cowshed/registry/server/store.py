@@ -20,7 +20,7 @@ import json
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from cowshed.errors import StoreError
 from cowshed.registry.server import names
@@ -29,7 +29,7 @@ from cowshed_linux import files, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -172,6 +172,7 @@ class Repository:
         self.path = f"{store.root}/repositories/{self.folder}"
         self._lock = threading.RLock()
         self._held = False
+        self._waiting: deque[_Change] = deque()
         self._read: tuple[tuple[int, int, int], Index] | None = None
         self.facts: dict[str, dict[str, Any] | None] = {}  # digest: what a referrers list says of it (`listings`)
 
@@ -267,15 +268,55 @@ class Repository:
         self._read = ((status.st_ino, status.st_mtime_ns, status.st_size), found)
         return found
 
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[Index]:
-        """A copy of the index to change; on the disk, with the names of all blobs, when the block ends well."""
-        with self._locked():
-            index = self.index().copy()
-            yield index
-            for algorithm in names.ALGORITHMS:
-                files.sync_directory(f"{self.path}/blobs/{algorithm}")
-            files.write_atomically(f"{self.path}/index.json", index.encoded(), mode=0o644)
+    def change(self, function: Callable[[Index], None]) -> None:
+        """Let a function change a copy of the index, under the lock; it raises before it changes something, or not at
+        all. Returns when the index and the names of all blobs are on the disk. Those who wait for the lock meanwhile
+        are done together by the next one: syncing takes longer than everything else. FileNotFoundError if there is no
+        such repository."""
+        mine = _Change(function)
+        self._waiting.append(mine)
+        try:
+            with self._locked():
+                if not mine.over:
+                    self._change_all()
+        except BaseException:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(mine)
+            raise
+        if mine.error is not None:
+            raise mine.error
+
+    def _change_all(self) -> None:
+        index = self.index().copy()
+        done = []
+        while self._waiting:
+            one = self._waiting.popleft()
+            try:
+                one.function(index)
+            except Exception as error:
+                one.error = error
+            done.append(one)
+        try:
+            if any(one.error is None for one in done):
+                self._write(index)
+        except OSError as error:
+            for one in done:
+                one.error = one.error or error
+        finally:
+            for one in done:
+                one.over = True
+
+    def _write(self, index: Index) -> None:
+        path = f"{self.path}/index.json"
+        write_synced(f"{path}.new", index.encoded(), 0o644)
+        for algorithm in names.ALGORITHMS:  # after the file: where a journal brought all to the disk, this is free
+            with os.scandir(f"{self.path}/blobs/{algorithm}") as found:
+                if next(found, None) is not None:
+                    files.sync_directory(f"{self.path}/blobs/{algorithm}")
+        os.rename(f"{path}.new", path)
+        files.sync_directory(self.path)
+        status = os.stat(path)
+        self._read = ((status.st_ino, status.st_mtime_ns, status.st_size), index)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -295,6 +336,27 @@ class Repository:
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Nobody else changes what this repository has. FileNotFoundError if it does not exist."""
         return self._locked()
+
+
+class _Change:
+    """One of the changes that wait for the lock of a repository."""
+
+    def __init__(self, function: Callable[[Index], None]) -> None:
+        self.function = function
+        self.error: Exception | None = None
+        self.over = False
+
+
+def write_synced(path: str, data: bytes, mode: int) -> None:
+    """A file with this content, on the disk; its name is not, so far. OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def no_space(error: OSError) -> bool:
