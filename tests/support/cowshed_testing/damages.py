@@ -198,7 +198,8 @@ def _remove_database(shop):
         Path(f"{shop.root}/db.sqlite{suffix}").unlink(missing_ok=True)
 
 
-REBUILT = ("db:containers:*", "db:volumes:*", "db:drivers:*", "db:meta:*", "file:lost-*")
+# Which repository had a blob is told by nothing else: a push that does not know it sends the blob.
+REBUILT = ("db:containers:*", "db:volumes:*", "db:drivers:*", "db:meta:*", "db:blob_places:*", "file:lost-*")
 
 
 @damage("database-lost", "the database is deleted", "database.missing", how="rebuild", lost=REBUILT,
