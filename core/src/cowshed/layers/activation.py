@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
 
 _PATIENCE = 60.0  # seconds for other processes that set the same layer up
+_LITTLE = 1 << 20  # bytes: a pool that has not even these has no place for a file
 
 
 class Reserved:
@@ -76,13 +77,14 @@ def mount(
 
 
 class WrittenBack:
-    """`with WrittenBack(layer, root):` what is written to a layer with a file system of its own, which is mounted at
-    root. It goes with its mount, which writes back what is still in memory and tells nobody if there is no place for it
-    (a thin pool that became full). So it is asked before. NoSpace, StoreError if something that was written is lost.
+    """`with WrittenBack(driver, layer, root):` what is written to a layer with a file system of its own, which is
+    mounted at root. It goes with its mount, which writes back what is still in memory and tells nobody if there is no
+    place for it (a thin pool that became full). So it is asked before. NoSpace, StoreError if something that was
+    written is lost.
     """
 
-    def __init__(self, layer: api.Layer, root: int) -> None:
-        self._layer = layer
+    def __init__(self, driver: api.Driver, layer: api.Layer, root: int) -> None:
+        self._driver, self._layer = driver, layer
         # syncfs(2) tells of errors only since its descriptor was opened; root may be of O_PATH
         self._fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
 
@@ -101,11 +103,20 @@ class WrittenBack:
             text = (
                 f"what was written to layer {self._layer.id[:12]} cannot be stored: {os.strerror(problem.errno or 0)}"
             )
-            if problem.errno in (28, 122):  # ENOSPC, EDQUOT
+            if problem.errno in (28, 122) or _is_full(self._driver):  # ENOSPC, EDQUOT
                 raise NoSpace(text, remedy="cowshed rmi, or make room in the pool") from None
             raise StoreError(text, remedy="see what the kernel says of the disk (dmesg)") from None
         finally:
             os.close(self._fd)
+
+
+def _is_full(driver: api.Driver) -> bool:
+    """A disk below with no space is an input/output error to those above it."""
+    try:
+        free = driver.health().data_free
+    except (StorageError, OSError):
+        return False  # then the error that there is says more
+    return free is not None and free < _LITTLE
 
 
 def recover(store: Store, layers: Callable[[str], Layers]) -> None:

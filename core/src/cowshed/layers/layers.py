@@ -300,7 +300,7 @@ class Layers:
             return None
         from cowshed.layers.activation import WrittenBack
 
-        return WrittenBack(layer, root)
+        return WrittenBack(self.driver, layer, root)
 
     def settled(self, layer: api.Layer) -> str:
         """The directory into which something is to be written (`cowshed.layers.aufs.settle`) before a writable mount of

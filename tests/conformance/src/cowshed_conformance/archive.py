@@ -96,7 +96,8 @@ def unpack(store: Store, layer: api.Layer, data: bytes, *, limit: int = 1 << 40)
     """Apply an archive through the mount of an active layer, as a pull does."""
     with store.tree(layer) as fd:
         chunk = 1 << 16
-        with WrittenBack(layer, fd) if api.has_activation(store.driver) else contextlib.nullcontext():
+        own = api.has_activation(store.driver)
+        with WrittenBack(store.driver, layer, fd) if own else contextlib.nullcontext():
             apply((data[n : n + chunk] for n in range(0, len(data), chunk)), fd, limit=limit)
 
 
