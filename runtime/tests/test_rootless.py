@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ import cowshed_runtime
 from cowshed_linux import mount, process
 from cowshed_runtime import launcher
 from cowshed_runtime.cgroup import layout, place
+from cowshed_runtime.command import state
 from cowshed_runtime.fastjson import dumps
 
 USER, FIRST = 3917, 700_000
@@ -304,6 +306,28 @@ def test_limits_of_a_plain_user_in_a_group_that_is_his(plain):
         for folder in (*sorted(base.rglob("*/"), reverse=True), base):
             if folder.is_dir():
                 folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("user", "inside", "name", "wanted"),
+    [
+        (0, False, "root", "/run"),
+        (0, False, "one", "/run"),
+        (7, False, "one", "/his"),
+        (0, True, "one", "/his"),  # as rootless podman calls it
+        (0, True, None, "/his"),
+        (0, True, "root", "/run"),  # root of a container
+    ],
+)
+def test_where_the_states_of_containers_are(monkeypatch, user, inside, name, wanted):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/his")
+    monkeypatch.delenv("USER", raising=False)
+    if name:
+        monkeypatch.setenv("USER", name)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(state, "plain", lambda: bool(user) or inside)
+    assert state.root(SimpleNamespace(root=None)) == f"{wanted}/cowshed-runtime"
+    assert state.root(SimpleNamespace(root="/given")) == "/given"
 
 
 # ------------------------------------------------------------ a systemd of his own

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import time
 from functools import partial
@@ -192,6 +193,30 @@ def test_want_of_memory_is_reported(engine):
     if engine.program == "docker":  # podman tells nobody on version 1 of control groups, with runc neither
         assert engine("inspect", "--format", "{{.State.OOMKilled}}", name) == "true\n"
     engine("rm", "-f", name)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_rootless_podman(engines, release):
+    """It calls the runtime as root of a user namespace of its user, who has subordinate ids."""
+    engines = engines.release(release)
+    if not shutil.which("newuidmap"):
+        pytest.skip("needs newuidmap (Debian: uidmap)")
+    podman = partial(engines.rootless, "podman")
+    try:
+        podman("load", "-i", "/peers/image.tar")
+        assert podman("run", "--rm", "-u", "33", IMAGE, "id", "-u") == "33\n"
+        podman("run", "-d", "--name", "one", IMAGE, "sh", "-c", WAITS)
+        said = podman("exec", "one", "cat", "/proc/self/uid_map").split()
+        assert said == ["0", "3917", "1", "1", "700000", "65536"]
+        assert "/dev/pts/0" in podman("exec", "-t", "one", "tty")
+        assert "sh -c" in podman("top", "one")
+        podman("stop", "one")
+        assert podman("logs", "one").split() == ["begins", "ends"]
+        assert podman("inspect", "--format", "{{.State.ExitCode}}", "one") == "3\n"
+        podman("rm", "one")
+        assert set(os.listdir(f"{engines.root}/home/plain/run/cowshed-runtime")) == {".cache"}
+    finally:
+        podman("system", "migrate")  # ends the process that keeps its namespaces
 
 
 @pytest.mark.parametrize("release", RELEASES)

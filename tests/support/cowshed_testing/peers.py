@@ -56,6 +56,18 @@ graphroot = "/peers/podman"
 runroot = "/run/podman"
 """
 
+_PLAIN = """
+cd /home/plain 2> /dev/null || {
+    echo "plain:x:$1:$1::/home/plain:/bin/sh" >> /etc/passwd
+    echo "plain:x:$1:" >> /etc/group
+    echo "plain:700000:65536" | tee -a /etc/subuid >> /etc/subgid
+    mkdir -p /home/plain/run /home/plain/.config/containers
+    printf '[storage]\\ndriver = "vfs"\\n' > /home/plain/.config/containers/storage.conf
+    chown -R "$1:$1" /home/plain; chmod 700 /home/plain/run; chmod 1777 /tmp /var/tmp; chmod 755 /peers
+}
+"""
+_PLAIN_ID = "3917"
+
 _CONTAINERD = """
 version = 2
 root = "/peers/containerd"
@@ -110,6 +122,12 @@ class Peers:
         assert status in (None, done.returncode), f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
         self.err = done.stderr
         return done.stdout
+
+    def rootless(self, *words: str, **options) -> str:
+        """Run a command as a user with a home and subordinate ids."""
+        self.run("sh", "-euc", _PLAIN, "sh", _PLAIN_ID)
+        user = ("setpriv", "--reuid", _PLAIN_ID, "--regid", _PLAIN_ID, "--clear-groups")
+        return self.run(*user, "env", "HOME=/home/plain", "XDG_RUNTIME_DIR=/home/plain/run", *words, **options)
 
     def daemon(self, name: str, *words: str, ready: tuple[str, ...]) -> None:
         """Start a daemon and wait until a command that asks it succeeds."""

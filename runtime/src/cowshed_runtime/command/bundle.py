@@ -8,6 +8,7 @@ from cowshed_runtime import spec
 from cowshed_runtime.cgroup import place
 from cowshed_runtime.command.errors import CommandError
 from cowshed_runtime.command.log import log
+from cowshed_runtime.command.state import plain
 from cowshed_runtime.errors import SpecError
 from cowshed_runtime.fastjson import loads
 
@@ -70,15 +71,10 @@ def group(flags: Values, config: dict[str, Any], name: str) -> Group:
 
 
 def _rootless(word: str) -> bool:
-    """Whether this process can only have what was delegated to it: also root of a user namespace."""
+    """Whether this process can only have what was delegated to it."""
     if word not in ("true", "false", "auto"):
         raise CommandError(f"--rootless is true, false or auto, not {word!r}")
-    if word != "auto":
-        return word == "true"
-    if os.geteuid() != 0:
-        return True
-    with open("/proc/self/uid_map", "rb") as file:
-        return file.read().split() != [b"0", b"0", b"4294967295"]
+    return plain() if word == "auto" else word == "true"
 
 
 def record(bundle: Bundle, name: str, groups: Group) -> dict[str, Any]:

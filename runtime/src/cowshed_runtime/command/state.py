@@ -34,9 +34,18 @@ def root(flags: Values) -> str:
     if flags.root:
         return os.path.abspath(str(flags.root))
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.geteuid() != 0:
+    # Rootless podman calls it as root of the user's namespace; a container's own root is one too.
+    if runtime and (os.geteuid() != 0 or (plain() and os.environ.get("USER") != "root")):
         return f"{runtime}/cowshed-runtime"
     return "/run/cowshed-runtime"
+
+
+def plain() -> bool:
+    """Whether this process has the rights of a plain user alone: also root of a user namespace."""
+    if os.geteuid() != 0:
+        return True
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() != [b"0", b"0", b"4294967295"]
 
 
 def cache(folder: str) -> str:
