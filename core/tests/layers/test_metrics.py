@@ -7,7 +7,7 @@ import pytest
 
 from cowshed.layers import metrics
 from cowshed.storage import api
-from cowshed.storage.kit.counting import Counted, Counter, operations
+from cowshed.storage.kit.counting import Counted, Counter, Sums, operations
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +89,10 @@ class Driver:
     def scan(self):
         yield from (1, 2)
 
+    def check(self):
+        yield 1
+        raise ValueError("none")
+
 
 def test_operations_and_what_they_ask_of_the_host_are_counted_with_their_failures():
     class Host:
@@ -105,13 +109,24 @@ def test_operations_and_what_they_ask_of_the_host_are_counted_with_their_failure
     with pytest.raises(ValueError, match="none"):
         driver.prepare(None)
     assert list(driver.scan()) == [1, 2]
+    with pytest.raises(ValueError, match="none"):
+        list(driver.check())
     assert host.call("d.ioctl", lambda x: x + 1, 1) == 2
     assert host.library("lib", lambda: Driver()).prepare(1) == "made"
     with pytest.raises(OSError, match="no such tool"):
         host.run(["/sbin/mkfs.d", "-q"], timeout=1)
     found = {(row["kind"], row["name"]): (row["count"], row["failed"]) for row in counter.sums.rows()}
     assert found == {
-        ("operation", "d.prepare"): (2, 1), ("operation", "d.scan"): (1, 0), ("call", "d.ioctl"): (1, 0),
+        ("operation", "d.prepare"): (2, 1), ("operation", "d.scan"): (1, 0),
+        ("operation", "d.check"): (1, 1), ("call", "d.ioctl"): (1, 0),
         ("call", "lib.prepare"): (1, 0), ("run", "mkfs.d"): (1, 1),
     }  # fmt: skip
+    assert all(0 <= row["longest"] <= row["seconds"] for row in counter.sums.rows())
+    sums = Sums()
+    sums.add("operation", "x", 1.0, failed=False)
+    sums.more("operation", "x", 2.0, 2.0, failed=False)
+    sums.more("operation", "x", 3.0, 5.0, failed=True)
+    assert sums.rows() == [
+        {"kind": "operation", "name": "x", "count": 1, "seconds": 6.0, "longest": 5.0, "failed": 1}
+    ]  # fmt: skip
     assert all(name in dir(Counted) for name in dir(api.Host) if not name.startswith("_"))

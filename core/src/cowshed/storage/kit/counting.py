@@ -48,10 +48,13 @@ class Sums:
             row[2] = max(row[2], seconds)
             row[3] += failed
 
-    def more(self, kind: str, name: str, seconds: float) -> None:
-        """Time that something which has been counted goes on for."""
+    def more(self, kind: str, name: str, seconds: float, whole: float, *, failed: bool) -> None:
+        """Something that has been counted goes on for so long, whole with what it took before, and may fail then."""
         with self._lock:
-            self._rows[kind, name][1] += seconds
+            row = self._rows[kind, name]
+            row[1] += seconds
+            row[2] = max(row[2], whole)
+            row[3] += failed
 
     def rows(self) -> list[dict[str, Any]]:
         """The longest first."""
@@ -195,14 +198,21 @@ class _Items:
     """What a call gives one by one: the time that each takes counts as the call's."""
 
     def __init__(self, items: Iterator[Any], name: str, told: Told) -> None:
-        self._items, self._name, self._told = items, name, told
+        self._items, self._name, self._told, self._whole = items, name, told, 0.0
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        since = monotonic()
+        since, failed = monotonic(), False
         try:
             return next(self._items)
+        except StopIteration:
+            raise
+        except BaseException:
+            failed = True
+            raise
         finally:
-            self._told.sums.more("operation", self._name, monotonic() - since)
+            seconds = monotonic() - since
+            self._whole += seconds
+            self._told.sums.more("operation", self._name, seconds, self._whole, failed=failed)
