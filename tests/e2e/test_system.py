@@ -36,7 +36,8 @@ def test_check_sees_a_layer_that_is_gone_and_one_that_nobody_knows(checked):
     assert set(told) == {
         (
             f"driver {checked.driver}: layer {'f' * 32} is writable, and neither the database nor a record knows it: "
-            "nothing removes it: it may be a container's. cowshed storage rescue takes out what can be read"
+            "it may be a container's: cowshed storage rescue takes out what can be read, then storage repair "
+            "--remove-layer ID"
         ),
         f"driver {checked.driver}: layer {layer} is missing: forget container one: what was written in it is lost",
     }
@@ -73,7 +74,7 @@ def test_nothing_that_cleans_up_takes_a_layer_that_has_lost_its_row(checked, wor
     assert os.listdir(objects(checked, "active")).count("f" * 32) == 1, "nothing may remove it"
     (objects(checked, "active") / ("f" * 32)).rmdir()
     assert checked.ok("system", "check") == "clean\n"
-    checked.ok("start", "one")
+    checked.ok("start", "-a", "one")
     assert checked.ok("cp", "one:/new", "-")
 
 
