@@ -220,3 +220,26 @@ def test_an_interrupt_cancels_the_upload(fake, cowshed):
     assert process.returncode == 130
     assert "Traceback" not in said
     assert fake.uploads == {}
+
+
+# ---------------------------------------------------------------- with others
+
+
+def test_between_skopeo_and_us(store, real, make_store, tmp_path):
+    """What skopeo pushes is pulled, pushed on, and read by skopeo again: the same manifest, byte for byte."""
+
+    def skopeo(*words):
+        return subprocess.run(["skopeo", *words], check=True, capture_output=True, timeout=60).stdout
+
+    image = unlike()
+    image.write_layout(str(tmp_path / "in"), "v1")
+    name = f"{real.address}/test/skopeo"
+    skopeo("copy", "--preserve-digests", "--dest-tls-verify=false", f"oci:{tmp_path}/in:v1", f"docker://{name}:v1")
+    row = store.pull(f"{name}:v1").image
+    assert row.manifest == image.manifest
+    tag(store, row, f"{name}-back:v2")
+    pushed(store, f"{name}-back:v2")
+    assert skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{name}-back:v2") == image.manifest
+    skopeo("copy", "--src-tls-verify=false", f"docker://{name}-back:v2", f"oci:{tmp_path}/out:v2")
+    for digest, data in image.blobs.items():
+        assert (tmp_path / "out/blobs/sha256" / digest[7:]).read_bytes() == data
