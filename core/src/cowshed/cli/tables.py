@@ -672,6 +672,7 @@ COMMANDS = (
             Option("--token-service", "text", "what tokens are for (cowshed-registry)", value="NAME"),
             Option("--token-issuer", "text", "who has to have issued them", value="NAME"),
             Option("--read-only", "flag", "nothing can be pushed or deleted"),
+            Option("--upstream", "text", "fetch what is not here from another registry, and keep it", value="HOST"),
             Option("--no-delete", "flag", "nothing can be deleted"),
             Option("--quota", "size", "the most that all blobs may take"),
             Option("--gc-interval", "int", "hours between garbage collections (24); 0: none", value="HOURS"),

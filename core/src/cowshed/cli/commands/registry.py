@@ -33,6 +33,12 @@ def serve(flags: Values, said: Values) -> int:
     access = _access(said, store)
     registry = Registry(store, access, read_only=bool(said.read_only), deleting=not said.no_delete)
     journal = _journal(said)
+    if said.upstream:
+        from cowshed.config import settings
+        from cowshed.registry.server.upstream import Upstream
+
+        there = settings.load(flags, os.environ).registries.get(said.upstream) or {}
+        registry.fetch_from(Upstream(said.upstream, there, registry.uploads, journal))
     service = Service(
         said.listen or "127.0.0.1:5000", registry.respond, journal, tls=tls,
         most=_number(said.max_connections, 512), patience=_number(said.stop_timeout, 30),

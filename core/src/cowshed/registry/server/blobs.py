@@ -117,6 +117,8 @@ def _open(registry: Registry, repository: Repository, digest: str) -> File:
     try:
         fd, size = repository.open_blob(digest)
     except FileNotFoundError:
+        if registry.upstream is not None:
+            return registry.upstream.blob(repository, digest)
         raise _unknown(digest, repository.name) from None
     return File(fd, 0, size)
 

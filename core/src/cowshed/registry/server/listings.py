@@ -23,7 +23,8 @@ _BYTES = 3 << 20  # of the descriptors in one answer
 
 
 def tags(registry: Registry, request: Request, name: str, wanted: str) -> Answer:
-    known = registry.store.repository(name).index().tags
+    repository = registry.store.repository(name)
+    known = repository.index().tags if registry.upstream is None else registry.upstream.tags(repository)
     found, link = _page(request, sorted(filter(names.is_tag, known)), f"/v2/{name}/tags/list")
     return Answer(200, link, json.dumps({"name": name, "tags": found}).encode())
 
@@ -39,6 +40,9 @@ def referrers(registry: Registry, request: Request, name: str, wanted: str) -> A
         raise Refusal("DIGEST_INVALID", f"{wanted[:80]!r} is no digest")
     repository = registry.store.repository(name)
     found = of_subject(repository, wanted) if repository.exists() else []
+    if registry.upstream is not None:
+        there = registry.upstream.referrers(repository, wanted)
+        found = list({one["digest"]: one for one in [*found, *there]}.values())
     kind = request.query.get("artifactType")
     headers = []
     if kind:

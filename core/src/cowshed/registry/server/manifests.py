@@ -17,6 +17,7 @@ from cowshed.registry.server.store import write_synced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from cowshed.registry.server.message import Request
@@ -39,6 +40,8 @@ _ELSEWHERE = (".nondistributable.", ".foreign.")  # layers that need not be here
 
 def read(registry: Registry, request: Request, name: str, wanted: str) -> Answer:
     repository = registry.store.repository(name)
+    if registry.upstream is not None:
+        registry.upstream.manifest(repository, wanted)
     digest, kind = _find(repository, wanted)
     headers = [("Docker-Content-Digest", digest), ("ETag", f'"{digest}"')]
     if request.headers.get("if-none-match") == f'"{digest}"':
@@ -66,7 +69,13 @@ def write(registry: Registry, request: Request, name: str, wanted: str) -> Answe
     manifest = parse(data, kind)
     kind = kind if kind in TYPES else manifest["mediaType"]
     repository = registry.store.repository(name)
-    _put(repository, data, digest, kind, tags, manifest, request.headers)
+
+    def hold(index: Index) -> None:
+        _hold_conditions(index, tags, request.headers)
+        _hold(repository, manifest, kind)
+
+    _hold(repository, manifest, kind)
+    _put(repository, data, digest, kind, tags, hold)  # again: under the lock nothing is collected
     headers = [("Location", f"/v2/{name}/manifests/{wanted}"), ("Docker-Content-Digest", digest)]
     if by_digest:
         headers += [("OCI-Tag", ", ".join(tags[at : at + 10])) for at in range(0, len(tags), 10)]
@@ -100,6 +109,29 @@ def delete(registry: Registry, request: Request, name: str, wanted: str) -> Answ
             if digest not in repository.index().entries:  # nobody has pushed it again
                 repository.unlink(digest)
     return Answer(202)
+
+
+def is_here(repository: Repository, wanted: str) -> bool:
+    try:
+        _find(repository, wanted)
+    except Refusal:
+        return False
+    return True
+
+
+def accept(repository: Repository, data: bytes, kind: str, wanted: str) -> dict[str, Any]:
+    """Store a manifest of another registry under the tag or digest that it was asked for with; what it says. Its blobs
+    come when they are asked for. Refusal."""
+    if ":" not in wanted:
+        _check_tag(wanted)
+    algorithm = names.check_digest(wanted).partition(":")[0] if ":" in wanted else "sha256"
+    manifest = parse(data, kind)
+    kind = kind if kind in TYPES else manifest["mediaType"]
+    digest = names.digest_of(data, algorithm)
+    if ":" in wanted and digest != wanted:
+        raise Refusal("DIGEST_INVALID", f"what was received is {digest}, not {wanted}")
+    _put(repository, data, digest, kind, [] if ":" in wanted else [wanted])
+    return manifest
 
 
 # ------------------------------------------------------------ what manifests are
@@ -149,12 +181,10 @@ def _put(
     digest: str,
     kind: str,
     tags: list[str],
-    manifest: dict[str, Any],
-    headers: dict[str, str],
+    hold: Callable[[Index], None] = lambda index: None,
 ) -> None:
-    """Store a parsed manifest whose digest was computed, under these tags. headers may hold conditions: If-Match,
-    If-None-Match with the digest that the tag has. Refusal."""
-    _hold(repository, manifest, kind)
+    """Store a parsed manifest whose digest was computed, under these tags. hold: raises, under the lock, if it cannot
+    be taken. Refusal."""
     repository.make()
     store = repository.store
     folder = f"{store.root}/uploads/{repository.folder}"
@@ -166,8 +196,7 @@ def _put(
         write_synced(temporary, data, 0o600)
 
     def enter(index: Index) -> None:
-        _hold_conditions(index, tags, headers)
-        _hold(repository, manifest, kind)  # again: under the lock nothing is collected
+        hold(index)
         if temporary and not store.publish(temporary, digest):
             store.release(len(data))
         if not repository.link(digest):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cowshed.registry.server.access import Access
     from cowshed.registry.server.message import Request
     from cowshed.registry.server.store import Store
+    from cowshed.registry.server.upstream import Upstream
 
 _WRITES = ("push", "delete")
 
@@ -24,6 +25,11 @@ class Registry:
     def __init__(self, store: Store, access: Access, *, read_only: bool = False, deleting: bool = True) -> None:
         self.store, self.access, self.read_only, self._deleting = store, access, read_only, deleting
         self.uploads = Uploads(store)
+        self.upstream: Upstream | None = None
+
+    def fetch_from(self, upstream: Upstream) -> None:
+        """Serve what another registry has. From then on nothing else can be pushed or deleted."""
+        self.upstream, self.read_only = upstream, True
 
     def respond(self, request: Request) -> Answer:
         """The answer to a request. Refusal."""
@@ -32,7 +38,7 @@ class Registry:
         handler, right, name, wanted = routes.find(request)
         self.access.check(request, name, right)
         if self.read_only and right in _WRITES:
-            raise Refusal("UNSUPPORTED", "this registry is read-only")
+            raise Refusal("UNSUPPORTED", "nothing can be pushed to this registry or deleted from it")
         if right == "delete" and not self._deleting:
             raise Refusal("UNSUPPORTED", "nothing can be deleted from this registry")
         answer = handler(self, request, name, wanted)

@@ -98,27 +98,37 @@ class Upload:
 
     def receive(self, body: Body) -> int:
         """Append all of a request's body; its bytes. What came before a connection broke stays."""
-        store = self._repository.store
+        buffer = memoryview(bytearray(min(_PIECE, body.left() or _PIECE)))
+        began = self.size
+        while count := body.read_into(buffer):
+            self.append(buffer[:count])
+        return self.size - began
+
+    def append(self, piece: memoryview) -> None:
+        """Some more bytes. Refusal if the registry may not take them; OSError."""
         if self._state is None:
             self._hash("sha256")
         assert self._state is not None
         _, algorithm, hash_ = self._state
-        os.lseek(self._fd, self.size, os.SEEK_SET)
-        buffer = memoryview(bytearray(min(_PIECE, body.left() or _PIECE)))
-        began = self.size
+        count = len(piece)
+        self._repository.store.reserve(count)
+        self._state = None  # should writing fail, the hash has more than the file
         try:
-            while count := body.read_into(buffer):
-                store.reserve(count)
-                piece = buffer[:count]
-                hash_.update(piece)
-                while piece:
-                    piece = piece[os.write(self._fd, piece) :]
-                self.size += count
-        except BaseException:
-            self._cut()
+            hash_.update(piece)
+            at = self.size
+            while piece:
+                written = os.pwrite(self._fd, piece, at)
+                piece, at = piece[written:], at + written
+        except OSError:
+            os.ftruncate(self._fd, self.size)
+            self._repository.store.release(count)
             raise
+        self.size += count
         self._state = (self.size, algorithm, hash_)
-        return self.size - began
+
+    def duplicate(self) -> int:
+        """A descriptor of its own for what has come, and comes."""
+        return os.dup(self._fd)
 
     def finish(self, digest: str) -> None:
         """Make it a blob of its repository. Refusal if it has another digest: then it is gone."""
@@ -152,11 +162,6 @@ class Upload:
         if not self._over and self._state is not None:
             self._uploads.keep(self.name, self._state)
         os.close(self._fd)
-
-    def _cut(self) -> None:
-        """After a failure: the length of the file is what counts, and the hash may have had more."""
-        self._state = None
-        os.ftruncate(self._fd, self.size)
 
     def _hash(self, algorithm: str) -> None:
         hash_ = names.hasher(algorithm)
