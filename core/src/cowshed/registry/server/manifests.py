@@ -13,7 +13,6 @@ import os
 from cowshed.registry.server import names
 from cowshed.registry.server.message import Answer
 from cowshed.registry.server.refusals import Refusal
-from cowshed.registry.server.store import write_synced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from cowshed.registry.server.message import Request
     from cowshed.registry.server.registry import Registry
     from cowshed.registry.server.store import Index, Repository
+    from cowshed.registry.server.uploads import Uploads
 
 LIMIT = 4 << 20  # bytes
 TAGS = 100  # that one request may give
@@ -75,7 +75,7 @@ def write(registry: Registry, request: Request, name: str, wanted: str) -> Answe
         _hold(repository, manifest, kind)
 
     _hold(repository, manifest, kind)
-    _put(repository, data, digest, kind, tags, hold)  # again: under the lock nothing is collected
+    _put(registry.uploads, repository, data, digest, kind, tags, hold)  # again: under the lock nothing is collected
     headers = [("Location", f"/v2/{name}/manifests/{wanted}"), ("Docker-Content-Digest", digest)]
     if by_digest:
         headers += [("OCI-Tag", ", ".join(tags[at : at + 10])) for at in range(0, len(tags), 10)]
@@ -119,7 +119,7 @@ def is_here(repository: Repository, wanted: str) -> bool:
     return True
 
 
-def accept(repository: Repository, data: bytes, kind: str, wanted: str) -> dict[str, Any]:
+def accept(uploads: Uploads, repository: Repository, data: bytes, kind: str, wanted: str) -> dict[str, Any]:
     """Store a manifest of another registry under the tag or digest that it was asked for with; what it says. Its blobs
     come when they are asked for. Refusal."""
     if ":" not in wanted:
@@ -130,7 +130,7 @@ def accept(repository: Repository, data: bytes, kind: str, wanted: str) -> dict[
     digest = names.digest_of(data, algorithm)
     if ":" in wanted and digest != wanted:
         raise Refusal("DIGEST_INVALID", f"what was received is {digest}, not {wanted}")
-    _put(repository, data, digest, kind, [] if ":" in wanted else [wanted])
+    _put(uploads, repository, data, digest, kind, [] if ":" in wanted else [wanted])
     return manifest
 
 
@@ -176,6 +176,7 @@ def references(manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _put(
+    uploads: Uploads,
     repository: Repository,
     data: bytes,
     digest: str,
@@ -186,20 +187,15 @@ def _put(
     """Store a parsed manifest whose digest was computed, under these tags. hold: raises, under the lock, if it cannot
     be taken. Refusal."""
     repository.make()
-    store = repository.store
-    folder = f"{store.root}/uploads/{repository.folder}"
-    temporary = ""
-    if not os.path.exists(store.pool_path(digest)):  # not under the lock: the files of several are synced together
-        store.reserve(len(data))
-        os.makedirs(folder, mode=0o755, exist_ok=True)
-        temporary = f"{folder}/manifest-{os.urandom(8).hex()}"
-        write_synced(temporary, data, 0o600)
+    upload = None
+    if not os.path.exists(repository.store.pool_path(digest)):
+        upload = uploads.begin(repository, digest.partition(":")[0])
 
     def enter(index: Index) -> None:
         hold(index)
-        if temporary and not store.publish(temporary, digest):
-            store.release(len(data))
-        if not repository.link(digest):
+        if upload is not None:
+            upload.finish(digest)
+        elif not repository.link(digest):
             raise Refusal("MANIFEST_INVALID", "the manifest was removed while it was stored", status=503)
         entry = {"mediaType": kind, "digest": digest, "size": len(data)}
         index.entries[digest] = {**index.entries.get(digest, {}), **entry}
@@ -207,12 +203,14 @@ def _put(
         repository.facts.pop(digest, None)
 
     try:
+        if upload is not None:
+            upload.append(memoryview(data))
+            upload.sync()  # not under the lock: those of several are synced at once
         repository.change(enter)
-    except BaseException:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-            store.release(len(data))
-        raise
+    finally:
+        if upload is not None:
+            upload.give_up()
+            upload.close()
 
 
 def child_kind(repository: Repository, index: Index, digest: str) -> str | None:

@@ -308,7 +308,7 @@ class Repository:
 
     def _write(self, index: Index) -> None:
         path = f"{self.path}/index.json"
-        write_synced(f"{path}.new", index.encoded(), 0o644)
+        _write_synced(f"{path}.new", index.encoded(), 0o644)
         for algorithm in names.ALGORITHMS:  # after the file: where a journal brought all to the disk, this is free
             with os.scandir(f"{self.path}/blobs/{algorithm}") as found:
                 if next(found, None) is not None:
@@ -347,7 +347,7 @@ class _Change:
         self.over = False
 
 
-def write_synced(path: str, data: bytes, mode: int) -> None:
+def _write_synced(path: str, data: bytes, mode: int) -> None:
     """A file with this content, on the disk; its name is not, so far. OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:

@@ -101,7 +101,7 @@ class Upstream:
 
     def _keep(self, repository: Repository, wanted: str, data: bytes, kind: str) -> None:
         try:
-            manifest = manifests.accept(repository, data, kind, wanted)
+            manifest = manifests.accept(self._uploads, repository, data, kind, wanted)
         except Refusal as error:
             raise RegistryError(f"{self.registry} sends a manifest that is none: {error}") from None
         self._remember(manifest)
