@@ -38,6 +38,7 @@ PULLS = {
 # What can be asked for, in order, and the images that it needs
 GROUPS = {
     "short": ["small"], "parallel": ["small"], "pulls": list(PULLS), "commit": ["small"], "load": ["big"],
+    "save": ["big"],
     "output": ["small"], "sequence": ["small"], "growth": ["small"], "depth": ["deep", "small"],
 }  # fmt: skip
 _PAUSE = 0.25  # seconds after a timed command, in which work that trails it ends
@@ -250,7 +251,10 @@ class Bench:
             engine(engine.rmi(self.image("big")), check=False)
             os.sync()
             time.sleep(0.3)
-            took = engine(engine.load(), feed=path)["ms"]
+            done = engine(engine.load(), feed=path)
+            took = done["ms"]
+            if engine is not self.none:
+                self.record("load of a docker archive, processor time", engine.name, done["cpu"])
             if engine is not self.ours:
                 self.record("load of a docker archive (268 MB), durability none", engine.name, took)
             if engine is not self.none:
@@ -259,6 +263,25 @@ class Bench:
 
         self.each(3, loading, [self.none, *self.engines("podman")])
         os.unlink(path)
+
+    def save(self) -> None:
+        """To a place that takes everything, so that it is the engines' own work."""
+        engines = self.engines("podman")
+        self.prepare(("big",), engines)
+        memory: dict[str, float] = {}
+
+        def saving(engine: Engine) -> None:
+            for kind, title in (("docker-archive", "a docker archive"), ("oci-archive", "an OCI archive")):
+                done = engine(engine.save(self.image("big"), kind), quiet=True)
+                self.record(f"save of {title} (268 MB)", engine.name, done["ms"])
+                self.record(f"save of {title}, processor time", engine.name, done["cpu"])
+                memory[engine.name] = max(memory.get(engine.name, 0), done["rss"])
+
+        self.each(5, saving, engines)
+        for name, most in memory.items():
+            self.record("save, peak memory", name, most)
+        for engine in engines:
+            engine(engine.rmi(self.image("big")))
 
     def output(self) -> None:
         engines = self.engines("podman")
@@ -467,7 +490,10 @@ def main() -> None:
     surroundings |= dict(entry.split("=", 1) for entry in said.env)
     names = [] if said.peer == ["none"] else said.peer or list(KNOWN)
     peers: dict[str, Engine] = {}
-    theirs = Runner(said.inside, surroundings)
+    theirs, mine = (
+        Runner(said.inside, surroundings),
+        Runner(),
+    )  # while this is small: they are forked, and measure memory
     for entry in names:
         kind, _, command = entry.partition("=")
         words = shlex.split(command) or [kind]
@@ -481,7 +507,7 @@ def main() -> None:
     groups = [group for group in GROUPS if not said.only or group in said.only.split(",")]
     needed = list(dict.fromkeys(name for group in groups for name in GROUPS[group]))
     with place(work), images(said.registry, f"{work}/var/registry", needed) as registry:
-        ours = Engine("cowshed", [str(COMMAND), "--root", f"{work}/var/store", "--run-root", f"{work}/run"], Runner())
+        ours = Engine("cowshed", [str(COMMAND), "--root", f"{work}/var/store", "--run-root", f"{work}/run"], mine)
         bench = Bench(ours, peers, registry, work, 0.4 if said.quick else said.rounds)
         described = head(peers, load)
         try:

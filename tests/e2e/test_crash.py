@@ -28,10 +28,14 @@ VICTIMS = {
     "exec": (("exec", "up", "true"), "up"),
     "rmi": (("rmi", "IMAGE"), "image"),
     "commit": (("commit", "up", "test/committed:1"), "up"),
+    "import": (("import", "ARCHIVE", "test/imported:1"), ""),
+    "save": (("save", "-q", "-o", "/dev/null", "IMAGE"), "image"),
+    "image-copy": (("image", "copy", "-q", "docker-archive:ARCHIVE", "cowshed:IMAGE"), ""),
+    "manifest": (("manifest", "create", "--amend", "test/list", "IMAGE"), "image"),
     "cp": (("cp", "ARCHIVE", "made:/srv/copied"), "made"),
     "tag": (("tag", "IMAGE", "test/other:1"), "image"),
 }
-WITHOUT_STEPS = ("exec", "cp", "tag")  # they write nothing, only in a container, or one transaction
+WITHOUT_STEPS = ("exec", "cp", "tag", "save", "manifest")  # they write nothing, only in a container, or one transaction
 ROUNDS = int(os.environ.get("COWSHED_CRASH_ROUNDS", "200")) // 2
 
 
@@ -42,7 +46,10 @@ class Crash:
 
     def words(self, name):
         stand_ins = {"IMAGE": self.engine.image, "ARCHIVE": str(self.archive)}
-        return tuple(stand_ins.get(word, word) for word in VICTIMS[name][0])
+        words = VICTIMS[name][0]
+        for stand_in, meant in stand_ins.items():
+            words = tuple(word.replace(stand_in, meant) for word in words)
+        return words
 
     def prepare(self, name):
         """What the command needs, and nothing else."""

@@ -3,8 +3,11 @@
 import hashlib
 import io
 import json
+import os
+import random
 import subprocess
 import tarfile
+import time
 
 import pytest
 
@@ -107,3 +110,23 @@ def test_an_import_that_is_packed(engine):
         for pack in (bytes, gzip.compress, lzma.compress, bz2.compress)
     }
     assert len(ids) == 1
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_an_archive_is_whole_or_not_there_whenever_its_maker_is_killed(pulled, tmp_path):
+    (folder := tmp_path / "out").mkdir()
+    words = ("save", "-q", "-o", f"{folder}/image.tar", pulled.image)
+    begun = time.monotonic()
+    pulled.ok(*words)
+    took, whole = time.monotonic() - begun, (folder / "image.tar").read_bytes()
+    chance = random.Random(3)
+    for _ in range(12):
+        (folder / "image.tar").unlink(missing_ok=True)
+        process = pulled.spawn(*words)
+        time.sleep(chance.random() * took)
+        process.kill()
+        process.wait()
+        assert [name for name in os.listdir(folder) if name != "image.tar"] == []
+        assert not os.listdir(folder) or (folder / "image.tar").read_bytes() == whole
+    pulled.ok(*words)
+    assert (folder / "image.tar").read_bytes() == whole

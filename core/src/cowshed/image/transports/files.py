@@ -150,10 +150,12 @@ class DirectoryFiles:
 
 class OutputFile:
     """`with OutputFile(path) as fd:` a file that has its name when it is whole; "-" is standard output, and what is
-    there and no plain file (a pipe, a device) is written as it is."""
+    there and no plain file (a pipe, a device) is written as it is. A killed process leaves nothing, where the file
+    system has files without a name (open(2), O_TMPFILE)."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._partial = path, ""
+        self._path, self._partial = path, ""  # the second: what it is called until it is whole
+        self._nameless = False
 
     def __enter__(self) -> int:
         if self._path in ("", "-"):
@@ -169,7 +171,7 @@ class OutputFile:
         try:
             if plain:
                 partial = os.path.join(folder, f".{name[:200]}.{os.getpid()}")
-                self._fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._fd = self._open(folder or ".", partial)
                 self._partial = partial
             else:
                 self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
@@ -184,9 +186,23 @@ class OutputFile:
     ) -> None:
         try:
             if self._partial and kind is None:
+                if self._nameless:
+                    # a descriptor of a directory has os.link follow the first name (linkat(2), AT_SYMLINK_FOLLOW)
+                    os.link(f"/proc/self/fd/{self._fd}", self._partial, src_dir_fd=self._fd)
+                    self._nameless = False
                 os.rename(self._partial, self._path)
                 self._partial = ""
         finally:
-            if self._partial:
+            if self._partial and not self._nameless:
                 os.unlink(self._partial)
             os.close(self._fd)
+
+    def _open(self, folder: str, partial: str) -> int:
+        try:
+            fd = os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                raise
+            return os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._nameless = True
+        return fd
