@@ -124,7 +124,7 @@ class Place:
             pause = wait if wait is not None else min(self._pause * 2 ** (failures - 1), LONGEST_WAIT)
             waited += pause
             if pause >= 5:
-                log.info(f"{self.endpoint.host}: waiting {pause:.0f} seconds, as it asks for")
+                log.warn(f"{self.endpoint.host}: waiting {pause:.0f} seconds, as it asks for")
             self._sleep(pause)
 
     def document(
