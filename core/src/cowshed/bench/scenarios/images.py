@@ -46,7 +46,7 @@ class Unpack(Scenario):
     )
     control = True
     quick = {"files": 1000, "bytes": 16 << 20}
-    full = {"files": 10_000, "bytes": 512 << 20}
+    full = {"files": 10_000, "bytes": 256 << 20}
 
     def plan(self) -> None:
         self._small = Recipe().many("small", self.sizes["files"], 4096)
@@ -77,7 +77,7 @@ class UnpackAtOnce(Scenario):
     name, workloads, title = "unpack-at-once", ("W5",), "Unpack layers at once"
     text = "The same archive is unpacked into several layers by as many processes: can a pull do layers in parallel."
     quick = None
-    full = {"files": 2000, "processes": (1, 2, 4, 8)}
+    full = {"files": 2000, "processes": (1, 2, 4)}
 
     def plan(self) -> None:
         self._data = Recipe().many("small", self.sizes["files"], 4096).archive()
