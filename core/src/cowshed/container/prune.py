@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cowshed import log
-from cowshed.container import lifecycle, state
+from cowshed.container import lifecycle, remains, state
 from cowshed.errors import CowshedError
 from cowshed.image import mounts
 from cowshed.image.blobs import BlobStore
@@ -44,6 +44,7 @@ def prune(engine: Engine, *, all_images: bool, with_volumes: bool) -> Pruned:
     dropped = _prune_volumes(engine) if with_volumes else ()
     remove_orphans_everywhere(engine)
     remove_leftovers(engine)
+    remains.clear(engine.store, engine.settings.run_root)
     return Pruned(tuple(gone), dropped, images)
 
 

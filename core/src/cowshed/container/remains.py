@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from time import time
 
+from cowshed import log
 from cowshed.container import state
 from cowshed.errors import StoreError
 from cowshed.state import drivers, records
@@ -15,7 +16,7 @@ from cowshed_linux import loops, mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from cowshed.state.store import Store
 
@@ -88,7 +89,18 @@ def look(store: Store, run_root: str) -> list[Remains]:
     return [*found, *(Remains(path, what) for path, what in devices(store.root, known_drivers(store)))]
 
 
-def remove(each: Remains) -> None:
+def clear(store: Store, run_root: str, wanted: Collection[Remains] | None = None) -> None:
+    """Remove all of it, or what of it is wanted and still there. One that cannot be removed is told, and stays."""
+    for each in look(store, run_root):
+        if wanted is not None and each not in wanted:
+            continue
+        try:
+            _remove(each)
+        except (StoreError, OSError) as error:
+            log.warn(f"{each.path} stays: {error}")
+
+
+def _remove(each: Remains) -> None:
     """StoreError, OSError. A device that is in use goes with its last user."""
     if not each.path.startswith("/dev/"):
         remove_tree(each.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cowshed import log
 from cowshed.container import remains
-from cowshed.errors import CowshedError, StoreError
+from cowshed.errors import CowshedError
 from cowshed.layers.check import is_rubbish
 from cowshed.space import policy as policies
 from cowshed.space.account import total
@@ -101,16 +101,5 @@ def collect(engine: Engine, wanted: Plan) -> list[str]:
     remove_orphans_everywhere(engine)
     remove_leftovers(engine)
     if wanted.remains:
-        _remove_remains(engine, wanted)
+        remains.clear(engine.store, engine.settings.run_root, wanted.remains)
     return told
-
-
-def _remove_remains(engine: Engine, wanted: Plan) -> None:
-    """Those of the plan that are still there and still nobody's. One that cannot be removed is told."""
-    for each in remains.look(engine.store, engine.settings.run_root):
-        if each not in wanted.remains:
-            continue
-        try:
-            remains.remove(each)
-        except (StoreError, OSError) as error:
-            log.warn(f"{each.path} stays: {error}")
