@@ -113,6 +113,21 @@ def test_an_import_that_is_packed(engine):
 
 
 @pytest.mark.parametrize("driver", ["overlay"])
+@pytest.mark.parametrize(("asked", "kind"), [("gzip", "tar+gzip"), ("zstd", "tar+zstd"), ("none", "tar")])
+def test_new_layers_are_packed_as_is_asked(pulled, asked, kind):
+    """Whatever packs it, it is the same layer."""
+    pulled.ok("run", "--name", "box", pulled.image, "sh", "-c", "echo new > /srv/four")
+    pulled.ok("commit", "--compression", asked, "box", "test/made")
+    data = pulled("export", "box").stdout
+    pulled.ok("import", "--compression", asked, "-", "test/brought", feed=data)
+    for name in ("test/made", "test/brought"):
+        (image,) = json.loads(pulled.ok("image", "inspect", name))
+        assert image["Layers"][-1]["MediaType"] == f"application/vnd.oci.image.layer.v1.{kind}"
+        assert pulled.ok("run", "--rm", name, "/bin/cat", "/srv/four") == "new\n"
+    assert image["RootFS"]["Layers"] == ["sha256:" + hashlib.sha256(data).hexdigest()]
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
 def test_an_archive_is_whole_or_not_there_whenever_its_maker_is_killed(pulled, tmp_path):
     (folder := tmp_path / "out").mkdir()
     words = ("save", "-q", "-o", f"{folder}/image.tar", pulled.image)
@@ -130,3 +145,26 @@ def test_an_archive_is_whole_or_not_there_whenever_its_maker_is_killed(pulled, t
         assert not os.listdir(folder) or (folder / "image.tar").read_bytes() == whole
     pulled.ok(*words)
     assert (folder / "image.tar").read_bytes() == whole
+
+
+def test_the_same_tree_gives_the_same_archives_on_every_driver(engine_of, greeting, tmp_path):
+    """export, and the layers that commit makes: bytes are of the tree alone."""
+    epoch = {"SOURCE_DATE_EPOCH": "1700000000"}
+    script = "rm /srv/one; mkdir -p /new/dir; cd /new; echo x > file; ln file hard; ln -s file link; chmod 4750 file"
+    exported, layers = set(), set()
+    for driver in ("overlay", "copy"):
+        (folder := tmp_path / driver).mkdir()
+        engine = engine_of(folder, driver)
+        try:
+            engine.ok("pull", "-q", greeting)
+            engine.ok("run", "--name", "box", greeting, "sh", "-c", script)
+            done = engine("export", "box", env=epoch)
+            assert done.returncode == 0, done.stderr
+            exported.add(done.stdout)
+            engine.ok("commit", "box", "test/made", env=epoch)
+            layers.add(json.loads(engine.ok("image", "inspect", "test/made"))[0]["Layers"][-1]["Digest"])
+        finally:
+            engine.close()
+        engine.assert_clean()
+    assert len(exported) == 1
+    assert len(layers) == 1

@@ -205,6 +205,12 @@ def test_places():
     assert names.parse("docker://a.org:5000/b").reference.name == "a.org:5000/b:latest"
 
 
+@pytest.mark.parametrize(("option", "said"), [("--all", "one platform"), ("--referrers", "nothing that is attached")])
+def test_what_the_store_does_not_keep_is_refused(several, cowshed, option, said):
+    failed = cowshed("image", "copy", option, f"docker://{several.name}", "cowshed:a", status=125)
+    assert said in failed.stderr
+
+
 def test_a_layout_of_several_images_asks_which(fake, cowshed, tmp_path):
     for tag in ("one", "two"):
         fake.add(small(User=tag), tag)

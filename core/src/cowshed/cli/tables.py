@@ -94,6 +94,9 @@ _SAID_OF_ENTRIES = (
     Option("--features", "list", "a feature of the processor that it needs"),
     Option("--annotation", "pairs", "NAME=VALUE, kept in the index"),
 )
+_COMPRESSION = Option(
+    "--compression", "text", "of the new layer: gzip (default), zstd or none", ("gzip", "zstd", "none")
+)
 _DEEP = Option("--deep", "flag", "read every blob and every layer of an image, and the whole database")
 _CONTINUE = Option("--continue", "flag", "with --deep: leave out what one that was interrupted has verified")
 
@@ -272,6 +275,7 @@ COMMANDS = (
             Option("-c --change", "list", "a Dockerfile instruction: CMD ENTRYPOINT ENV EXPOSE LABEL USER VOLUME …"),
             Option("-m --message", "text", "a comment, kept in the history"),
             Option("-p --pause", "flag", "pause it meanwhile (default; --pause=false does not)"),
+            _COMPRESSION,
             _HELP,
         ),
         1,
@@ -420,6 +424,7 @@ COMMANDS = (
             Option("-c --change", "list", "a Dockerfile instruction: CMD ENTRYPOINT ENV EXPOSE LABEL USER VOLUME …"),
             Option("-m --message", "text", "a comment, kept in the history"),
             Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT] that it is for (this machine's)"),
+            _COMPRESSION,
             _HELP,
         ),
         1,

@@ -14,8 +14,8 @@ from cowshed.errors import BadUsage, Conflict, ImageError
 from cowshed.image import instructions, reference
 from cowshed.image.blobs import BlobStore
 from cowshed.image.child import child
-from cowshed.image.making import publish, source_date_epoch
-from cowshed.image.manifest import OCI_LAYER, Descriptor
+from cowshed.image.making import packing, publish, source_date_epoch
+from cowshed.image.manifest import Descriptor
 from cowshed.image.outgoing import Compressor
 from cowshed.layers.faults import step
 from cowshed.state import images
@@ -41,8 +41,10 @@ def commit(
     message: str = "",
     changes: Sequence[str] = (),
     pause: bool = True,
+    compression: str = "",
 ) -> ImageRow:
-    """Make an image of a container, with a name if one is given; changes: Dockerfile instructions.
+    """Make an image of a container, with a name if one is given; changes: Dockerfile instructions;
+    compression: of the layer, one of `cowshed.image.making.COMPRESSIONS`.
 
     A running container is read from a snapshot if its driver has them, else frozen meanwhile unless pause is false.
     Raises BadUsage, Conflict, Busy (changed while it was read), ImageError (too deep), NoSpace; then nothing new is
@@ -65,7 +67,7 @@ def commit(
         blobs.open_for_sync()
         try:
             with blobs.create() as new:
-                layer = _packed(held, new, pause=pause, clamp=epoch)
+                layer = _packed(held, new, compression, pause=pause, clamp=epoch)
                 step("commit.packed")
                 image = child(
                     base, own, layer, created=time.time_ns() if epoch is None else epoch,
@@ -78,12 +80,15 @@ def commit(
     return image
 
 
-def _packed(held: Held, new: NewBlob, *, pause: bool, clamp: int | None) -> tuple[Descriptor, str] | None:
+def _packed(
+    held: Held, new: NewBlob, compression: str, *, pause: bool, clamp: int | None
+) -> tuple[Descriptor, str] | None:
     """Write the layer's archive into a new blob: its descriptor and diff id, None if nothing was changed."""
     with held.difference(pause=pause) as difference:
         if not difference.changes:
             return None
-        out = Compressor(new, "gzip")
+        codec, media_type = packing(compression)
+        out = Compressor(new, codec)
         try:
             for piece in difference.stream(clamp=clamp):
                 out.write(piece)
@@ -91,7 +96,7 @@ def _packed(held: Held, new: NewBlob, *, pause: bool, clamp: int | None) -> tupl
         except BaseException:
             out.abandon()
             raise
-    return Descriptor(new.digest(), new.size, f"{OCI_LAYER}+gzip"), out.diff_id
+    return Descriptor(new.digest(), new.size, media_type), out.diff_id
 
 
 def _own(row: ContainerRow, base: ImageRow) -> dict[str, Any]:

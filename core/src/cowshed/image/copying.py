@@ -79,6 +79,8 @@ def transfer(
     if goal.transport == names.STORE:
         if every and wanted.media_type in INDEXES:
             raise BadUsage("the store keeps images of one platform each", remedy="leave --all away, or use --platform")
+        if referrers:
+            raise BadUsage("the store keeps images, and nothing that is attached to them", remedy="copy to a layout")
         return _into_store(engine, source, wanted, goal.name, platform, progress)
     target = _open_target(engine, goal, opened, came)
     roots = [Root(wanted, _said(goal))]

@@ -10,8 +10,8 @@ from cowshed.image import platform as platforms
 from cowshed.image.blobs import BlobStore
 from cowshed.image.child import first
 from cowshed.image.contents import members
-from cowshed.image.making import publish, source_date_epoch
-from cowshed.image.manifest import OCI_LAYER, Descriptor
+from cowshed.image.making import packing, publish, source_date_epoch
+from cowshed.image.manifest import Descriptor
 from cowshed.image.outgoing import Compressor
 from cowshed.image.packed import unpacked
 from cowshed.layers import tarstream
@@ -36,10 +36,11 @@ def import_archive(
     message: str = "",
     changes: Sequence[str] = (),
     platform: Platform | None = None,
+    compression: str = "",
 ) -> ImageRow:
     """Make an image of one layer of an archive, which may be packed by gzip, zstd, xz or bzip2; the archive's own bytes
     are the layer. source: what the history calls it; changes: Dockerfile instructions; platform: None for this
-    machine's.
+    machine's; compression: one of `making.COMPRESSIONS`.
 
     It is read to its end, and is no layer before every header in it has been found sound. Raises BadUsage, ImageError,
     NoSpace; then nothing new is left.
@@ -55,7 +56,7 @@ def import_archive(
     blobs.open_for_sync()
     try:
         with blobs.create() as new:
-            layer = _packed(chunks, new)
+            layer = _packed(chunks, new, compression)
             image = first(
                 platform or platforms.host(), own, layer, created=time.time_ns() if epoch is None else epoch,
                 comment=message or f"Imported from {source}",
@@ -66,8 +67,9 @@ def import_archive(
     return image
 
 
-def _packed(chunks: Iterable[bytes], new: NewBlob) -> tuple[Descriptor, str]:
-    out = Compressor(new, "gzip")
+def _packed(chunks: Iterable[bytes], new: NewBlob, compression: str) -> tuple[Descriptor, str]:
+    codec, media_type = packing(compression)
+    out = Compressor(new, codec)
 
     def written() -> Iterator[bytes]:
         for piece in unpacked(chunks):
@@ -86,4 +88,4 @@ def _packed(chunks: Iterable[bytes], new: NewBlob) -> tuple[Descriptor, str]:
         raise
     if not out.size or (not count and out.size < tarstream.BLOCK):
         raise ImageError("the archive is empty", remedy="give it the tar archive of a root file system")
-    return Descriptor(new.digest(), new.size, f"{OCI_LAYER}+gzip"), out.diff_id
+    return Descriptor(new.digest(), new.size, media_type), out.diff_id

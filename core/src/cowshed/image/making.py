@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from cowshed.errors import BadUsage
+from cowshed.image.manifest import OCI_LAYER
 from cowshed.layers.faults import step
 from cowshed.state import images
 from cowshed.state.leases import Lease
@@ -29,6 +30,15 @@ def source_date_epoch() -> int | None:
     if not text.isdigit():
         raise BadUsage(f"SOURCE_DATE_EPOCH is a number of seconds, not {text!r}")
     return int(text) * 10**9
+
+
+COMPRESSIONS = ("gzip", "zstd", "none")
+
+
+def packing(asked: str) -> tuple[str, str]:
+    """What one of COMPRESSIONS is for a Compressor, and the media type of the layer that comes out. "": gzip."""
+    name = {"": "gzip", "none": ""}.get(asked, asked)
+    return name, f"{OCI_LAYER}+{name}" if name else OCI_LAYER
 
 
 def publish(engine: Engine, blobs: BlobStore, new: NewBlob | None, image: ImageRow, name: str, *, steps: str) -> None:

@@ -54,13 +54,9 @@ def mount(layers: Layers, image: ImageRow, *, durability: str, progress: Progres
         raise ImageError(f"image {image.id[7:19]} has no layers that could be mounted")
     place = f"{store.run_directory()}/images/{image.id.partition(':')[2]}"
     os.makedirs(place, mode=0o700, exist_ok=True)
-    with layers.mounted(top, read_only=True):  # nobody removes the layer meanwhile
-        tree = layers.mount(top, read_only=True)
-        try:
-            mounts.set_attributes(tree, _ATTRIBUTES)
-            mounts.attach(tree, place)
-        finally:
-            os.close(tree)
+    with layers.mounted(top, read_only=True) as tree:
+        mounts.set_attributes(tree, _ATTRIBUTES)
+        mounts.attach(tree, place)  # which stays when its descriptor is closed
     if images.exact(store, image.id) is None:
         unmount(store, image.id)
         raise NotFound(f"image {image.id[7:19]} was removed meanwhile")

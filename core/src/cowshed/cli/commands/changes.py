@@ -56,6 +56,7 @@ def commit(engine: Engine, said: Values) -> int:
         message=said.message or "",
         changes=said.change or (),
         pause=said.pause is not False,
+        compression=said.compression or "",
     )
     print(image.id)
     return 0

@@ -153,6 +153,7 @@ def import_(engine: Engine, said: Values) -> int:
             message=said.message or "",
             changes=said.change or (),
             platform=_platform(said.platform),
+            compression=said.compression or "",
         )
     finally:
         if source != "-":
