@@ -283,7 +283,7 @@ def test_control_groups_are_where_the_configuration_says(caller):
     assert "cgroupsPath" in caller.refused("create", "--bundle", caller.bundle, caller.name())
     caller.config["linux"].pop("cgroupsPath")
     caller.write()
-    assert "cgroupfs or systemd" in caller.refused("--cgroup-manager", "x", "create", caller.name())
+    assert "cgroupfs, systemd or disabled" in caller.refused("--cgroup-manager", "x", "create", caller.name())
 
 
 def test_listings(caller, running):

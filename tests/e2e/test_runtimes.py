@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from cowshed_testing import leftovers
 
+from cowshed_runtime.cgroup import layout
+
 TOP = Path(__file__).parents[2]
 UNPACKED = TOP / "build/runtimes"  # Debian packages, where tools/unpack puts them
 ROOTS = "/sys/fs/cgroup"
@@ -132,6 +134,55 @@ def test_mounts(on, tmp_path):
     ]
     assert on.run("cat", "/kept/y", options=["-v", "kept:/kept"]) == "y\n"
     on.ok("volume", "rm", "kept")
+
+
+def test_pausing(on):
+    on.up("sh", "-c", "while :; do echo x; sleep 0.02; done")
+    until(lambda: on.ok("logs", "box"))
+    on.ok("pause", "box")
+    (listed,) = on.ok("ps", "--format", "{{.State}} {{.Status}}").splitlines()
+    assert listed.startswith("paused Up")
+    assert listed.endswith("(Paused)")
+    state = on.inspected()["State"]
+    assert (state["Status"], state["Running"], state["Paused"]) == ("paused", True, True)
+    assert [on.ok("ps", "-q", "--filter", f"status={word}") != "" for word in ("paused", "running")] == [True, False]
+    before = on.ok("logs", "box")
+    assert "is paused" in on("exec", "box", "true").stderr.decode()
+    assert "paused already" in on("pause", "box").stderr.decode()
+    if on.name == "native":
+        on.ok("commit", "box", "of-paused")  # which would pause it itself
+        on.ok("rmi", "of-paused")
+    assert on.ok("logs", "box") == before
+    on.ok("unpause", "box")
+    until(lambda: len(on.ok("logs", "box")) > len(before))
+    assert "is not paused" in on("unpause", "box").stderr.decode()
+    on.ok("pause", "box")
+    on.ok("stop", "-t", "0", "box")
+    assert on.inspected()["State"]["Status"] == "exited"
+    assert "is not running" in on("pause", "box").stderr.decode()
+    on.ok("start", "box")
+    assert on.inspected()["State"]["Paused"] is False
+    on.ok("pause", "box")
+    on.ok("rm", "-f", "box")
+
+
+def test_what_it_uses_and_what_runs_in_it(on):
+    on.up("sleep", "1000", options=["-m", "64m"])
+    (line,) = on.ok("stats", "--no-stream", "--format", "{{.Name}}|{{.PIDs}}|{{.MemUsage}}|{{.CPUPerc}}").splitlines()
+    name, pids, memory, processor = line.split("|")
+    assert name == "box"
+    assert int(pids) >= 1 or not layout.host.find("pids")
+    assert memory.endswith("/ 64MiB") or not layout.host.find("memory")
+    assert processor.endswith("%")
+    heading = on.ok("stats", "--no-stream", "box").splitlines()[0].split("   ")
+    assert [word.strip() for word in heading if word.strip()][:3] == ["CONTAINER ID", "NAME", "CPU %"]
+    listed = on.ok("top", "box").splitlines()
+    assert listed[0].split()[:2] == ["UID", "PID"]
+    assert "sleep 1000" in on.ok("top", "box", "-eo", "pid,args") or on.has("own kernel")
+    assert "no column PID" in on("top", "box", "-eo", "args").stderr.decode()
+    on.ok("kill", "box")
+    until(lambda: on.inspected()["State"]["Status"] == "exited")
+    assert "is not running" in on("top", "box").stderr.decode()
 
 
 def test_limits_hold_and_memory_that_runs_out_is_told(on):

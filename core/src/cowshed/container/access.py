@@ -236,13 +236,17 @@ class Moment:
 
 
 class Frozen:
-    """`with Frozen(id, name):` nothing of the container runs. A child process lets it go on if this one is killed.
-    Conflict if it cannot be paused."""
+    """`with Frozen(id, name):` nothing of the container runs. A child process lets it go on if this one is killed. One
+    that is paused stays so. Conflict if it cannot be paused."""
 
     def __init__(self, id_: str, name: str) -> None:
         self._group, self._called = Group(id_), name
+        self._stands = False
 
     def __enter__(self) -> Frozen:
+        self._stands = freezer.frozen(self._group)
+        if self._stands:
+            return self
         guarded, self._alive = os.pipe()
         self._guard = os.fork()
         if self._guard == 0:
@@ -266,7 +270,8 @@ class Frozen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        if not self._stands:
+            self._end()
 
     def _end(self) -> None:
         try:

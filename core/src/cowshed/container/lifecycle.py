@@ -220,7 +220,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
     layer = layers.load(row.number)
     asked = row.config
     place = engine.make_place(row)
-    for name in ("exit", "stopped", "restarting"):
+    for name in ("exit", "stopped", "restarting", "paused"):
         try:
             os.unlink(f"{place}/{name}")
         except FileNotFoundError:
@@ -404,9 +404,12 @@ def signal(engine: Engine, row: ContainerRow, number: int) -> None:
     from cowshed_linux import process
 
     pid, started, _ = found
+    stands = os.path.exists(f"{engine.place(row)}/paused")
     if row.runtime["name"] != "native":
         from cowshed.runtimes import choice
 
+        if stands:
+            _go_on(engine, row)  # what its runtime keeps in there has to answer
         choice.signal(engine, row, pid, number)
         return
     try:
@@ -420,6 +423,14 @@ def signal(engine: Engine, row: ContainerRow, number: int) -> None:
             os.close(pidfd)
     except ProcessLookupError:
         return  # it has just ended
+    if stands:
+        _go_on(engine, row)  # to what it has been sent
+
+
+def _go_on(engine: Engine, row: ContainerRow) -> None:
+    from cowshed.container import pausing
+
+    pausing.go_on(engine, row)
 
 
 def stop(engine: Engine, row: ContainerRow, *, timeout: float | None, number: int) -> None:
@@ -588,6 +599,8 @@ def execute(engine: Engine, row: ContainerRow, work: dict[str, Any], *, stdin: b
     found = client.running(engine.place(row))
     if found is None or not engine.reader.locks.held("monitors", row.number):
         raise Conflict(f"container {row.name} is not running", remedy="cowshed start it")
+    if os.path.exists(f"{engine.place(row)}/paused"):
+        raise Conflict(f"container {row.name} is paused", remedy="cowshed unpause it")
     config = config_of(engine, row)
     request = {
         "process": work, "linux": {k: config["linux"].get(k) for k in ("namespaces", "seccomp")}, "pid": found[0],

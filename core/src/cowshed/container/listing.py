@@ -46,6 +46,10 @@ def _one(engine: Engine, name: str, value: str, moment: Callable[[str], int] | N
     if name == "status":
         if value not in _STATES:
             raise BadUsage(f"--filter status={value}: there is no such state", remedy=f"states: {', '.join(_STATES)}")
+        if value in ("running", "paused"):
+            from cowshed.container import pausing
+
+            return lambda row, now: now.state == "running" and pausing.paused(engine, row) is (value == "paused")
         return lambda row, now: now.state == value
     if name == "exited":
         if not value.lstrip("-").isdigit():

@@ -6,7 +6,7 @@ import sys
 
 from cowshed import log
 from cowshed.cli import output
-from cowshed.container import state
+from cowshed.container import pausing, state
 from cowshed.errors import BadUsage, CowshedError, NotFound
 from cowshed.state import containers
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _HEADINGS = {"ID": "CONTAINER ID", "RUNNINGFOR": "CREATED"}
 
 
-def _status(row: ContainerRow, now: Now) -> str:
+def _status(row: ContainerRow, now: Now, *, paused: bool) -> str:
     if now.state == "running":
-        return f"Up {output.ago(row.started or row.created)}"
+        return f"Up {output.ago(row.started or row.created)}{' (Paused)' if paused else ''}"
     if now.state == "exited":
         return f"Exited ({now.exit_code}) {output.ago(now.finished or row.created)} ago"
     return now.state.capitalize()
@@ -65,6 +65,7 @@ def _line(engine: Engine, row: ContainerRow, now: Now, *, whole: bool, size: boo
     command = " ".join(argv)
     mounts = row.config.get("mounts") or ()
     names = [source for kind, source, _, _ in mounts if kind != "tmpfs"]
+    paused = now.state == "running" and pausing.paused(engine, row)
     return {
         "ID": row.id if whole else row.id[:12],
         "Image": row.image_ref,
@@ -72,8 +73,8 @@ def _line(engine: Engine, row: ContainerRow, now: Now, *, whole: bool, size: boo
         "CreatedAt": output.rfc3339(row.created),
         "RunningFor": f"{output.ago(row.created)} ago",
         "Ports": "",
-        "Status": _status(row, now),
-        "State": now.state,
+        "Status": _status(row, now, paused=paused),
+        "State": "paused" if paused else now.state,
         "Names": row.name,
         "Networks": row.config.get("network", "none"),
         "Mounts": ",".join(name if whole or len(name) <= 15 else f"{name[:14]}…" for name in names),
@@ -105,6 +106,7 @@ def _size(engine: Engine, row: ContainerRow) -> int:
 
 def _document(engine: Engine, row: ContainerRow, *, size: bool) -> dict[str, Any]:
     now = state.now(engine, row)
+    paused = now.state == "running" and pausing.paused(engine, row)
     asked = row.config
     image = _image_config(engine, row)
     process = _process(engine, row)
@@ -136,9 +138,9 @@ def _document(engine: Engine, row: ContainerRow, *, size: bool) -> dict[str, Any
         },
         "Mounts": mounts,
         "State": {
-            "Status": now.state,
+            "Status": "paused" if paused else now.state,
             "Running": now.state == "running",
-            "Paused": False,
+            "Paused": paused,
             "Restarting": False,
             "OOMKilled": now.oom,
             "Dead": False,
