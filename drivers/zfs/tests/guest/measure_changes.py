@@ -1,6 +1,6 @@
 """What finding the changes of 40 files in a big tree costs, natively and by the walk: FILES PLACE [TURNS] in the guest.
 
-PLACE in /dev/shm spares the guest's disk: 200,000 files take 300 MB there, and an hour to make and walk through."""
+PLACE in /dev/shm spares the guest's disk, and takes its memory."""
 
 import os
 import sys
