@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hmac
 import os
 
 _DATA = 32768  # sizeof(struct crypt_data), crypt.h
@@ -10,8 +11,6 @@ _DATA = 32768  # sizeof(struct crypt_data), crypt.h
 
 def matches(secret: str, hashed: str) -> bool:
     """Whether `hashed` was made of secret ($2y$ bcrypt, $y$ yescrypt, $6$ SHA-512 …). OSError without libcrypt."""
-    import hmac
-
     if "\0" in secret or "\0" in hashed:
         return False
     found = _crypt(secret, hashed)
