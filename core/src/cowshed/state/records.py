@@ -145,10 +145,10 @@ def _unlink(target: str) -> None:
 
 def read(target: str) -> dict[str, Any] | None:
     """A record; None if there is none or it is damaged."""
-    data = _bytes(target)
     try:
+        data = _bytes(target)
         value = loads(data) if data else None
-    except ValueError:
+    except (ValueError, IsADirectoryError):
         return None
     return value if isinstance(value, dict) else None
 
