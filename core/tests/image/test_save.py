@@ -124,6 +124,18 @@ def test_two_names_of_one_image(app, store, make_store, tmp_path):
     assert {name for each in loaded for name in each.names} == {NAME, "example.org/team/app:2"}
 
 
+def test_a_name_that_is_a_digest_is_not_written(app, store, make_store, tmp_path):
+    """docker takes no such name from an archive."""
+    name = f"example.org/team/app@{app.digest}"
+    with store.store.transaction() as tx:
+        images.tag(tx, name, app.id)
+    write(store, tmp_path / "out", words=[name])
+    with tarfile.open(tmp_path / "out") as tar:
+        assert json.load(tar.extractfile("manifest.json"))[0]["RepoTags"] is None
+    (loaded,) = make_store("more").load(f"{tmp_path}/out")
+    assert loaded.names == ()
+
+
 def test_to_a_pipe(app, store, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     found = []

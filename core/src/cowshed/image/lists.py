@@ -222,9 +222,12 @@ def _find(engine: Engine, text: str, opened: ExitStack, progress: Progress) -> t
 
     place = names.parse(text) if text.partition(":")[0] in names.KNOWN and ":" in text else None
     if place is None:
+        digest = text.rpartition("@")[2] if "@" in text else ""
         try:
             image = engine.image(text)
         except NotFound:
+            image = None
+        if image is None or digest not in ("", image.manifest_digest):  # it may be that of an index
             place = names.parse(f"docker://{text}")
         else:
             source, wanted = open_source(engine, names.parse(f"{names.STORE}:{image.id}"), opened, progress)

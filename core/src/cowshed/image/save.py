@@ -29,7 +29,8 @@ FORMATS = ("docker-archive", "oci-archive", "oci-dir", "docker-dir")
 
 
 def chosen(store: Store, words: Iterable[str], find: Callable[[str], ImageRow]) -> tuple[Root, ...]:
-    """The images that words mean, each once, with those of their names that were said (of an id, none). NotFound."""
+    """The images that words mean, each once, with those of their names that were said (of an id or
+    a digest, none). NotFound."""
     names: dict[str, list[str]] = {}
     rows: dict[str, ImageRow] = {}
     for word in words:
@@ -37,7 +38,7 @@ def chosen(store: Store, words: Iterable[str], find: Callable[[str], ImageRow]) 
         rows[image.id] = image
         said = names.setdefault(image.id, [])
         name = as_name(word, images.names(store, image.id))
-        if name and name not in said:
+        if name and "@" not in name and name not in said:
             said.append(name)
     return tuple(stored.root(image, names[id_]) for id_, image in rows.items())
 
