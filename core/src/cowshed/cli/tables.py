@@ -694,7 +694,7 @@ COMMANDS = (
             Option("--tls-key", "text", "the key of the certificate; SIGHUP reads both again", value="FILE"),
             Option("--tls-client-ca", "text", "only for clients with a certificate of these authorities", value="FILE"),
             Option("--htpasswd", "text", "who may use it: cowshed registry user makes the file", value="FILE"),
-            Option("--anonymous-pull", "flag", "pulling needs no credentials"),
+            Option("--anonymous-pull", "flag", "pulling needs no credentials; with tokens only"),
             Option("--token", "flag", "give tokens for the credentials, and take only tokens"),
             Option("--token-realm", "text", "the server that gives tokens, if it is another", value="URL"),
             Option("--token-key", "text", "what tokens are verified with: a public RSA key, or a secret", value="FILE"),

@@ -128,8 +128,11 @@ def _access(said: Values, store: Store) -> Access:
         issued = tokens.Tokens(own, service=service, issuer=service, tls=bool(said.tls_certificate))
     elif said.token_key:
         raise BadUsage("registry serve: --token-key belongs to --token or --token-realm")
-    if said.anonymous_pull and users is None and issued is None:
-        raise BadUsage("registry serve: --anonymous-pull belongs to --htpasswd or --token-realm")
+    if said.anonymous_pull and issued is None:
+        raise BadUsage(
+            "registry serve: --anonymous-pull needs --token or --token-realm",
+            remedy="without tokens clients show their passwords only where everything needs them",
+        )
     return Access(users, issued, anonymous=bool(said.anonymous_pull))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import time
 from ssl import SSLSocket
 
@@ -58,7 +59,7 @@ class Connection:
     def serve(self) -> None:
         """Answer until the connection ends, and close it."""
         try:
-            self._socket.settimeout(BUSY)
+            self._limit(BUSY)
             while self._asked():
                 if not self._one():
                     self._linger()
@@ -188,22 +189,10 @@ class Connection:
             at, left = at + count, left - count
 
     def _pass(self, fd: int, at: int, count: int) -> int:
-        while True:
-            try:
-                sent = os.sendfile(self._socket.fileno(), fd, at, min(count, _SEND))
-            except BlockingIOError:
-                self._wait()
-                continue
-            if not sent:
-                raise Gone("the file is shorter than it was")
-            return sent
-
-    def _wait(self) -> None:
-        """Until the client takes more. Gone if it does not."""
-        poll = select.poll()
-        poll.register(self._socket.fileno(), select.POLLOUT)
-        if not poll.poll(BUSY * 1000):
-            raise Gone("it reads nothing")
+        sent = os.sendfile(self._socket.fileno(), fd, at, min(count, _SEND))
+        if not sent:
+            raise Gone("the file is shorter than it was")
+        return sent
 
     def _copy(self, fd: int, at: int, count: int) -> int:
         piece = os.pread(fd, min(count, _PIECE), at)
@@ -215,10 +204,17 @@ class Connection:
     def _linger(self) -> None:
         """Let the client read the last answer: closing with bytes unread would reset the connection before that."""
         self._socket.shutdown(socket.SHUT_WR)
-        self._socket.settimeout(_LINGER)
+        self._limit(_LINGER)
         end = time.monotonic() + _LINGER
         while time.monotonic() < end and self._socket.recv(16 << 10):
             pass
+
+    def _limit(self, seconds: float) -> None:
+        """The kernel ends calls that wait for longer (socket(7)): the interpreter would poll before each."""
+        value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _refused(error: Refusal) -> Answer:
