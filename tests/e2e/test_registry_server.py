@@ -18,7 +18,7 @@ from cowshed_testing.registry import Ours
 
 from .conftest import COMMAND
 
-KILLS = int(os.environ.get("COWSHED_REGISTRY_KILLS", "6"))
+KILLS = int(os.environ.get("COWSHED_REGISTRY_KILLS", "4"))
 
 
 @pytest.fixture
