@@ -32,7 +32,7 @@ _REMEDIES = {
     429: "try again later, or log in if that raises its limit", 500: "try again later", 502: "try again later",
     503: "try again later", 504: "try again later", 507: "its disk is full",
 }  # fmt: skip
-_FAREWELL = 5.0  # seconds
+_FAREWELL = 10.0  # seconds
 _PATIENCE = 300.0  # seconds that a registry which limits its rate may make us wait
 
 
