@@ -176,7 +176,7 @@ def test_what_is_told_has_levels_and_keeps_off_the_output(engine, greeting):
     told = engine("--log-level", "debug", "pull", "-q", greeting)
     assert told.stdout == quiet.stdout
     assert re.search(
-        rf"cowshed: debug: http://{greeting.partition('/')[0]}/v2/\S+ answered 200\n", told.stderr.decode()
+        rf"cowshed: debug: GET http://{greeting.partition('/')[0]}/v2/\S+ answered 200\n", told.stderr.decode()
     )
     assert "cowshed: debug: driver step overlay.prepare." in told.stderr.decode()
     assert engine("--log-level", "error", "run", "--rm", greeting, "true").stderr == b""
