@@ -7,7 +7,6 @@ import random
 import socket
 import ssl
 import threading
-import time
 
 import pytest
 from cowshed_testing.distribution import Client, digest
@@ -287,8 +286,7 @@ def test_many_at_once(served):
 def test_a_stop_does_not_wait_for_idle_connections(serving):
     served = serving()
     assert served.client("GET", "/v2/").status == 200
-    before = time.monotonic()
+    served.service._patience = 3600.0
     served.service.stop()
-    served._thread.join(30)
+    served._thread.join(60)
     assert not served._thread.is_alive()
-    assert time.monotonic() - before < 20  # the patience is 30

@@ -75,6 +75,10 @@ class Upstream:
         with self._guard:
             running = self._running.get((repository.name, digest))
             if running is None:
+                try:
+                    return File(*_whole(repository, digest))  # it has come meanwhile
+                except FileNotFoundError:
+                    pass
                 upload = self._uploads.begin(repository, digest.partition(":")[0])
                 running = self._running[repository.name, digest] = Fetch(upload, Descriptor(digest, size, ""))
                 threading.Thread(target=self._run, args=(repository, digest, running), daemon=True).start()
@@ -141,6 +145,11 @@ class Upstream:
 
     def _unreachable(self, error: CowshedError) -> Refusal:
         return Refusal("UNSUPPORTED", f"{self.registry} could not be asked: {error}", status=502)
+
+
+def _whole(repository: Repository, digest: str) -> tuple[int, int, int]:
+    fd, size = repository.open_blob(digest)
+    return fd, 0, size
 
 
 class Fetch:
