@@ -415,10 +415,11 @@ def _(shop):
 @damage("blob-lost-for-good", "an archive is deleted, and no image that lists it has a name", "blob.missing",
         how="cannot", does="cannot: it says so, and to load the image again")  # fmt: skip
 def _(shop):
-    names = shop.query("select name from tags")
-    for (name,) in names:
+    for name, digest in shop.query("select name, digest from tags"):
         shop.engine.ok("untag", name)
-        shop.undo.append(lambda name=name: shop.engine.ok("tag", shop.image[7:], name))
+        # what the name stands for in its registry is known by asking there
+        again = ("pull", name) if digest else ("tag", shop.image[7:], name)
+        shop.undo.append(lambda again=again: shop.engine.ok(*again))
     shop.put_away(shop.blob())
 
 

@@ -151,7 +151,8 @@ class DirectoryFiles:
 class OutputFile:
     """`with OutputFile(path) as fd:` a file that has its name when it is whole; "-" is standard output, and what is
     there and no plain file (a pipe, a device) is written as it is. A killed process leaves nothing, where the file
-    system has files without a name (open(2), O_TMPFILE)."""
+    system has files without a name (open(2), O_TMPFILE): but the new file beside the old one, if it was just about to
+    take that one's place."""
 
     def __init__(self, path: str) -> None:
         self._path, self._partial = path, ""  # the second: what it is called until it is whole
@@ -187,15 +188,24 @@ class OutputFile:
         try:
             if self._partial and kind is None:
                 if self._nameless:
-                    # a descriptor of a directory has os.link follow the first name (linkat(2), AT_SYMLINK_FOLLOW)
-                    os.link(f"/proc/self/fd/{self._fd}", self._partial, src_dir_fd=self._fd)
-                    self._nameless = False
-                os.rename(self._partial, self._path)
+                    self._name()
+                if not self._nameless:
+                    os.rename(self._partial, self._path)
                 self._partial = ""
         finally:
             if self._partial and not self._nameless:
                 os.unlink(self._partial)
             os.close(self._fd)
+
+    def _name(self) -> None:
+        """Give the file that has no name its own, or, where another has that, the one that is renamed over it."""
+        # a descriptor of a directory has os.link follow the first name (linkat(2), AT_SYMLINK_FOLLOW)
+        file = f"/proc/self/fd/{self._fd}"
+        try:
+            os.link(file, self._path, src_dir_fd=self._fd)
+        except FileExistsError:
+            os.link(file, self._partial, src_dir_fd=self._fd)
+            self._nameless = False
 
     def _open(self, folder: str, partial: str) -> int:
         try:
