@@ -99,11 +99,10 @@ def test_a_container_goes_on_where_it_was(piped, caller):
     caller.config["linux"]["resources"] = {"pids": {"limit": 40}}
     before = piped.run("sh", "-c", COUNT)
     process = piped.running[-1]
-    while int(process.stdout.readline()) < 5:
-        continue
+    counted = [process.stdout.readline() for _ in range(5)]
     piped.checkpoint(before)
     process.wait()
-    last = int(process.stdout.read().split()[-1])
+    last = int([*counted, *process.stdout][-1])
     assert caller.left() == []
     name, restored = piped.restore()
     assert int(restored.stdout.readline()) == last + 1

@@ -33,7 +33,7 @@ class Group:
     yet, while any other may be, empty. within: the hierarchies, by default the host's.
 
     rootless: a plain user's, who cannot have device rules. foreign: its processes must be moved into it by somebody
-    else (`attach`). holder: a process in it that only keeps it there.
+    else (`attach`). holder: a process in it that only keeps it there. wanted: whether there are to be groups at all.
     """
 
     foreign, holder = False, 0
@@ -41,7 +41,7 @@ class Group:
     def __init__(self, name: str, path: str = "", within: Layout | None = None) -> None:
         self.name, self.path = name, path or f"{PARENT}/{name}"
         self.layout = within or layout.host
-        self.own, self.rootless = not path, False
+        self.own, self.rootless, self.wanted = not path, False, True
         self.owner: int | None = None
         self.below = ""
         self.service: resctrl.Class | None = None
@@ -50,6 +50,7 @@ class Group:
         """What place.restore makes the same object from, in another process."""
         return {
             "name": self.name, "path": self.path, "own": self.own, "rootless": self.rootless,
+            "wanted": self.wanted,
             "hierarchies": list(self.layout.hierarchies()),
             "intelRdt": self.service.wanted if self.service else None,
         }  # fmt: skip
@@ -176,7 +177,7 @@ class Group:
             rows = [(f"{folder}/{file}", value) for file, value in plan(resources, _reader(folder))]
             if rows and not folder and not (name == "devices" and within.v2):
                 whose = "this user has been delegated" if self.rootless else "this host has"
-                if not any(within.hierarchies()):
+                if not self.wanted:
                     whose = "the container is to have no groups, and so"
                 raise OSError(2, f"{whose} no {name} cgroup controller, which the limits ask for")
             result += rows if folder else []

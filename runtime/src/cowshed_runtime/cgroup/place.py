@@ -49,7 +49,7 @@ def nowhere(name: str) -> Group:
     """No groups at all, although the host has some: the container stays in those of who makes it. It has no device
     rules then, and any limit is an error, as it is for a plain user who has been delegated none."""
     made = Group(name, within=layout.host.only(lambda hierarchy: False))
-    made.rootless = True
+    made.rootless, made.wanted = True, False
     return made
 
 
@@ -107,7 +107,7 @@ def restore(record: dict[str, Any]) -> Group:
         made: Group = Scope(*words, within, user=record["user"])
     else:
         made = Group(record["name"], record["path"], within)
-    made.own, made.rootless = record["own"], record["rootless"]
+    made.own, made.rootless, made.wanted = record["own"], record["rootless"], record["wanted"]
     if record["intelRdt"] is not None:
         made.service = resctrl.Class(record["intelRdt"], made.name)
     return made
