@@ -413,11 +413,11 @@ def _(shop):
 
 
 @damage("blob-lost-for-good", "an archive is deleted, and no image that lists it has a name", "blob.missing",
-        how="cannot", does="cannot: it says so, and to load the image again")  # fmt: skip
+        how="cannot", lost=("db:blob_places:*",), does="cannot: it says so, and to load the image again")  # fmt: skip
 def _(shop):
     for name, digest in shop.query("select name, digest from tags"):
         shop.engine.ok("untag", name)
-        # what the name stands for in its registry is known by asking there
+        # what the name stands for in its registry is known by asking there, as is then where blobs are
         again = ("pull", name) if digest else ("tag", shop.image[7:], name)
         shop.undo.append(lambda again=again: shop.engine.ok(*again))
     shop.put_away(shop.blob())
