@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import resource
 import statistics
 import subprocess
@@ -20,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cowshed_testing.images import Image, LayerTar, busybox_layer
+import trees
+from cowshed_testing.images import Image, busybox_layer
 from cowshed_testing.places import NotHere, Place, place
 
 WHERE = ("overlay-ext4", "overlay-xfs", "copy-ext4", "copy-xfs", "btrfs")
@@ -42,7 +42,8 @@ def main() -> int:
     said = parser.parse_args()
     samples: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        image(said.files, said.size).write_layout(f"{folder}/image", NAME)
+        layers = [busybox_layer(), trees.layer(said.files, said.size).bytes()]
+        Image(layers, {"Env": ["PATH=/bin"]}, compression="").write_layout(f"{folder}/image", NAME)
         for where in said.where or WHERE:
             os.mkdir(f"{folder}/{where}")
             try:
@@ -56,19 +57,6 @@ def main() -> int:
         Path(f"{said.out}.md").write_text(f"{text}\n")
         Path(f"{said.out}.json").write_text(json.dumps(samples, indent=1))
     return 0
-
-
-def image(files: int, megabytes: int) -> Image:
-    """A shell, and files of which a tenth has nine tenths of the bytes."""
-    chance = random.Random(1)
-    layer = LayerTar().dir("tree")
-    large = max(files // 10, 1)
-    for n in range(files):
-        if n % 100 == 0:
-            layer.dir(f"tree/{n // 100}")
-        size = megabytes * 900_000 // large if n % 10 == 0 else megabytes * 100_000 // max(files - large, 1)
-        layer.file(f"tree/{n // 100}/{n}", chance.randbytes(size))
-    return Image([busybox_layer(), layer.bytes()], {"Env": ["PATH=/bin"]}, compression="")
 
 
 def measure(at: Place, folder: str, rounds: int) -> dict[str, list[float]]:

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import resource
 import shutil
 import statistics
@@ -24,8 +23,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import trees
 from cowshed_testing.filesystems import mounted
-from cowshed_testing.images import Image, LayerTar
+from cowshed_testing.images import Image
 
 COMMAND = str(Path(__file__).parents[1] / ".venv/bin/cowshed")
 NAME = "bench/tree:1"
@@ -53,19 +53,6 @@ def main() -> int:
     return 0
 
 
-def image(files: int, megabytes: int) -> Image:
-    """Many small files and a few large ones, as in root file systems: a tenth of them has nine tenths of the bytes."""
-    chance = random.Random(1)
-    layer = LayerTar().dir("tree")
-    large = max(files // 10, 1)
-    for n in range(files):
-        if n % 100 == 0:
-            layer.dir(f"tree/{n // 100}")
-        size = megabytes * 900_000 // large if n % 10 == 0 else megabytes * 100_000 // max(files - large, 1)
-        layer.file(f"tree/{n // 100}/{n}", chance.randbytes(size), uid=n % 7)
-    return Image([layer.bytes()], compression="")
-
-
 class Cowshed:
     def __init__(self, place: str, folder: str) -> None:
         self.root = f"{place}/store"
@@ -77,7 +64,7 @@ class Cowshed:
 
 def measure(place: str, folder: str, files: int, megabytes: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     cowshed = Cowshed(place, folder)
-    image(files, megabytes).write_layout(f"{folder}/image", NAME)
+    Image([trees.layer(files, megabytes, owners=7).bytes()], compression="").write_layout(f"{folder}/image", NAME)
     cowshed("--driver", "overlay", "load", "-q", "-i", f"{folder}/image")
     (layer,) = os.listdir(f"{cowshed.root}/drivers/overlay/committed")
     tree = f"{cowshed.root}/drivers/overlay/committed/{layer}/upper"
