@@ -32,3 +32,11 @@ def test_a_document_that_ends_too_early_is_told_in_a_command_that_has_not_import
     code = "from cowshed_runtime.fastjson import loads\ntry:\n loads('{')\nexcept ValueError as error:\n print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "line 1 column 2" in done.stdout
+
+
+def test_a_name_that_comes_twice():
+    assert fastjson.loads('{"a": 1, "a": 2}') == {"a": 2}
+    assert fastjson.loads('[{"a": 1}, {"a": {"a": 2}}]', unique=True) == [{"a": 1}, {"a": {"a": 2}}]
+    for text in ('{"a": 1, "a": 1}', '{"b": [{"a": 1, "a": 2}]}'):
+        with pytest.raises(ValueError, match="twice"):
+            fastjson.loads(text, unique=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cowshed.config.settings import Settings
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import ContainerRow, ImageRow
+    from cowshed.trust.gate import Gate
 
 
 class Engine:
@@ -182,6 +183,21 @@ class Engine:
         if len(digits) >= 4 and all(c in "0123456789abcdef" for c in digits):
             return images.by_id(self.reader, text)
         raise NotFound(f"no such image: {text}", remedy="cowshed images lists them; cowshed pull brings one")
+
+    def gate(self) -> Gate | None:
+        """What images have to pass before they are brought or used; None if there is no policy, which costs a look for
+        its file, or it accepts everything. ConfigError if it cannot be understood."""
+        path = self.settings.policy_file
+        if not path:
+            return None
+        from cowshed.trust import policy
+
+        there = policy.read(path)
+        if there.accepts_all:
+            return None
+        from cowshed.trust.gate import Gate
+
+        return Gate(there)
 
     def place(self, row: ContainerRow) -> str:
         """The run directory of a container."""

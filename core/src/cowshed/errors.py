@@ -12,7 +12,8 @@
     ├── StoreError          the store cannot be used
     │   └── NewerStore      a newer Cowshed made it
     ├── ImageError          an image breaks its specification
-    │   └── Tampered        bytes do not have the digest or size that names them
+    │   ├── Tampered        bytes do not have the digest or size that names them
+    │   └── Untrusted       the policy does not accept an image
     ├── RegistryError       a registry could not be asked, or said no
     │   └── AuthError       credentials are missing or wrong
     └── LaunchFailed        status 125, 126 (cannot be executed) or 127 (not found)
@@ -78,6 +79,10 @@ class ImageError(CowshedError):
 
 class Tampered(ImageError):
     code = "tampered"
+
+
+class Untrusted(ImageError):
+    code = "untrusted"
 
 
 class RegistryError(CowshedError):

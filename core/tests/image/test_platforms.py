@@ -37,7 +37,7 @@ def index(fake, key, entries):
 
 def pull(store, name):
     return pull_all(
-        store.layers, reference.parse(name), registries={}, durability="none", progress=store.told
+        store.layers, reference.parse(name), registries={}, durability="none", progress=store.told, gate=None
     )  # fmt: skip
 
 

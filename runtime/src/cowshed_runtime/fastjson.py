@@ -26,16 +26,28 @@ class _Context:
     memo: dict[str, str] = {}  # noqa: RUF012 - what the C scanner asks for; it clears it itself
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+class _Unique(_Context):
+    object_pairs_hook = staticmethod(_once)  # type: ignore[assignment]
+
+
 _scan = make_scanner(_Context)  # type: ignore[arg-type]  # the stub wants its own result
 
 
-def loads(text: str | bytes) -> Any:
-    """The value of a JSON document. ValueError if it is not one."""
+def loads(text: str | bytes, *, unique: bool = False) -> Any:
+    """The value of a JSON document. ValueError if it is not one; with `unique` also if an object has a name twice, of
+    which readers differ in what they take."""
     if isinstance(text, bytes):
         text = text.decode()  # UnicodeDecodeError is a ValueError
     text = text.strip(" \t\r\n")
     try:
-        value, end = _scan(text, 0)
+        value, end = (make_scanner(_Unique) if unique else _scan)(text, 0)  # type: ignore[arg-type]
     except StopIteration as stop:
         raise ValueError(f"not JSON at character {stop.value}") from None
     except RecursionError:

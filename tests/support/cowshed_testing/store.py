@@ -36,6 +36,7 @@ class Store:
         self.layers = Layers(self.store, driver, open_driver(self.store, driver, {}))
         self.told = Told()
         self.registries = {}
+        self.gate = None
 
     def close(self):
         self.layers.driver.close()
@@ -48,6 +49,7 @@ class Store:
             registries=self.registries,
             durability="none",
             progress=self.told,
+            gate=self.gate,
             **options,
         )
 

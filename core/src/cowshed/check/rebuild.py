@@ -20,7 +20,7 @@ from cowshed.image import config as configs
 from cowshed.image import manifest as manifests
 from cowshed.layers.faults import step
 from cowshed.layers.host import make as make_host
-from cowshed.state import containers, conversions, drivers, images, making, records, sqlite, volumes
+from cowshed.state import containers, conversions, drivers, images, making, origins, records, sqlite, volumes
 from cowshed.state import layers as rows
 from cowshed.state.rows import ContainerRow, DriverRow, ImageRow, VolumeRow
 from cowshed.state.store import Store, connect
@@ -301,12 +301,13 @@ def _images(store: Store, lost: list[str]) -> list[tuple[ImageRow, dict[str, Any
 
 
 def give_names(tx: Transaction, image_id: str, value: Mapping[str, Any]) -> None:
-    """Give an image the names of its record that no other has by now."""
+    """Give an image the names of its record that no other has by now, and the origins."""
     digests = value.get("digests")
     known = digests if isinstance(digests, dict) else {}
     for name in value.get("names") or ():
         if isinstance(name, str) and not tx.execute("select 1 from tags where name = ?", name):
             images.tag(tx, name, image_id, str(known.get(name) or ""))
+    origins.restore(tx, image_id, value.get("origins"))
 
 
 def image_of(value: Mapping[str, Any] | None, id_: str) -> ImageRow | None:

@@ -529,6 +529,23 @@ COMMANDS = (
         2,
     ),
     Command(
+        "image verify",
+        "trust:verify",
+        "IMAGE",
+        "hold an image against the policy of accepted images, or against keys: one that is here without asking anybody",
+        (
+            Option("-k --key", "list", "a public key that may have signed it, instead of the policy", value="FILE"),
+            Option("--policy", "text", "another policy than the one in force", value="FILE"),
+            Option("--remote", "flag", "ask the registry, also for an image that is here"),
+            Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT] of what a registry is asked for"),
+            _QUIET,
+            _FORMAT_LIST,
+            _HELP,
+        ),
+        1,
+        1,
+    ),
+    Command(
         "manifest create",
         "manifests:create",
         "LIST [IMAGE…]",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-_FORMAT = 2  # of the cache; goes up with every change of the schema, so that old content is checked again
+_FORMAT = 3  # of the cache; goes up with every change of the schema, so that old content is checked again
 _SETTLED = 2_000_000_000  # ns: a younger file may be written again within one tick of the clock that stamps it
 _MOST = 32  # files in the cache
 

@@ -182,6 +182,7 @@ _STORAGE: dict[str, Rule] = {
     "storage": _table({"driver": _text, "durability": _choice("commit", "none"), "drivers": _each(_each(_plain))}),
     "runtime": _table({"default": _text, "binaries": _each(_absolute)}),
     "runtimes": _each(_program),
+    "trust": _table({"policy": _absolute}),
 }
 _SCHEMA = _table({**_STORAGE, "registries": _each(_registry)})
 _STRICT = _table(

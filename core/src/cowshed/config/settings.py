@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SYSTEM_FOLDER = "/etc/cowshed"
+POLICIES = (f"{SYSTEM_FOLDER}/policy.json", "/etc/containers/policy.json")  # the first that is there
 
 
 @record(frozen=True)
@@ -44,6 +45,7 @@ class Settings:
     drivers_said: tuple[Said, ...] = ()  # every source, the strongest first
     runtimes_said: tuple[Said, ...] = ()
     options_said: dict[tuple[str, str], str] = field(default_factory=dict)  # by driver and option: who said it
+    policy: str = ""  # the file that says which images are accepted; "" for the usual ones
 
     def options_of(self, driver: str) -> dict[str, Any]:
         """The options for a driver: from the files, and from the command line if they are meant for it."""
@@ -51,6 +53,22 @@ class Settings:
         if self.driver in ("", driver):
             options.update(self.driver_options.get("", {}))
         return options
+
+    @property
+    def policy_file(self) -> str:
+        """The file with the policy of images that is in force, "" for none. One that is there and cannot be read is in
+        force too, and so is a link that leads nowhere: nothing is accepted then."""
+        if self.policy:
+            return self.policy
+        for path in POLICIES:
+            try:
+                os.lstat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:
+                return path
+            return path
+        return ""
 
     def who_said(self, driver: str, option: str) -> str:
         """The source of an option's value, "" for none: the driver's default."""
@@ -104,6 +122,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         drivers,
         runtimes,
         sources,
+        merged.get("trust", {}).get("policy", ""),
     )
 
 

@@ -182,6 +182,7 @@ class Whole:
     def _contradictions(self) -> Iterator[Problem]:
         yield from self._of_drivers()
         yield from self._of_runtime()
+        yield from self._of_policy()
         wrong = {problem.keys[:2] for problem in self.problems}
         for file in self._files:
             for host in file.content.get("registries", {}):
@@ -239,6 +240,16 @@ class Whole:
             if value not in tables and not choice.by_itself(value):
                 text = f"runtime {value} is neither native nor in [runtimes] nor a program"
                 yield _problem(keys, text, origin, schema.nearest(value, (), ["native", *sorted(tables)]))
+
+    def _of_policy(self) -> Iterator[Problem]:
+        from cowshed.trust import policy
+
+        keys = ("trust", "policy")
+        for path, origin in self._voices(keys)[:1]:
+            try:
+                policy.read(path)
+            except ConfigError as error:
+                yield _problem(keys, str(error), origin, error.remedy)
 
     def _of_registry(self, host: str, file: _File) -> Iterator[Problem]:
         """Of one file's table, whatever the others add to it."""

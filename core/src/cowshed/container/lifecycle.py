@@ -46,6 +46,9 @@ def create(
     from cowshed.image import realise
     from cowshed.image.progress import Progress
 
+    gate = engine.gate()
+    if gate is not None:
+        gate.using(engine.store, image, reference)
     name = asked.get("name") or names.random_name()
     if not set(name) <= _NAME or not name[0].isalnum() or len(name) < 2:
         from cowshed.errors import BadUsage
@@ -213,6 +216,7 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
         if current is None or current.id != row.id or current.state == "removing":
             raise removed(row)
         bury(engine, row)
+        _refuse_untrusted(engine, row)
         if row.config.get("root", engine.store.root) != engine.store.root:
             _follow(engine, row)
     connection, engine.called = engine.called or client.call(engine.store.run_directory()), None
@@ -260,6 +264,20 @@ def start(engine: Engine, row: ContainerRow, *, attached: bool, restarted: int =
             error="", wanted="running", restarts=restarted,
         )  # fmt: skip
     return session
+
+
+def _refuse_untrusted(engine: Engine, row: ContainerRow) -> None:
+    """Untrusted if the policy of today does not accept the image of a container that was made earlier. ConfigError."""
+    gate = engine.gate()
+    if gate is None:
+        return
+    from cowshed.state import images
+
+    image = images.exact(engine.store, row.image_id) if row.image_id is not None else None
+    if image is None:
+        gate.without_image(f"container {row.name}")
+    else:
+        gate.using(engine.store, image, row.image_ref)
 
 
 def _foreign(engine: Engine, row: ContainerRow) -> dict[str, Any]:

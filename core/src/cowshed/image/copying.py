@@ -81,7 +81,7 @@ def transfer(
             raise BadUsage("the store keeps images of one platform each", remedy="leave --all away, or use --platform")
         if referrers:
             raise BadUsage("the store keeps images, and nothing that is attached to them", remedy="copy to a layout")
-        return _into_store(engine, source, wanted, goal.name, platform, progress)
+        return _into_store(engine, source, wanted, goal.name, platform, progress, came)
     target = _open_target(engine, goal, opened, came)
     roots = [Root(wanted, _said(goal))]
     done = graph.copy(
@@ -203,9 +203,10 @@ class _Origin:
 
 
 def _into_store(
-    engine: Engine, source: Source, wanted: Descriptor, name: str, platform: Platform | None, progress: Progress
-) -> Descriptor:
-    from cowshed.image.pull import bring
+    engine: Engine, source: Source, wanted: Descriptor, name: str, platform: Platform | None, progress: Progress,
+    came: Place | None,
+) -> Descriptor:  # fmt: skip
+    from cowshed.image.pull import bring, origin_of
     from cowshed.image.resolve import resolve
 
     parsed = reference.parse(name)
@@ -216,7 +217,14 @@ def _into_store(
         engine.store, origin, wanted.digest, digest=wanted.digest, size=wanted.size, platform=platform,
         progress=progress,
     )  # fmt: skip
+    there = came.reference if came is not None else None
+    row = None
+    if there is not None:  # it is pulled
+        from cowshed.registry.client import Client
+
+        with Client(there.registry, there.repository, engine.settings.registries.get(there.registry) or {}) as client:
+            row = origin_of(client, there, found, engine.gate())
     bring(
-        layers, origin, found, names=[parsed.name], durability=engine.settings.durability, progress=progress
+        layers, origin, found, names=[parsed.name], durability=engine.settings.durability, progress=progress, came=row
     )  # fmt: skip
     return stored.root(found.image).target

@@ -15,6 +15,7 @@ from cowshed.image.resolve import resolve, resolve_all
 from cowshed.registry.client import Client
 from cowshed.state import images, places
 from cowshed.state.leases import Lease
+from cowshed.state.origins import OriginRow
 from cowshed.storage.record import record
 
 TYPE_CHECKING = False
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cowshed.layers.layers import Layers
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Store
+    from cowshed.trust.gate import Gate
 
 POLICIES = ("always", "missing", "never")
 _PARALLEL = 4  # blobs at a time
@@ -67,12 +69,14 @@ def pull(
     progress: Progress,
     platform: Platform | None = None,
     policy: str = "always",
+    gate: Gate | None,
 ) -> Pulled:
     """Bring an image into the store and its layers into the driver.
 
     registries: the configuration's table of that name. platform: None for this machine's. policy: `always` asks the
-    registry, `missing` only if no image has the name, `never` does not. Raises NotFound, RegistryError, AuthError,
-    ImageError, Tampered, NoSpace; then nothing is left but what a repetition goes on from.
+    registry, `missing` only if no image has the name, `never` does not. gate: what an image has to pass before anything
+    of it is stored (`cowshed.trust.gate`), None for nothing. Raises NotFound, RegistryError, AuthError, Untrusted,
+    ConfigError, ImageError, Tampered, NoSpace; then nothing is left but what a repetition goes on from.
     """
     if policy not in POLICIES:
         raise BadUsage(f"the pull policy is one of {', '.join(POLICIES)}, not {policy!r}")
@@ -83,21 +87,25 @@ def pull(
             return Pulled(there, there.manifest_digest, False)
         if policy == "never":
             raise NotFound(f"no such image: {reference.familiar}", remedy="pull it, or allow it to be pulled")
+    if gate is not None:
+        gate.before(reference)
     progress.step(f"{reference.familiar}: asking {reference.registry}")
     settings = registries.get(reference.registry) or {}
     begun = monotonic()
     with Client(reference.registry, reference.repository, settings) as client:
         found = resolve(store, client, reference.wanted, digest=reference.digest, platform=platform, progress=progress)
+        origin = origin_of(client, reference, found, gate)
         brought = bring(layers, client, found, names=[reference.name], durability=durability, progress=progress,
-                        abort=client.abort)  # fmt: skip
+                        abort=client.abort, came=origin)  # fmt: skip
     progress.step(_summary(brought, monotonic() - begun))
     places.remember(store, reference.registry, reference.repository, (layer.digest for layer in found.manifest.layers))
     return Pulled(found.image, found.digest, there is None or there.id != found.image.id)
 
 
 def pull_all(
-    layers: Layers, reference: Reference, *, registries: Mapping[str, Any], durability: str, progress: Progress
-) -> tuple[Pulled, ...]:
+    layers: Layers, reference: Reference, *, registries: Mapping[str, Any], durability: str, progress: Progress,
+    gate: Gate | None,
+) -> tuple[Pulled, ...]:  # fmt: skip
     """Bring the images of all platforms that a name stands for, the one for this machine first.
 
     That one gets the name, if there is one, else the first of the index; the others are named by their digests. Raises
@@ -105,6 +113,8 @@ def pull_all(
     """
     store = layers.store
     there = images.by_name(store, reference.name)
+    if gate is not None:
+        gate.before(reference)
     progress.step(f"{reference.familiar}: asking {reference.registry}")
     settings = registries.get(reference.registry) or {}
     done = []
@@ -118,9 +128,10 @@ def pull_all(
             by_digest = f"{reference.registry}/{reference.repository}@{each.image.manifest_digest}"
             begun = monotonic()
             progress.step(f"{each.image.platform}: {each.image.manifest_digest[7:19]}")
+            origin = origin_of(client, reference, each, gate)
             brought = bring(
                 layers, client, each, names=[reference.name if named else by_digest], durability=durability,
-                progress=progress, abort=client.abort,
+                progress=progress, abort=client.abort, came=origin,
             )  # fmt: skip
             progress.step(_summary(brought, monotonic() - begun))
             blobs = (layer.digest for layer in each.manifest.layers)
@@ -128,6 +139,16 @@ def pull_all(
             new = there is None or there.id != each.image.id
             done.append(Pulled(each.image, each.digest, named and new))
     return tuple(done)
+
+
+def origin_of(client: Client, reference: Reference, found: Resolved, gate: Gate | None) -> OriginRow:
+    """What is written down of where a resolved image comes from, if the gate lets it pass. Untrusted, ConfigError."""
+    evidence: list[list[str]] = []
+    if gate is not None and (signatures := gate.arriving(client, reference, found)):
+        from cowshed.trust.signature import pack
+
+        evidence = pack(signatures)
+    return OriginRow(reference.name, found.digest, found.image.manifest_digest, evidence)
 
 
 def bring(
@@ -140,8 +161,10 @@ def bring(
     progress: Progress,
     abort: Callable[[], None] = lambda: None,
     prepare: Callable[[], bool] = lambda: False,
+    came: OriginRow | None = None,
 ) -> Brought:
-    """Download what is missing of a resolved image and realise it. abort() ends the origin's transfers at once;
+    """Download what is missing of a resolved image and realise it. came: the registry's name that it has, None if it is
+    from none. abort() ends the origin's transfers at once;
     prepare() is called when the blobs are leased, to put in place what is here already: whether that was anything."""
     store = layers.store
     blobs = BlobStore(store.root)
@@ -163,7 +186,7 @@ def bring(
                 try:
                     realise(
                         layers, found.image, sources, names=names, digest=found.digest,
-                        durability=durability, progress=progress, ready=ready,
+                        durability=durability, progress=progress, ready=ready, came=came,
                     )  # fmt: skip
                 except Exception as error:
                     downloads.cancel()

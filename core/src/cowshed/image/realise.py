@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cowshed.image.blobs import BlobStore
     from cowshed.image.progress import Progress
     from cowshed.layers.layers import Layers
+    from cowshed.state.origins import OriginRow
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Transaction
     from cowshed.storage.api import Layer
@@ -50,10 +51,11 @@ def realise(
     durability: str,
     progress: Progress,
     ready: Callable[[bool], None] = lambda synced: None,
+    came: OriginRow | None = None,
 ) -> Layer | None:
     """Apply those layers of image that the driver lacks; then write image, names and layers down at once.
 
-    digest: of what the names stand for where they come from, if that is known.
+    digest: of what the names stand for where they come from, if that is known. came: the registry's name of it.
     ready(synced) is called when all is applied and nothing is written down yet: it returns when all blobs are there;
     synced tells whether the blobs' file system will be synced here, if durability asks for that.
     The top layer, None for an image without layers. On an error nothing that is new stays.
@@ -123,6 +125,10 @@ def realise(
             images.insert(tx, image)
             for name in names:
                 images.tag(tx, name, image.id, digest)
+            if came is not None:
+                from cowshed.state import origins
+
+                origins.write(tx, image.id, came)
 
         layers.publish(made, durability, rows)
         made.clear()

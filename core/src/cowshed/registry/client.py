@@ -6,8 +6,10 @@ import time
 from functools import partial
 
 from cowshed.errors import RegistryError, Tampered
+from cowshed.image.manifest import document
 from cowshed.registry.endpoints import endpoints
-from cowshed.registry.place import LONGEST_WAIT, TRIES, Missing, Place
+from cowshed.registry.place import LONGEST_WAIT, TRIES, Missing, Place, Refused
+from cowshed.registry.referrers import entries_of, tag_of
 from cowshed.registry.transport import Broken
 
 TYPE_CHECKING = False
@@ -67,6 +69,22 @@ class Client:
             return data, headers.get("Content-Type", "")
 
         return self._anywhere(ask)
+
+    def referrers(self, digest: str) -> list[dict[str, Any]]:
+        """What refers to a manifest by all that mirrors and registry say, those without the API by the fallback index
+        (distribution-spec, Listing Referrers). One that has nothing, or cannot say, is passed over if another can.
+        RegistryError, ImageError."""
+        found: dict[str, dict[str, Any]] = {}
+        trouble: RegistryError | None = None
+        for place in self._places:
+            try:
+                for entry in _referring(place, digest):
+                    found.setdefault(str(entry.get("digest")), entry)
+            except RegistryError as error:
+                trouble = error
+        if trouble is not None and not found:
+            raise trouble
+        return list(found.values())
 
     def blob(self, blob: Descriptor, offset: int = 0) -> Iterator[bytes]:
         """The bytes of a blob from offset on, going on by Range where a connection broke.
@@ -164,6 +182,28 @@ class Client:
     def _request(self, place: Place, kind: str, name: str, headers: dict[str, str]) -> Response:
         """One answered request: 200 or 206."""
         return place.ask(place.url(kind, name), headers, fine=(200, 206), what=name)
+
+
+def _referring(place: Place, digest: str) -> list[dict[str, Any]]:
+    from cowshed.registry.repository import pages  # which needs this module
+
+    documents: list[dict[str, Any]] = []
+    try:
+        documents = list(pages(place, place.url("referrers", digest), "referrers"))
+    except Missing:
+        documents = []
+    except Refused as error:
+        if error.status not in (400, 405, 501):
+            raise
+    found = [entry for each in documents for entry in entries_of(each)]
+    if found:
+        return found
+    try:
+        url = place.url("manifests", tag_of(digest))
+        data, _ = place.document(url, {"Accept": ACCEPT}, limit=_MANIFEST_LIMIT, what=f"what refers to {digest[:19]}")
+    except Missing:
+        return []
+    return entries_of(document(data, f"the list of what refers to {digest[:19]}"))
 
 
 def _body(answer: Response, blob: Descriptor, at: int, until: int) -> Iterator[bytes]:

@@ -46,6 +46,12 @@ def type_of(manifest: bytes) -> str:
     return said if isinstance(said, str) else ""
 
 
+def entries_of(index: dict[str, Any]) -> Entries:
+    """The entries of an index, whatever they are."""
+    listed = index.get("manifests")
+    return [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
+
+
 def fallback(there: Repository, digest: str) -> Entries:
     """The entries of the fallback index of a subject; [] if there is none."""
     return _read(there, digest)[0]
@@ -113,8 +119,7 @@ def _read(there: Repository, subject: str) -> tuple[Entries, str]:
         data, _, entity = there.manifest(tag_of(subject))
     except Missing:
         return [], ""
-    listed = document(data, f"the list of what refers to {subject[:19]}").get("manifests")
-    return [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else [], entity
+    return entries_of(document(data, f"the list of what refers to {subject[:19]}")), entity
 
 
 def _object(data: bytes) -> dict[str, Any]:

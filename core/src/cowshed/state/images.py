@@ -95,6 +95,7 @@ def delete(tx: Transaction, image_id: str) -> None:
     tx.execute("delete from tags where image = ?", image_id)
     tx.execute("delete from chains where image = ?", image_id)
     tx.execute("delete from image_blobs where image = ?", image_id)
+    tx.execute("delete from origins where image = ?", image_id)
     tx.execute("delete from images where id = ?", image_id)
     tx.record("images", image_id)
 

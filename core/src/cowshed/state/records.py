@@ -2,7 +2,8 @@
 
     records/store            the store's identity
     records/drivers/NAME     the identity and the fixed options of a driver's store
-    records/images/HEX       manifest, configuration and names of an image, with the digests that they stood for
+    records/images/HEX       manifest, configuration and names of an image, with the digests that they stood for, and
+                             where it came from
     records/layers/ID        driver, number, parent, chain id and diff id of an image's layer
     containers/ID/record     what a container was made of and asked for, and its layer (`cowshed.state.containers`)
 
@@ -163,7 +164,7 @@ def there(root: str, kind: str) -> list[str]:
 
 def wanted(store: Store, kind: str, name: str) -> dict[str, Any] | None:
     """What the record is to say; None if there is to be none."""
-    from cowshed.state import drivers, images, layers
+    from cowshed.state import drivers, images, layers, origins
 
     if kind == "drivers":
         driver = drivers.get(store, name)
@@ -172,9 +173,10 @@ def wanted(store: Store, kind: str, name: str) -> dict[str, Any] | None:
         return _of_container(store, name)
     if kind == "images":
         image = images.exact(store, name)
-        return None if image is None else of_image(
-            image, images.names(store, image.id), images.digests(store, image.id)
-        )  # fmt: skip
+        if image is None:
+            return None
+        known = origins.as_record(origins.of(store, image.id))
+        return of_image(image, images.names(store, image.id), images.digests(store, image.id), known)
     row = layers.by_id(store, name)
     if row is None or row.diff_id is None or row.kind != "committed":
         return None
@@ -205,10 +207,11 @@ def all_wanted(store: Store) -> list[tuple[str, str]]:
     return [(kind, row[0]) for kind, sql in queries.items() for row in store.query(f"{sql} order by 1")]
 
 
-def of_image(image: ImageRow, names: list[str], digests: dict[str, str]) -> dict[str, Any]:
+def of_image(image: ImageRow, names: list[str], digests: dict[str, str], origins: list[list[Any]]) -> dict[str, Any]:
     return {
         "manifest": _text(image.manifest), "config": _text(image.config), "media_type": image.media_type,
         "names": names, "pulled": image.pulled, **({"digests": digests} if digests else {}),
+        **({"origins": origins} if origins else {}),
     }  # fmt: skip
 
 

@@ -221,4 +221,14 @@ STEPS = (
     alter table tags add column digest text not null default '';
     create index tags_by_digest on tags(digest) where digest != '';
     """,
+    """
+    create table origins (                 -- the names of registries that an image was pulled by
+        image text not null references images(id) on delete cascade,
+        name text not null,                -- canonical
+        digest text not null,              -- of what the name stood for: the index, if there was one
+        manifest text not null,            -- digest of the image's manifest
+        evidence text not null,            -- JSON: the signatures of either that were found, whatever they are worth
+        primary key (image, name)
+    ) without rowid;
+    """,
 )

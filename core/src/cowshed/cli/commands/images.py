@@ -49,6 +49,7 @@ def _pull(engine: Engine, text: str, platform: str | None, quiet: bool, stream: 
             registries=settings.registries,
             durability=settings.durability,
             progress=shown,
+            gate=engine.gate(),
         )
 
 
@@ -85,8 +86,9 @@ def _pull_all(engine: Engine, text: str, said: Values) -> int:
     parsed = reference.parse(text)
     with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
         done = pull_all(
-            engine.layers(), parsed, registries=settings.registries, durability=settings.durability, progress=shown
-        )
+            engine.layers(), parsed, registries=settings.registries, durability=settings.durability, progress=shown,
+            gate=engine.gate(),
+        )  # fmt: skip
     if not said.quiet:
         print(f"Digest: {done[0].digest}")
     for n, each in enumerate(done):
