@@ -22,7 +22,7 @@ def scoped(*scopes, transport="docker", default=REJECT):
     return parsed({"default": [default], "transports": {transport: {scope: [ACCEPT] for scope in scopes}}})
 
 
-@pytest.mark.parametrize("image, scopes", [
+@pytest.mark.parametrize(("image", "scopes"), [
     ("a.example.com:5000/x/y:1",
      ["a.example.com:5000/x/y:1", "a.example.com:5000/x/y", "a.example.com:5000/x", "a.example.com:5000",
       "*.example.com", "*.com", ""]),
@@ -60,7 +60,7 @@ def test_what_accepts_everything_is_known():
     assert parsed({"default": [ACCEPT], "transports": {"docker-daemon": {"": [REJECT]}}}).accepts_all
 
 
-@pytest.mark.parametrize("given, expected", [
+@pytest.mark.parametrize(("given", "expected"), [
     ({"keyPath": "/a"}, (("/a",), ())),
     ({"keyPaths": ["/a", "/b"]}, (("/a", "/b"), ())),
     ({"keyData": "eA=="}, ((), (b"x",))),
@@ -73,7 +73,7 @@ def test_keys(given, expected):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("given, word", [
+@pytest.mark.parametrize(("given", "word"), [
     ({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/x"}, "GPG"),
     ({"type": "sigstoreSigned", "fulcio": {}}, "fulcio"),
     ({"type": "sigstoreSigned", "pki": {}}, "public key infrastructure"),
@@ -145,7 +145,7 @@ REPOSITORY = "r.example/team/app"
 TAKEN = {
     ("matchExact",): ({TAG}, {DIGEST}),
     ("matchRepoDigestOrExact",): ({TAG}, {TAG, DIGEST, f"{REPOSITORY}:2", f"{REPOSITORY}@sha256:{'b' * 64}"}),
-    ("matchRepository",): (same := {TAG, DIGEST, REPOSITORY, f"{REPOSITORY}:2", f"{REPOSITORY}@sha256:{'b' * 64}"}, same),
+    ("matchRepository",): ({TAG, DIGEST, REPOSITORY, f"{REPOSITORY}:2", f"{REPOSITORY}@sha256:{'b' * 64}"},) * 2,
     ("exactRepository", "r.example/other"): ({"r.example/other", "r.example/other:8", "r.example/other:9"},) * 2,
     ("exactReference", "r.example/other:9"): ({"r.example/other:9"},) * 2,
     ("exactReference", "r.example/other"): (set(),) * 2,

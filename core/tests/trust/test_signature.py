@@ -62,7 +62,7 @@ def test_another_key_or_another_byte(signers, kind):
     assert sig
 
 
-@pytest.mark.parametrize("change, why", [
+@pytest.mark.parametrize(("change", "why"), [
     ({"type": "atomic container signature"}, "is for something else"),
     ({"type": None}, "is for something else"),
     ({"image": {}}, "names no image"),
@@ -127,7 +127,7 @@ def test_bundles_that_are_none(signers):
         ({"dsseEnvelope": {**envelope, "signatures": envelope["signatures"] * 2}}, "has not one signature"),
         ({"dsseEnvelope": {**envelope, "signatures": ["x"]}}, "has not one signature"),
         ({"dsseEnvelope": {**envelope, "payload": "!"}}, "is not in base64"),
-        ({"dsseEnvelope": {**envelope, "payload": None}}, "is not in base64|is not of the key"),
+        ({"dsseEnvelope": {**envelope, "payload": None}}, "is not in base64"),
         ({"dsseEnvelope": {**envelope, "payloadType": "x"}}, "is not of the key"),
     ):
         with pytest.raises(BadSignature, match=why):

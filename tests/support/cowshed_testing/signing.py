@@ -46,15 +46,15 @@ class Signer:
             return self._key.sign(data, padding.PKCS1v15(), hashes.SHA256())
         return self._key.sign(data, ec.ECDSA(hash_ or hashes.SHA256()))
 
-    def simple(self, subject: str, name: str, **critical) -> tuple[bytes, bytes]:
+    def simple(self, of: str, name: str, **critical) -> tuple[bytes, bytes]:
         """(document, signature)"""
-        said = {"identity": {"docker-reference": name}, "image": {"docker-manifest-digest": subject},
+        said = {"identity": {"docker-reference": name}, "image": {"docker-manifest-digest": of},
                 "type": "cosign container image signature", **critical}  # fmt: skip
         body = json.dumps({"critical": said, "optional": None}).encode()
         return body, self.sign(body)
 
-    def bundle(self, subject: str, **changes) -> bytes:
-        algorithm, _, digits = subject.partition(":")
+    def bundle(self, of: str, **changes) -> bytes:
+        algorithm, _, digits = of.partition(":")
         statement = {"_type": "https://in-toto.io/Statement/v1", "subject": [{"digest": {algorithm: digits}}],
                      "predicateType": "https://sigstore.dev/cosign/sign/v1", "predicate": {}, **changes}  # fmt: skip
         return self.envelope(json.dumps(statement).encode())

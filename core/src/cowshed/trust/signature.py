@@ -195,9 +195,11 @@ def _inner(value: dict[str, Any], name: str) -> dict[str, Any]:
 def decoded(value: Any) -> bytes:
     """The bytes of a text in base64. BadSignature."""
     try:
-        return a2b_base64(str(value).encode(), strict_mode=True)
+        if isinstance(value, str):
+            return a2b_base64(value.encode(), strict_mode=True)
     except ValueError:
-        raise BadSignature("is not in base64") from None
+        pass
+    raise BadSignature("is not in base64")
 
 
 # ---------------------------------------------------------------- as it is kept
