@@ -47,6 +47,7 @@ test: setup  ## all tests, the conformance suite on every driver, then the list 
 	@tools/apt $(TEST_PACKAGES) $(if $(WITH_VM),$(VM_PACKAGES))
 	tools/unpack build/runtimes $(RUNTIME_PACKAGES)
 	@tools/unpack --release sid build/criu criu || echo "criu is not there: its tests are skipped"
+	@tools/unpack --release sid build/signing cosign skopeo || echo "cosign and skopeo are not there: their tests are skipped"
 	@tools/peers bookworm || echo "podman, docker and containerd are not there: their tests are skipped"
 	VM=$(VM) tools/test $(TESTS)
 

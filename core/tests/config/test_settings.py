@@ -203,3 +203,32 @@ def test_a_full_run_directory_keeps_nobody_from_working(place, monkeypatch):
     monkeypatch.setattr(files, "_SETTLED", -1)
     (place / "run").write_text("in the way")
     assert load(place).driver == "a"
+
+
+def test_the_policy_of_images_is_the_first_that_is_there(place, monkeypatch):
+    ours, theirs = str(place / "ours.json"), str(place / "none/theirs.json")
+    monkeypatch.setattr(settings, "POLICIES", (ours, theirs))
+    assert load(place).policy_file == ""
+    (place / "none").mkdir()
+    os.symlink("nowhere", theirs)
+    assert load(place).policy_file == theirs  # whoever made the link meant that there is one
+    (place / "ours.json").write_text("")
+    assert load(place).policy_file == ours
+    write(place / "etc/config.toml", '[trust]\npolicy = "/else/where.json"\n')
+    assert load(place).policy_file == "/else/where.json"
+    write(place / "etc/config.toml", '[trust]\npolicy = "where.json"\n')
+    with pytest.raises(ConfigError, match=r"trust\.policy is an absolute path"):
+        load(place)
+
+
+def test_a_policy_that_cannot_be_looked_at_is_in_force(place, monkeypatch):
+    def look(path):
+        looked.append(path)
+        raise PermissionError if path == "/hidden" else FileNotFoundError
+
+    looked = []
+    it = load(place)
+    monkeypatch.setattr(settings, "POLICIES", ("/none", "/hidden"))
+    monkeypatch.setattr(settings.os, "lstat", look)
+    assert it.policy_file == "/hidden"
+    assert looked == ["/none", "/hidden"]

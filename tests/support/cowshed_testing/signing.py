@@ -11,6 +11,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from cowshed.image import reference
+from cowshed.image.manifest import Descriptor
+from cowshed.registry.repository import PUSH, Repository
 from cowshed.trust.signature import BUNDLE_TYPE, SIMPLE_SIGNATURE, SIMPLE_TYPE
 
 from .fake_registry import MANIFEST
@@ -104,6 +107,26 @@ def referring(fake, subject: str, *bundles: bytes, said: str = BUNDLE_TYPE) -> N
     else:
         index = "application/vnd.oci.image.index.v1+json"
         fake.put(subject.replace(":", "-"), {"schemaVersion": 2, "mediaType": index, "manifests": entries}, index)
+
+
+def upload(name: str, *, signature: tuple[bytes, bytes] | None = None, bundle: bytes | None = None) -> None:
+    """Put a signature of the image of that name into its registry, in the form of a tag or of a referrer."""
+    parsed = reference.parse(name)
+    with Repository(parsed.registry, parsed.repository, {}, actions=PUSH) as there:
+        subject = there.head(parsed.wanted)
+        assert subject is not None
+        body, said, kind = (bundle, {}, BUNDLE_TYPE) if signature is None else (
+            signature[0], {SIMPLE_SIGNATURE: text(signature[1])}, SIMPLE_TYPE
+        )  # fmt: skip
+        assert body is not None
+        blobs: dict[str, bytes] = {digest(body): body}
+        layer = {"mediaType": kind, "digest": digest(body), "size": len(body), "annotations": said}
+        about = {"mediaType": MANIFEST, "digest": subject.digest, "size": subject.size}
+        more = {} if signature is not None else {"subject": about, "artifactType": BUNDLE_TYPE}
+        manifest = _manifest(blobs, [layer], **more)
+        for each, data in blobs.items():
+            there.send(Descriptor(each, len(data), ""), lambda offset, data=data: iter((data[offset:],)))
+        there.put_manifest(manifest, MANIFEST, tag=f"{subject.digest.replace(':', '-')}.sig" if signature else "")
 
 
 def requirement(*keys: str, identity: str | dict = "matchRepository") -> dict:

@@ -13,7 +13,6 @@ it asks for and cannot be verified here is a requirement that nothing meets.
 from __future__ import annotations
 
 import os
-from binascii import a2b_base64
 
 from cowshed.errors import BadUsage, ConfigError
 from cowshed.image import reference as references
@@ -252,6 +251,8 @@ def _signed(value: dict[str, Any], where: str) -> Requirement:
 
 
 def _base64(text: str, where: str) -> bytes:
+    from binascii import a2b_base64
+
     try:
         return a2b_base64(text.encode(), strict_mode=True)
     except ValueError:
