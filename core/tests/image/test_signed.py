@@ -243,6 +243,25 @@ def test_other_bytes_than_the_signature_is_named_for(gated, store, fake, signer,
     refused(store, name, "it has no signature")
 
 
+def test_there_is_a_limit_to_what_is_looked_at(gated, store, fake, signer, image, name, tmp_path):
+    """What a registry hides behind too much it has not shown; what it shows counts, whatever is behind."""
+    good, bad = signer.simple(image.digest, name), [Signer().simple(image.digest, f"{name}{n}") for n in range(3)] * 24
+    tagged(fake, image.digest, *bad, good)
+    refused(store, name, "is not of the key")
+    huge = signer.simple(image.digest, name, padding="x" * (64 << 10))
+    tagged(fake, image.digest, huge)
+    refused(store, name, "it has no signature")
+    gated(requirement(f"{tmp_path}/k.pub", identity="matchAny"))
+    large = signer.bundle(image.digest, padding="x" * 140_000)
+    others = [Signer().bundle(image.digest, padding=f"{n:140000}") for n in range(9)]
+    referring(fake, image.digest, large, *others)
+    assert len(use(store, store.pull(name))[1]) == 1
+    referring(fake, image.digest, *others, large)
+    refused(store, name, "there are too many signatures")
+    tagged(fake, image.digest, good, *bad)
+    store.pull(name)
+
+
 def test_from_a_mirror(gated, store, fake, other, signer, tmp_path):
     """The name is what counts; the mirror, and what it has of signatures, is taken as evidence and not more."""
     image, name = small(), "registry.example/a/b:latest"

@@ -45,6 +45,14 @@ def test_the_most_specific_scope_counts():
         assert scoped(near).of(image).scope == "the default"
 
 
+def test_a_host_is_the_same_however_it_is_written():
+    image = reference.parse("Registry.Example:5000/team/app:V1")
+    for scope in ("registry.example:5000/team/app:V1", "REGISTRY.example:5000/team", "*.Example"):
+        assert scoped(scope).of(image).requirements[0].kind == policy.ACCEPT
+    with pytest.raises(ConfigError, match=r"has the scope 'r.example/x' twice"):
+        scoped("r.example/x", "R.example/x")
+
+
 def test_local_images_have_a_transport_of_their_own():
     assert scoped("").of_local.requirements[0].kind == policy.REJECT
     assert scoped("", transport="cowshed").of_local.requirements[0].kind == policy.ACCEPT

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cowshed.state.store import Store
 
 # Rows that say nothing without the row that they name. One of another table may be the last trace of something.
-_DEPENDENT = ("tags", "chains", "volume_users", "journal")
+_DEPENDENT = ("tags", "chains", "origins", "volume_users", "journal")
 
 
 def look(store: Store, *, deep: bool) -> Iterator[Finding]:

@@ -102,13 +102,15 @@ class Policy:
 
 
 def scopes(image: Reference) -> list[str]:
-    """The scopes that an image is in, the most specific first (containers-policy.json, docker:)."""
-    name = f"{image.registry}/{image.repository}"
-    found = [image.name]
+    """The scopes that an image is in, the most specific first (containers-policy.json, docker:). However a host is
+    written, it is the same one."""
+    host = image.registry.lower()
+    name = f"{host}/{image.repository}"
+    found = [host + image.name[len(host) :]]
     while name:
         found.append(name)
         name = name.rpartition("/")[0]
-    domain = image.registry.partition(":")[0]
+    domain = host.partition(":")[0]
     while "." in domain:
         domain = domain.partition(".")[2]
         found.append(f"*.{domain}")
@@ -187,10 +189,7 @@ def parse(data: bytes, path: str) -> Policy:
         if "default" not in fields:
             raise ValueError("it has no default")
         transports = {
-            transport: {
-                scope: _requirements(listed, f"scope {scope or 'of all'!r} of {transport}")
-                for scope, listed in _object(table, f"transport {transport}").items()
-            }
+            transport: _scopes(_object(table, f"transport {transport}"), transport)
             for transport, table in _object(fields.get("transports", {}), "transports").items()
         }
         return Policy(path, _requirements(fields["default"], "default"), transports)
@@ -209,6 +208,19 @@ def _object(value: Any, what: str, known: tuple[str, ...] = ()) -> dict[str, Any
         if key not in known:
             raise ValueError(f"{what} has {key[:100]!r}, which is not known")
     return value
+
+
+def _scopes(table: dict[str, Any], transport: str) -> dict[str, tuple[Requirement, ...]]:
+    found: dict[str, tuple[Requirement, ...]] = {}
+    for scope, listed in table.items():
+        key = scope
+        if transport == REGISTRIES:
+            host, slash, rest = scope.partition("/")
+            key = host.lower() + slash + rest
+        if key in found:
+            raise ValueError(f"{transport} has the scope {key!r} twice")
+        found[key] = _requirements(listed, f"scope {scope or 'of all'!r} of {transport}")
+    return found
 
 
 def _requirements(value: Any, where: str) -> tuple[Requirement, ...]:
