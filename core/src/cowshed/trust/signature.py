@@ -9,11 +9,11 @@ What is said is believed only after the signature over its very bytes was found 
 
 from __future__ import annotations
 
-import json
 from binascii import a2b_base64, b2a_base64
 
 from cowshed.errors import ConfigError
 from cowshed.storage.record import record
+from cowshed_runtime.fastjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,21 +168,14 @@ def _encoded(kind: str, payload: bytes) -> bytes:
 
 
 def _json(data: bytes, verb: str) -> dict[str, Any]:
+    """Of a name that is there twice, nobody can say what was meant."""
     try:
-        value = json.loads(data, object_pairs_hook=_once)
-    except (ValueError, RecursionError):
+        value = loads(data, unique=True)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise BadSignature(f"{verb} no JSON document")
     return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a name that is there twice, nobody can say what was meant."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError
-    return found
 
 
 def _inner(value: dict[str, Any], name: str) -> dict[str, Any]:
