@@ -38,6 +38,7 @@ class Engine:
             from cowshed.container import recovery
 
             self._store = open_store(self.settings.root, self.settings.run_root, freeing=self.freeing)
+            self._store.layers_of, self._store.drops_archives = self.layers, self.settings.archives == "drop"
             if not self.looking:
                 recovery.recover(self)
         return self._store
@@ -54,6 +55,7 @@ class Engine:
             return self._store
         if self._reader is None:
             self._reader = open_store(self.settings.root, self.settings.run_root, write=False)
+            self._reader.layers_of = self.look
             if self._reader.stale:
                 log.warn("the store's disk is full; this is what a copy of its database says")
         return self._reader

@@ -98,6 +98,20 @@ class Shop:
         (listed,) = self.query("select blobs from images")[0]
         return self.root / "blobs/sha256" / json.loads(listed)[depth - 1][0][7:]
 
+    def drop(self) -> Path:
+        """Drop the archive of the lowest layer; where its recipe is."""
+        from cowshed.image.archives import Archives
+        from cowshed.state.store import open_store
+
+        with contextlib.closing(open_store(str(self.root), str(self.engine.run_root))) as store:
+            archives = Archives(store)
+            digest = f"sha256:{self.blob(1).name}"
+            try:
+                assert list(archives.drop(archives.fates([digest]))) == [digest]
+            finally:
+                archives.close()
+        return self.root / "blobs/recipes" / digest.replace(":", "-")
+
     @property
     def objects(self) -> Path:
         return self.root / "drivers" / self.driver
@@ -107,13 +121,14 @@ class Shop:
         return self.objects / "committed" / self.layer(depth)[1]
 
     @contextlib.contextmanager
-    def writable(self, depth: int = 3):
-        """The tree that a committed layer keeps by itself, for somebody who goes around the driver."""
+    def writable(self, depth: int = 3, folder: str = "srv"):
+        """The tree that a committed layer keeps by itself, for somebody who goes around the driver; folder is the one
+        that is changed."""
         place = self.place(depth)
         if self.driver == "btrfs":
             subprocess.run(["btrfs", "property", "set", "-f", place, "ro", "false"], check=True, capture_output=True)
         tree = place / CONTENT[self.driver]
-        times = {path: os.lstat(path) for path in (tree, tree / "srv")}
+        times = {path: os.lstat(path) for path in (tree, tree / folder)}
         yield tree
         for path, status in times.items():
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -444,6 +459,43 @@ def _(shop):
 def _(shop):
     (shop.root / "blobs/partial/stage.1.ffffffff").mkdir()
     (shop.root / "blobs/partial/stage.1.ffffffff/new").write_bytes(b"x")
+
+
+DROPPED = ("file:blobs/recipes",)  # which stays when the recipe in it is gone
+
+
+@damage("recipe-changed", "a bit of the recipe of a dropped archive is another", "blob.recipe", lost=DROPPED,
+        does="fetches the archive again")  # fmt: skip
+def _(shop):
+    recipe = shop.drop()
+    data = recipe.read_bytes()
+    recipe.write_bytes(data[:300] + bytes([data[300] ^ 1]) + data[301:])
+
+
+@damage("recipe-lost", "the recipe of a dropped archive is deleted", "blob.missing", lost=DROPPED,
+        does="fetches the archive again")  # fmt: skip
+def _(shop):
+    shop.drop().unlink()
+
+
+@damage("layer-of-dropped-changed", "the bytes of a file of a layer are others, whose archive was dropped",
+        "blob.damaged", "layer.content", deep=True, drivers=DIRECTORIES, lost=DROPPED,
+        does="fetches the archive, then makes the layer again")  # fmt: skip
+def _(shop):
+    shop.drop()
+    with shop.writable(1, "bin") as tree, open(tree / "bin/busybox", "r+b") as file:
+        status = os.fstat(file.fileno())
+        file.seek(4096)
+        file.write(b"xxxx")
+        file.flush()
+        os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@damage("layer-of-dropped-lost", "a layer is deleted, whose archive was dropped", "layer.missing", drivers=DIRECTORIES,
+        lost=DROPPED, does="fetches the archive, then makes the layer again")  # fmt: skip
+def _(shop):
+    shop.drop()
+    _delete(shop, shop.place(1))
 
 
 # ---------------------------------------------------------------- what drivers hold

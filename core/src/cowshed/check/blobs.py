@@ -8,7 +8,8 @@ import stat
 
 from cowshed.check import database
 from cowshed.check.findings import WARNING, Finding
-from cowshed.errors import BadUsage
+from cowshed.errors import BadUsage, ImageError
+from cowshed.image.archives import Archives
 from cowshed.image.blobs import BlobStore
 from cowshed.image.reference import check_digest
 from cowshed.state import leases, lost
@@ -27,20 +28,27 @@ _LEFT = "delete it"
 
 def look(store: Store) -> Iterator[Finding]:
     """Presence and sizes."""
-    blobs = BlobStore(store.root)
+    blobs = Archives(store)
     wanted = database.blobs_of(store)
     for digest, (image, size) in wanted.items():
         there = blobs.size(digest)
         text = f"image {image[7:19]}: blob {digest[:19]}"
         if there < 0:
-            yield Finding("blob.missing", digest, f"{text} is missing", repair=_FETCH)
+            try:
+                why = blobs.fault(digest)
+            except FileNotFoundError:
+                yield Finding("blob.missing", digest, f"{text} is missing", repair=_FETCH)
+                continue
+            if why:
+                yield Finding("blob.recipe", digest, f"{text} cannot be made again: {why}", repair=_FETCH)
         elif there != size:
             yield Finding("blob.size", digest, f"{text} has {there} bytes, not {size}", repair=_FETCH)
     counted = leases.leased(store)
     of_lost = lost.blobs(store)
     sure = lost.is_whole(store)
     waiting = {row[0] for row in store.query("select digest from loose_blobs")}
-    for name in sorted(os.listdir(f"{store.root}/blobs/sha256")):
+    there_too = [digest.removeprefix("sha256:") for digest in blobs.dropped()]
+    for name in sorted({*os.listdir(f"{store.root}/blobs/sha256"), *there_too}):
         digest = f"sha256:{name}"
         try:
             check_digest(digest)
@@ -82,27 +90,30 @@ def _is_free(path: str) -> bool:
 
 def verify(store: Store, memory: Memory, told: Callable[[str], object]) -> Iterator[Finding]:
     """Every blob against its digest."""
-    blobs = BlobStore(store.root)
-    found = sorted(blobs.digests())
+    blobs = Archives(store)
+    found = sorted({*blobs.digests(), *blobs.dropped()})
     for n, digest in enumerate(found):
         try:
             check_digest(digest)
-            status = os.stat(blobs.path(digest))
+            status = os.stat(blobs.path(digest) if blobs.size(digest) >= 0 else blobs.recipe(digest))
         except (BadUsage, FileNotFoundError):
             continue  # no blob, which `look` tells, or removed meanwhile
         mark = f"{status.st_ino}.{status.st_size}.{status.st_mtime_ns}"
         if not stat.S_ISREG(status.st_mode) or memory.has("blob", digest, mark):
             continue
+        if blobs.size(digest) < 0 and blobs.fault(digest):
+            continue  # which `look` tells
         told(f"blob {n + 1} of {len(found)}: {digest[7:19]}")
         whole = is_whole(blobs, digest)
         if whole:
             memory.add("blob", digest, mark)
         elif whole is not None:
-            yield Finding("blob.damaged", digest, f"blob {digest[:19]} is damaged", repair=_FETCH)
+            what = "is damaged" if blobs.size(digest) >= 0 else "cannot be made again as it was"
+            yield Finding("blob.damaged", digest, f"blob {digest[:19]} {what}", repair=_FETCH)
 
 
 def is_whole(blobs: BlobStore, digest: str) -> bool | None:
-    """Whether a blob's bytes have its digest; None if it is not there."""
+    """Whether a blob's bytes have its digest; None if it is not there. One that was dropped is made again."""
     algorithm, _, wanted = digest.partition(":")
     found = hashlib.new(algorithm, usedforsecurity=False)
     try:
@@ -110,6 +121,8 @@ def is_whole(blobs: BlobStore, digest: str) -> bool | None:
             found.update(piece)
     except FileNotFoundError:
         return None
+    except ImageError:  # it was dropped
+        return False
     return found.hexdigest() == wanted
 
 

@@ -7,8 +7,9 @@ import hashlib
 from cowshed.check.content import Expected, compare
 from cowshed.check.findings import Finding
 from cowshed.check.objects import REBUILD, unverified
-from cowshed.errors import CowshedError, ImageError
-from cowshed.image.blobs import BlobStore
+from cowshed.errors import CowshedError, ImageError, Tampered
+from cowshed.image.archives import Archives
+from cowshed.image.recipe import Recipe
 from cowshed.layers.unpack import decompress
 from cowshed.state import drivers, images
 from cowshed.state import layers as rows
@@ -44,12 +45,16 @@ def archive_of(store: Store, row: LayerRow) -> str:
     return ""
 
 
+_CHANGED = "its files do not give its archive again, which was dropped"
+_BELOW = "what it stands on is not what its archive says"
+
+
 class _Walk:
     """The layers of one driver, each after the one that it stands on."""
 
     def __init__(self, layers: Layers, memory: Memory, told: Callable[[str], object]) -> None:
         self._layers, self._memory, self._told = layers, memory, told
-        self._blobs = BlobStore(layers.store.root)
+        self._blobs = Archives(layers.store)
         self._rows = [row for row in rows.list_all(layers.store, layers.name) if row.kind == "committed"]
         self._whole = layers.driver.capabilities.granularity is Granularity.TREE
         self._done = 0
@@ -64,6 +69,10 @@ class _Walk:
             self._done += 1
             self._told(f"layer {self._done} of {len(self._rows)} of driver {self._layers.name}: {row.id[:12]}")
             why = self._read(row, expected)
+            if why is _CHANGED:
+                yield self._differs(row, why)
+                yield from (unverified(each, _BELOW) for each in self._all_above(row, above)[1:])
+                continue
             if why:
                 yield from (unverified(each, why) for each in self._all_above(row, above))
                 continue
@@ -85,10 +94,11 @@ class _Walk:
         found = hashlib.new(row.diff_id.partition(":")[0], usedforsecurity=False)
 
         def hashed() -> Iterator[bytes]:
-            for piece in decompress(self._blobs.read(digest)):
+            for piece in self._archive(row, digest):
                 found.update(piece)
                 yield piece
 
+        dropped = self._blobs.size(digest) < 0
         pieces = hashed()
         try:
             expected.read(pieces)
@@ -96,11 +106,21 @@ class _Walk:
                 continue
         except FileNotFoundError:
             return f"its archive {digest[:19]} is missing"
+        except (StorageError, OSError) as error:
+            return f"its archive {digest[:19]} was dropped, and it cannot be read itself: {error}"
         except ImageError as error:
-            return f"its archive {digest[:19]} is damaged: {error}"
+            return _CHANGED if isinstance(error, Tampered) else f"its archive {digest[:19]} is damaged: {error}"
         if found.hexdigest() != row.diff_id.partition(":")[2]:
-            return f"its archive {digest[:19]} is damaged"
+            return _CHANGED if dropped else f"its archive {digest[:19]} is damaged"
         return ""
+
+    def _archive(self, row: LayerRow, digest: str) -> Iterator[bytes]:
+        """The archive, uncompressed; one that was dropped as this layer gives it."""
+        if self._blobs.size(digest) >= 0 or self._blobs.fault(digest):
+            yield from decompress(self._blobs.read(digest))
+            return
+        with self._layers.mounted(self._layers.load(row.number), read_only=True) as root:
+            yield from Recipe(self._blobs.recipe(digest)).tar(root)
 
     def _compare(self, row: LayerRow, expected: Expected) -> Iterator[Finding]:
         mark = process.boot_id()
@@ -121,5 +141,8 @@ class _Walk:
         if not differences:
             self._memory.add("layer", row.id, mark)
         elif rows.get(layers.store, row.number) == row:
-            text = f"driver {layers.name}: layer {row.id} is not what its archive says: {'; '.join(differences)}"
-            yield Finding("layer.content", LayerId(row.id), text, repair=REBUILD, driver=layers.name)
+            yield self._differs(row, "; ".join(differences))
+
+    def _differs(self, row: LayerRow, how: str) -> Finding:
+        text = f"driver {row.driver}: layer {row.id} is not what its archive says: {how}"
+        return Finding("layer.content", LayerId(row.id), text, repair=REBUILD, driver=row.driver)

@@ -13,6 +13,7 @@ import os
 from cowshed.check.blobs import is_whole
 from cowshed.check.contents import archive_of
 from cowshed.errors import Busy, CowshedError, ImageError, NotFound
+from cowshed.image.archives import Archives
 from cowshed.image.blobs import BlobStore
 from cowshed.image.manifest import Descriptor
 from cowshed.layers import unused
@@ -51,7 +52,7 @@ def make_again(engine: Engine, row: LayerRow, progress: Progress) -> None:
     if not digest or row.diff_id is None:
         raise NotFound(f"no image lists the archive of layer {row.id[:12]} any more")
     with Lease(store, [digest]):
-        if not is_whole(BlobStore(store.root), digest):
+        if not is_whole(BlobStore(store.root), digest) and not Archives(store).restore(digest):
             fetch(engine, digest, progress)
         held = _claim(layers, row)
         try:
@@ -187,6 +188,7 @@ def fetch(engine: Engine, digest: str, progress: Progress) -> None:
     blobs = BlobStore(engine.store.root)
     with Lease(engine.store, [digest]), _Aside(blobs, digest):
         _fetch(engine, blobs, digest, progress)
+        blobs.forget(digest)
 
 
 def _fetch(engine: Engine, blobs: BlobStore, digest: str, progress: Progress) -> None:

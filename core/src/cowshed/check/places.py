@@ -202,6 +202,10 @@ def _left_record(engine: Engine, kind: str, name: str) -> Iterator[Finding]:
         text = f"the database has lost image {name[:12]}, of which there is a record"
         yield Finding("image.lost-row", full, text, repair="write its row again", data=data)
         return
+    if kind == "lists" and (said := rebuild.list_of(value, name)) is not None:
+        text = f"the database has lost list {said[0]}, of which there is a record"
+        yield Finding("list.lost-row", said[0], text, repair="write its row again", data={"document": said[1]})
+        return
     if kind == "layers" and value is not None and _is_in_driver(engine, value.get("driver"), name) is not False:
         return  # which the look at the drivers tells
     if kind == "drivers":

@@ -20,7 +20,7 @@ from cowshed.image import config as configs
 from cowshed.image import manifest as manifests
 from cowshed.layers.faults import step
 from cowshed.layers.host import make as make_host
-from cowshed.state import containers, conversions, drivers, images, making, origins, records, sqlite, volumes
+from cowshed.state import containers, conversions, drivers, images, lists, making, origins, records, sqlite, volumes
 from cowshed.state import layers as rows
 from cowshed.state.rows import ContainerRow, DriverRow, ImageRow, VolumeRow
 from cowshed.state.store import Store, connect
@@ -212,6 +212,7 @@ def fill(store: Store, settings: Settings, *, strict: bool = False, rescuing: bo
             images.insert(tx, image)
             give_names(tx, image.id, value)
             found += 1
+    _lists(store, lost)
     layers = _layers(store, held, lost)
     made = _containers(store, held, lost)
     kept = adopt_volumes(store)
@@ -298,6 +299,30 @@ def _images(store: Store, lost: list[str]) -> list[tuple[ImageRow, dict[str, Any
             continue
         found[image.id] = image, value
     return list(found.values())
+
+
+def _lists(store: Store, lost: list[str]) -> None:
+    for file in records.there(store.root, "lists"):
+        found = list_of(records.read(f"{records.folder(store.root)}/lists/{file}"), file)
+        if found is None:
+            lost.append(f"the record of list {file[:12]} is damaged: cowshed manifest create begins it again")
+        elif lists.get(store, found[0]) is None:
+            with store.transaction() as tx:
+                lists.put(tx, *found)
+
+
+def list_of(value: Mapping[str, Any] | None, file: str) -> tuple[str, dict[str, Any]] | None:
+    """The name and the document that the record of a list tells, if it is whole: where it lies follows from its
+    name."""
+    name, document = (value or {}).get("name"), (value or {}).get("document")
+    if not isinstance(name, str) or records.file_of_list(name) != file or not isinstance(document, dict):
+        return None
+    index, origins = document.get("index"), document.get("from")
+    entries = index.get("manifests") if isinstance(index, dict) else None
+    if not isinstance(entries, list) or not isinstance(origins, dict):
+        return None
+    good = all(isinstance(entry, dict) and isinstance(entry.get("digest"), str) for entry in entries)
+    return (name, document) if good else None
 
 
 def give_names(tx: Transaction, image_id: str, value: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from cowshed.check.objects import TAKE
 from cowshed.container import lifecycle, recovery, remains, state
 from cowshed.errors import Ambiguous, Conflict, CowshedError, NotFound, StoreError
 from cowshed.layers.check import is_rubbish, recorded, remove_unknown
-from cowshed.state import containers, conversions, images, layers, records, volumes
+from cowshed.state import containers, conversions, images, layers, lists, records, volumes
 from cowshed.state.rows import VolumeRow
 from cowshed.storage import api
 from cowshed.storage.errors import StorageError
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 # Codes, or beginnings of codes that end with a dot, in the order in which they are repaired.
 PHASES = (
-    "file.", "mount.stale", "database.old", "image.lost-row", "image.damaged", "image.tables", "layer.lost-row",
+    "file.", "mount.stale", "database.old", "image.lost-row", "image.damaged", "image.tables", "list.lost-row",
+    "layer.lost-row",
     "volume.unknown", "database.reference", "layer.contradiction", "container.lost-row", "container.contradiction",
-    "journal.unfinished", "run.", "blob.missing", "blob.size", "blob.damaged", "layer.", "object.orphan", "driver.",
+    "journal.unfinished", "run.", "blob.missing", "blob.size", "blob.damaged", "blob.recipe", "layer.",
+    "object.orphan", "driver.",
     "container.", "volume.", "blob.", "record.",
 )  # fmt: skip
 # What is not done after an image could not be brought back: it would take away what that one may need.
@@ -110,7 +112,7 @@ def _step(engine: Engine, finding: Finding, progress: Progress) -> None:
     handle = _STEPS.get(finding.code)
     if handle is not None:
         handle(engine, finding)
-    elif finding.code in ("blob.missing", "blob.size", "blob.damaged"):
+    elif finding.code in ("blob.missing", "blob.size", "blob.damaged", "blob.recipe"):
         making.fetch(engine, finding.object, progress)
     elif finding.code in ("layer.missing", "layer.kind", "layer.suspect", "layer.unusable", "layer.content"):
         _layer(engine, finding, progress)
@@ -166,6 +168,11 @@ def _tables(engine: Engine, finding: Finding) -> None:
     with engine.store.transaction() as tx:
         tx.execute("delete from chains where image = ?", image.id)
         images.restore(tx, image)
+
+
+def _lost_list(engine: Engine, finding: Finding) -> None:
+    with engine.store.transaction() as tx:
+        lists.put(tx, finding.object, finding.data["document"])
 
 
 def _lost_layer(engine: Engine, finding: Finding) -> None:
@@ -379,6 +386,7 @@ _STEPS: dict[str, Callable[[Engine, Finding], None]] = {
     "image.damaged": _image,
     "image.lost-row": _image,
     "image.tables": _tables,
+    "list.lost-row": _lost_list,
     "layer.lost-row": _lost_layer,
     "layer.contradiction": _contradiction,
     "layer.ownerless": _ownerless,

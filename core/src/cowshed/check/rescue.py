@@ -24,7 +24,7 @@ from cowshed.check.files import is_store
 from cowshed.container import state
 from cowshed.errors import Conflict, CowshedError, StoreError
 from cowshed.image import manifest as manifests
-from cowshed.image.blobs import BlobStore
+from cowshed.image.archives import Archives
 from cowshed.layers import archive, changes
 from cowshed.layers.driver import open_driver
 from cowshed.layers.layers import Layers
@@ -109,8 +109,8 @@ def _opened(engine: Engine, scratch: str, told: Callable[[str], None]) -> Store:
 class _Rescue:
     def __init__(self, engine: Engine, store: Store, target: str, told: Callable[[str], None]) -> None:
         self._engine, self._store, self._target, self._told = engine, store, target, told
-        self._blobs = BlobStore(store.root)
         self._layers: dict[str, Layers] = {}
+        self._blobs = Archives(store, self._held)
         self._written: dict[str, int] = {}  # digest → size of what the layout has
 
     def run(self) -> Iterator[Saved]:

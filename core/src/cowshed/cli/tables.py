@@ -864,6 +864,7 @@ COMMANDS = (
             Option("--filter", "list", "images with until=, label=, label!="),
             Option("--keep-last", "int", "images, but for so many of each repository: those that came here last"),
             Option("--max-size", "size", "images, until all layers and archives take no more than this"),
+            Option("--archives", "flag", "also archives whose layers are in a driver, and that can be made again"),
             _HELP,
         ),
         0,

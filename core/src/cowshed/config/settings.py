@@ -46,6 +46,7 @@ class Settings:
     runtimes_said: tuple[Said, ...] = ()
     options_said: dict[tuple[str, str], str] = field(default_factory=dict)  # by driver and option: who said it
     policy: str = ""  # the file that says which images are accepted; "" for the usual ones
+    archives: str = "keep"  # of layers that are in a driver: keep, drop
 
     def options_of(self, driver: str) -> dict[str, Any]:
         """The options for a driver: from the files, and from the command line if they are meant for it."""
@@ -123,6 +124,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         runtimes,
         sources,
         merged.get("trust", {}).get("policy", ""),
+        merged.get("images", {}).get("archives", "keep"),
     )
 
 

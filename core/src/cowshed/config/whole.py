@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS: dict[Keys, Any] = {
     ("storage", "driver"): "", ("storage", "durability"): "commit", ("runtime", "default"): "native",
+    ("images", "archives"): "keep",
 }  # fmt: skip
 _VARIABLES = {("storage", "driver"): "driver", ("runtime", "default"): "runtime"}
 

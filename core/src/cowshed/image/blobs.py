@@ -7,6 +7,7 @@
                                 reached the disk
     blobs/partial/new.PID.N     being made here, under a name that is not known yet
     blobs/partial/stage.PID.N   a directory: blobs of an archive, before it is known which of them are needed
+    blobs/recipes/sha256-HEX    of an archive that was dropped: how it is made again (`cowshed.image.archives`)
 
 Nothing is synced file by file: whoever writes blobs down in the database calls `sync` once before.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from cowshed import log
 from cowshed.image.incoming import WORTH, Incoming
@@ -98,10 +100,33 @@ class BlobStore:
         return f"{self._folder}/partial/stage.{os.getpid()}.{os.urandom(4).hex()}"
 
     def remove(self, digest: str) -> None:
+        """Delete a blob, and what it could be made again by."""
+        for path in (self.path(digest), self.recipe(digest)):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+
+    def recipe(self, digest: str) -> str:
+        """Where the recipe of a blob is, if it was dropped."""
+        return f"{self._folder}/recipes/{check_digest(digest).replace(':', '-')}"
+
+    def takes(self, digest: str) -> int:
+        """Bytes of a blob and of its recipe, whichever are there."""
+        return max(self.size(digest), 0) + _size(self.recipe(digest))
+
+    def forget(self, digest: str) -> None:
+        """Delete the recipe of a blob, which is there itself."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.recipe(digest))
+
+    def dropped(self) -> list[str]:
+        """The blobs of which there are recipes. One that has come again is there as well."""
         try:
-            os.unlink(self.path(digest))
+            names = os.listdir(f"{self._folder}/recipes")
         except FileNotFoundError:
-            return
+            return []
+        return [name.replace("-", ":", 1) for name in names]
 
     # ------------------------------------------------------------ the disk
 
@@ -153,10 +178,12 @@ class BlobStore:
                 digest
             ):
                 return
-            freed += max(self.size(digest), 0)
+            freed += self.takes(digest)
             self.remove(digest)
 
-        leases.delete_unused(store, remove, self.digests() if everything else None, wait=wait)
+        leases.delete_unused(
+            store, remove, {*self.digests(), *self.dropped()} if everything else None, wait=wait
+        )  # fmt: skip
         return freed
 
     def digests(self) -> list[str]:
@@ -197,6 +224,13 @@ class BlobStore:
             elif _unlink_unless_locked(f"{folder}/{name}"):
                 freed += size
         return freed
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _unlink_unless_locked(path: str) -> bool:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from cowshed.errors import BadUsage, ImageError, NotFound
 from cowshed.image import dockerarchive, layout, reference
+from cowshed.image.archives import Archives
 from cowshed.image.blobs import BlobStore
 from cowshed.image.contents import Archive, Directory
 from cowshed.image.manifest import INDEXES, Descriptor
@@ -102,7 +103,7 @@ def open_source(engine: Engine, place: Place, opened: ExitStack, progress: Progr
     if place.transport == names.STORE:
         image = engine.image(place.name)
         opened.enter_context(Lease(engine.store, (digest for digest, _, _ in image.blobs)))
-        return stored.Stored(engine.store, blobs), stored.root(image).target
+        return stored.Stored(engine.store, Archives(engine.store)), stored.root(image).target
     staging = opened.enter_context(Staging(blobs))
     contents = _contents(place, staging, opened, progress)
     if place.transport == "dir":

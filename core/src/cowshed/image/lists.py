@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from cowshed.errors import BadUsage, Conflict, ImageError, NotFound
 from cowshed.image import manifest as manifests
 from cowshed.image import reference
-from cowshed.image.blobs import BlobStore
+from cowshed.image.archives import Archives
 from cowshed.image.manifest import DOCKER_LIST, INDEXES, OCI_INDEX, Descriptor
 from cowshed.image.transports import graph, names, stored
 from cowshed.state import images, lists
@@ -185,7 +185,7 @@ class _Source:
                 raise ImageError(f"image {digest[:19]} of the list is no longer in the store",
                                  remedy="take it out by cowshed manifest remove, or pull it")  # fmt: skip
             self._opened.enter_context(Lease(engine.store, (blob for blob, _, _ in image.blobs)))
-            return stored.Stored(engine.store, BlobStore(engine.store.root))
+            return stored.Stored(engine.store, Archives(engine.store))
         if origin not in self._sources:
             from cowshed.image.copying import open_source
 

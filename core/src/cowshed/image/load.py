@@ -8,7 +8,7 @@ import stat
 
 from cowshed.errors import Conflict, ImageError, NotFound
 from cowshed.image import dockerarchive, layout
-from cowshed.image.blobs import BlobStore
+from cowshed.image.archives import Archives
 from cowshed.image.contents import Archive, Directory
 from cowshed.image.manifest import document, parse_manifest
 from cowshed.image.pull import bring
@@ -52,7 +52,7 @@ def load(
     ImageError, Tampered, NoSpace; nothing of an image that fails stays.
     """
     fd = source if isinstance(source, int) else _open(source)
-    blobs = BlobStore(layers.store.root)
+    blobs = Archives(layers.store)
     try:
         with Staging(blobs) as staging:
             contents: Contents
@@ -72,7 +72,7 @@ def load(
 
 
 def _load(
-    layers: Layers, contents: Contents, staging: Staging, blobs: BlobStore, durability: str, progress: Progress,
+    layers: Layers, contents: Contents, staging: Staging, blobs: Archives, durability: str, progress: Progress,
     platform: Platform | None, replace: bool,
 ) -> tuple[Loaded, ...]:  # fmt: skip
     origin: Origin = layout.LayoutOrigin(contents)
@@ -114,7 +114,7 @@ def _load(
     return tuple(done)
 
 
-def _known(layers: Layers, blobs: BlobStore, id_: str) -> Resolved | None:
+def _known(layers: Layers, blobs: Archives, id_: str) -> Resolved | None:
     """An image that is here whole already: its registry's manifest and compressed layers are better than these."""
     try:
         image = images.by_id(layers.store, id_)

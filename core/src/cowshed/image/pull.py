@@ -9,7 +9,7 @@ from time import monotonic
 from cowshed import words
 from cowshed.errors import BadUsage, CowshedError, NoSpace, NotFound
 from cowshed.image import platform as platforms
-from cowshed.image.blobs import BlobStore
+from cowshed.image.archives import Archives, follow_policy
 from cowshed.image.realise import Kept, realise
 from cowshed.image.resolve import resolve, resolve_all
 from cowshed.registry.client import Client
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from cowshed.image.blobs import BlobStore
     from cowshed.image.incoming import Incoming
     from cowshed.image.manifest import Descriptor
     from cowshed.image.platform import Platform
@@ -167,7 +168,7 @@ def bring(
     from none. abort() ends the origin's transfers at once;
     prepare() is called when the blobs are leased, to put in place what is here already: whether that was anything."""
     store = layers.store
-    blobs = BlobStore(store.root)
+    blobs = Archives(store)
     blobs.prune_partials()
     wanted = found.manifest.layers
     try:
@@ -193,7 +194,9 @@ def bring(
                     if downloads.error is not None and downloads.error is not error:
                         raise downloads.error from None  # what went wrong first, not that the others were cancelled
                     raise
-                return downloads.brought()
+                brought = downloads.brought()
+        follow_policy(store, [layer.digest for layer in wanted])
+        return brought
     finally:
         blobs.close()
         _collect(blobs, store)

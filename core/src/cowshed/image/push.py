@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from time import monotonic
 
 from cowshed import words
 from cowshed.errors import BadUsage, ImageError, NotFound
 from cowshed.image import manifest as manifests
-from cowshed.image.blobs import BlobStore
+from cowshed.image.archives import Archives
 from cowshed.registry.repository import PUSH, Repository
 from cowshed.state import images, places
 from cowshed.state.leases import Lease
@@ -69,7 +70,7 @@ def push(
     if reference.digest:
         raise BadUsage("an image is pushed under a tag, and not under a digest", remedy="leave the digest away")
     settings = registries.get(reference.registry) or {}
-    blobs = BlobStore(store.root)
+    archives = Archives(store)
     with Repository(reference.registry, reference.repository, settings, actions=PUSH) as there:
         progress.step(f"The push refers to repository [{reference.registry}/{reference.repository}]")
         layers: dict[str, Descriptor] = {}
@@ -82,8 +83,9 @@ def push(
         for layer in foreign:  # their licences forbid to pass them on (image-spec layer.md)
             progress.step(f"{layer.digest[7:19]}: Skipped foreign layer")
             del layers[layer.digest]
-        with Lease(store, layers):
-            sending = _Sending(store, blobs, there, list(layers.values()), progress)
+        with Lease(store, layers), ExitStack() as opened:
+            sources = {digest: _source(archives, layer, opened) for digest, layer in layers.items()}
+            sending = _Sending(store, sources, there, list(layers.values()), progress)
             try:
                 sending.run()
             finally:
@@ -101,9 +103,10 @@ class _Sending:
     """The layers of a push, a few at a time. The first error ends them all."""
 
     def __init__(
-        self, store: Store, blobs: BlobStore, there: Repository, layers: list[Descriptor], progress: Progress
-    ) -> None:
-        self._blobs, self._there, self._progress = blobs, there, progress
+        self, store: Store, sources: Mapping[str, Source], there: Repository, layers: list[Descriptor],
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self._sources, self._there, self._progress = sources, there, progress
         self._queue = [
             (layer, places.mountable(store, there.registry, there.repository, layer.digest)) for layer in layers
         ]
@@ -153,7 +156,7 @@ class _Sending:
                 self._progress.advance(key, sent)
 
             try:
-                how = self._there.send(layer, self._source(layer), mount=mount, told=told)
+                how = self._there.send(layer, self._sources[layer.digest], mount=mount, told=told)
             except BaseException as error:
                 self._progress.end(key)
                 self._failed(error)
@@ -164,19 +167,24 @@ class _Sending:
                 self._bytes[how] += layer.size
                 self.arrived.append(key)
 
-    def _source(self, layer: Descriptor) -> Source:
-        if self._blobs.has(layer):
-            return self._blobs.path(layer.digest)
-
-        def gone(at: int) -> Any:
-            raise ImageError(f"blob {layer.digest[:19]} is gone, and the registry does not have it",
-                             remedy="pull the image again")  # fmt: skip
-
-        return gone
-
     def _failed(self, error: BaseException) -> None:
         with self._guard:
             if self._error is not None:
                 return
             self._error = error
         self._there.abort()
+
+
+def _source(archives: Archives, layer: Descriptor, opened: ExitStack) -> Source:
+    """Where a layer's bytes come from, for another thread to read: what is to be closed goes into opened."""
+    if archives.size(layer.digest) == layer.size:
+        return archives.path(layer.digest)
+    try:
+        return opened.enter_context(archives.opened(layer.digest))
+    except (FileNotFoundError, ImageError) as error:
+        why = str(error) if isinstance(error, ImageError) else f"blob {layer.digest[:19]} is gone"
+
+        def gone(at: int) -> Any:
+            raise ImageError(f"{why}, and the registry does not have it", remedy="pull the image again")
+
+        return gone

@@ -149,7 +149,7 @@ def _release(layers: Layers, taken: list[int]) -> None:
 
 
 class Kept:
-    """A layer's blob in the store."""
+    """A layer's blob in the store, or made again."""
 
     def __init__(self, blobs: BlobStore, digest: str, image_id: str) -> None:
         self._blobs, self._digest, self._image_id = blobs, digest, image_id
@@ -176,13 +176,16 @@ def top_layer(layers: Layers, image: ImageRow, durability: str, progress: Progre
     there = layers.by_chain_id(image.chain_ids[-1])
     if there is not None:
         return there
-    from cowshed.image.blobs import BlobStore
+    from cowshed.image.archives import Archives, follow_policy
     from cowshed.state.leases import Lease
 
-    blobs = BlobStore(layers.store.root)
-    with Lease(layers.store, (digest for digest, _, _ in image.blobs)):
-        sources = [Kept(blobs, digest, image.id) for digest, _, _ in image.blobs]
-        return realise(layers, image, sources, names=[], durability=durability, progress=progress)
+    archives = Archives(layers.store)
+    digests = [digest for digest, _, _ in image.blobs]
+    with Lease(layers.store, digests):
+        sources = [Kept(archives, digest, image.id) for digest in digests]
+        top = realise(layers, image, sources, names=[], durability=durability, progress=progress)
+    follow_policy(layers.store, digests)
+    return top
 
 
 def _typed(chunks: Iterable[bytes], media_type: str, progress: Progress, where: str) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ The bytes depend on the images and on the order in which they are named alone, a
 from __future__ import annotations
 
 from cowshed.errors import BadUsage
-from cowshed.image.blobs import BlobStore
+from cowshed.image.archives import Archives
 from cowshed.image.remove import as_name
 from cowshed.image.transports import graph, stored
 from cowshed.image.transports.files import DirectoryFiles, OutputFile, TarFiles
@@ -49,10 +49,9 @@ def save(store: Store, roots: Sequence[Root], output: str, kind: str, *, progres
     Raises BadUsage, Conflict, NotFound, ImageError (a blob is gone), Tampered (or damaged), NoSpace, OSError; then
     nothing new is there.
     """
-    blobs = BlobStore(store.root)
     rows = [row for root in roots if (row := images.by_digest(store, root.target.digest)) is not None]
     with Lease(store, (digest for row in rows for digest, _, _ in row.blobs)):
-        source = stored.Stored(store, blobs)
+        source = stored.Stored(store, Archives(store))
         if kind.endswith("-dir"):
             if output in ("", "-"):
                 raise BadUsage(f"{kind} is a directory", remedy="use -o DIRECTORY")

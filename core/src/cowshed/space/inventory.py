@@ -175,8 +175,8 @@ class Inventory:
                 if row.driver == name:
                     self._put(_layer(held, row))
         blobs = BlobStore(self._engine.reader.root)
-        for digest in blobs.digests():
-            self._put(Unit("archive", digest, "", max(blobs.size(digest), 0), True))
+        for digest in {*blobs.digests(), *blobs.dropped()}:
+            self._put(Unit("archive", digest, "", blobs.takes(digest), True))
         for name in self.volumes:
             path = f"{self._engine.reader.root}/volumes/{name}"
             self._put(Unit("volume", name, "", measure_tree(path)[0] if os.path.isdir(path) else 0, False))

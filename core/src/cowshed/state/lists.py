@@ -18,10 +18,12 @@ def get(store: Store, name: str) -> dict[str, Any] | None:
 
 def put(tx: Transaction, name: str, document: dict[str, Any]) -> None:
     tx.execute("insert or replace into lists values (?, ?)", name, dumps(document))
+    tx.record("lists", name)
 
 
 def delete(tx: Transaction, name: str) -> bool:
     """False if there was none."""
+    tx.record("lists", name)
     return bool(tx.execute("delete from lists where name = ? returning name", name))
 
 

@@ -5,6 +5,7 @@
     records/images/HEX       manifest, configuration and names of an image, with the digests that they stood for, and
                              where it came from
     records/layers/ID        driver, number, parent, chain id and diff id of an image's layer
+    records/lists/HEX        name and document of an index that `manifest create` began; HEX is the sha256 of the name
     containers/ID/record     what a container was made of and asked for, and its layer (`cowshed.state.containers`)
 
 They follow the database: written again, by whoever has changed a row, when its transaction is durable, and never read
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Store
 
-KINDS = ("drivers", "images", "layers")
+KINDS = ("drivers", "images", "layers", "lists")
 _WAIT = 5.0  # seconds for another command that writes records
 
 
@@ -119,7 +120,16 @@ def make_durable(store: Store, names: Iterable[tuple[str, str]]) -> None:
 def path(root: str, kind: str, name: str) -> str:
     if kind == "containers":
         return f"{root}/containers/{name}/record"
+    if kind == "lists":
+        return f"{folder(root)}/lists/{file_of_list(name) if '/' in name else name}"  # of a name, or as it lies there
     return f"{folder(root)}/{kind}/{name.removeprefix('sha256:')}"
+
+
+def file_of_list(name: str) -> str:
+    """What the record of a list is called: the name may be longer than that of a file, and has slashes."""
+    import hashlib
+
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def _write(target: str, value: dict[str, Any]) -> None:
@@ -164,8 +174,11 @@ def there(root: str, kind: str) -> list[str]:
 
 def wanted(store: Store, kind: str, name: str) -> dict[str, Any] | None:
     """What the record is to say; None if there is to be none."""
-    from cowshed.state import drivers, images, layers, origins
+    from cowshed.state import drivers, images, layers, lists, origins
 
+    if kind == "lists":
+        document = lists.get(store, name)
+        return None if document is None else {"name": name, "document": document}
     if kind == "drivers":
         driver = drivers.get(store, name)
         return None if driver is None else {"store": driver.store, "options": driver.options}
@@ -203,6 +216,7 @@ def all_wanted(store: Store) -> list[tuple[str, str]]:
         "drivers": "select name from drivers",
         "images": "select id from images",
         "layers": "select id from layers where kind = 'committed' and diff_id is not null",
+        "lists": "select name from lists",
     }
     return [(kind, row[0]) for kind, sql in queries.items() for row in store.query(f"{sql} order by 1")]
 

@@ -19,8 +19,11 @@ from cowshed.state.schema import STEPS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any
+
+    from cowshed.layers.layers import Layers
 
 UNRECORDED = "unrecorded-"  # and the number of the process
 BALLAST = 4 << 20  # bytes
@@ -38,6 +41,8 @@ class Store:
         self.freeing = freeing  # may use the space kept for removals
         self.stale = stale  # what is read is a copy, made because the disk is full
         self.recording = True  # records follow what is written
+        self.layers_of: Callable[[str], Layers] | None = None  # the layers of a driver, as this command has opened it
+        self.drops_archives = False  # once a layer is in a driver (`cowshed.image.archives`)
         self._shared = False
         self.locks = Locks(f"{root}/locks")
         self.id: str = self.value("store")

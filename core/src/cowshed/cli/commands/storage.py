@@ -6,8 +6,11 @@ from cowshed.cli import output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from cowshed.cli.parser import Values
     from cowshed.engine import Engine
+    from cowshed.image.archives import Fate
     from cowshed.space.inventory import Inventory
 
 
@@ -130,13 +133,40 @@ def gc(engine: Engine, said: Values) -> int:
         "Remains": [f"{each.path} {each.what}" for each in plan.remains],
         "Objects": [f"{driver}: {count} that wait for their deletion" for driver, count in plan.objects],
     }
-    if not pruning.planned(told, plan.size, exact=plan.exact, said=said):
+    dropped = _droppable(engine, said, plan.images) if said.archives else []
+    told["Archives that can be made again"] = [fate.digest for fate in dropped]
+    size = plan.size + sum(fate.size for fate in dropped)
+    if not pruning.planned(told, size, exact=plan.exact and not dropped, said=said):
         return 0
     pruning.tell("Images", collector.collect(engine, plan))
     for title in ("Layers", "Archives", "Orphans", "Remains", "Objects"):
         pruning.tell(title, told[title])
-    pruning.tell_freed(plan.size)
+    gone = _drop(engine, dropped) if dropped else {}
+    pruning.tell("Archives that can be made again", list(gone))
+    pruning.tell_freed(plan.size + sum(gone.values()))
     return 0
+
+
+def _droppable(engine: Engine, said: Values, leaving: Container[str]) -> list[Fate]:
+    """The archives that would be dropped, of images that stay. What is only shown tells also which are kept and why."""
+    from cowshed.image.archives import Archives
+
+    fates = Archives(engine.reader).fates(without=leaving)
+    kept = [fate for fate in fates if fate.packing is None]
+    if kept and said.dry_run:
+        lines = [f"{fate.digest} ({output.size(fate.size)}): {fate.why}" for fate in kept]
+        print("Would keep Archives:", *lines, "", sep="\n")
+    return [fate for fate in fates if fate.packing is not None]
+
+
+def _drop(engine: Engine, wanted: list[Fate]) -> dict[str, int]:
+    from cowshed.image.archives import Archives
+
+    archives = Archives(engine.store)
+    try:
+        return archives.drop(wanted)
+    finally:
+        archives.close()
 
 
 def convert(engine: Engine, said: Values) -> int:
