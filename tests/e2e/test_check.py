@@ -343,6 +343,24 @@ def test_a_record_of_nonsense_loses_only_what_it_tells_of(used):
 
 
 @pytest.mark.parametrize("driver", ["overlay"])
+def test_lists_are_found_again(used):
+    for name in ("test/list", "test/gone", f"test/{'long' * 50}"):
+        used.ok("manifest", "create", name, used.image)
+    used.ok("manifest", "rm", "test/gone")
+    names = ("test/list", f"test/{'long' * 50}")
+    before = [used.ok("manifest", "inspect", name) for name in names]
+    used.ok(*REBUILD)
+    assert [used.ok("manifest", "inspect", name) for name in names] == before
+    assert used("manifest", "exists", "test/gone").returncode == 1
+    assert used.ok("storage", "check", "--deep") == "clean\n"
+    (record, *_) = (used.root / "records/lists").iterdir()
+    record.write_bytes(record.read_bytes()[:-9])
+    assert f"lost: the record of list {record.name[:12]} is damaged" in used.ok(*REBUILD, status=1)
+    used.ok("storage", "repair", "-f")
+    assert used.ok("storage", "check") == "clean\n"
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
 def test_what_no_record_tells_of_is_told_to_be_lost(used):
     """The names that the database alone knows; what an image's record is needed for can be pulled again."""
     (container,) = os.listdir(used.root / "containers")

@@ -158,3 +158,41 @@ def test_looking_at_drivers_of_other_kinds(engine_on, tmp_path, greeting, where)
         assert [row["Freed"] for row in freed].count("yes") == 1
         assert engine("doctor", "--format", "json").returncode == (1 if where == "loops" else 0)
         assert engine.ok("storage", "gc", "--dry-run") == "There is nothing to remove\n"
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_archives_are_dropped_and_made_again(engine, cousins, tmp_path):
+    engine.ok("pull", "-q", cousins[0])
+    engine.ok("save", "-q", "-o", tmp_path / "before", cousins[0])
+    folder = engine.root / "blobs/sha256"
+    there = sorted(path.name for path in folder.iterdir())
+    before = taken(engine)
+    shown = engine.ok("storage", "gc", "--archives", "--dry-run")
+    assert shown.startswith("Would delete Archives that can be made again:\n")
+    assert all(f"sha256:{name}" in shown for name in there)
+    assert sorted(path.name for path in folder.iterdir()) == there
+    assert "Deleted Archives that can be made again:" in engine.ok("storage", "gc", "--archives", "-f")
+    assert list(folder.iterdir()) == []
+    assert taken(engine) < before
+    assert engine.ok("storage", "check", "--deep") == "clean\n"
+    assert "There is nothing to remove" in engine.ok("storage", "gc", "--archives", "--dry-run")
+    engine.ok("save", "-q", "-o", tmp_path / "after", cousins[0])
+    assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
+    engine.ok("--driver", "copy", "run", "--rm", cousins[0], "true")
+    engine.ok("rmi", cousins[0])
+    assert list((engine.root / "blobs/recipes").iterdir()) == []
+    assert engine.ok("storage", "check") == "clean\n"
+
+
+@pytest.mark.parametrize("driver", ["overlay"])
+def test_archives_by_policy(engine, cousins, tmp_path):
+    (tmp_path / "drop.toml").write_text('[images]\narchives = "drop"\n')
+    engine.ok("--config", tmp_path / "drop.toml", "pull", "-q", cousins[0])
+    assert list((engine.root / "blobs/sha256").iterdir()) == []
+    assert len(list((engine.root / "blobs/recipes").iterdir())) == 2
+    engine.ok("pull", "-q", cousins[1])
+    assert len(list((engine.root / "blobs/sha256").iterdir())) == 1, "the layer that both have was here"
+    engine.ok("storage", "rescue", "--to", tmp_path / "saved")
+    engine.ok("rmi", *cousins)
+    engine.ok("load", "-q", "-i", tmp_path / "saved/images")
+    assert engine.ok("storage", "check", "--deep") == "clean\n"

@@ -342,3 +342,15 @@ def test_killed_at_each_step(store, tmp_path, step):
     assert not os.path.exists(blob(store, row.blobs[1][0]))
     archives.prune_partials()
     assert os.listdir(f"{store.root}/blobs/partial") == []
+
+
+def test_recipes_of_archives_that_are_there_go(store, tmp_path):
+    row = loaded(store, Image(layers()), tmp_path)
+    dropped(store)
+    archives = Archives(store.store)
+    first, second = (name for name, _, _ in row.blobs)
+    assert archives.restore(first)
+    archives.tidy()
+    assert not os.path.exists(recipe(store, first))
+    assert os.path.exists(recipe(store, second))
+    assert b"".join(archives.read(second))

@@ -461,6 +461,14 @@ def _(shop):
     (shop.root / "blobs/partial/stage.1.ffffffff/new").write_bytes(b"x")
 
 
+@damage("list-row-lost", "the row of a list that `manifest create` began is lost", "list.lost-row",
+        lost=("db:lists:*", "file:records/lists/*"), does="writes it again, from the list's record")  # fmt: skip
+def _(shop):
+    (name,) = shop.query("select name from tags limit 1")[0]
+    shop.engine.ok("manifest", "create", "--amend", "test/list", name)
+    shop.execute("delete from lists")
+
+
 DROPPED = ("file:blobs/recipes",)  # which stays when the recipe in it is gone
 
 

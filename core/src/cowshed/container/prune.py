@@ -6,7 +6,7 @@ from cowshed import log
 from cowshed.container import lifecycle, remains, state
 from cowshed.errors import CowshedError
 from cowshed.image import mounts
-from cowshed.image.blobs import BlobStore
+from cowshed.image.archives import Archives
 from cowshed.image.remove import prune as prune_images
 from cowshed.layers.check import remove_orphans
 from cowshed.state import containers, drivers, volumes
@@ -83,6 +83,7 @@ def remove_leftovers(engine: Engine) -> None:
         except (CowshedError, StorageError, OSError) as error:
             log.warn(f"driver {name} cannot remove all that is left over: {error}")
     mounts.clean(engine.store)
-    blobs = BlobStore(engine.store.root)
+    blobs = Archives(engine.store)
     blobs.collect(engine.store, everything=True)
+    blobs.tidy()
     blobs.prune_partials()

@@ -11,7 +11,7 @@ The recipe is on the disk before the archive is deleted. Nobody deletes an archi
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cowshed import log
 from cowshed.errors import CowshedError, ImageError
@@ -221,6 +221,20 @@ class Archives(BlobStore):
             new.publish()
         return new.size
 
+    def tidy(self) -> None:
+        """Delete the recipes of archives that are there: a command died before it had dropped them, or they were
+        fetched again."""
+        found = [digest for digest in self.dropped() if self.size(digest) >= 0]
+        if not found or not self._store.locks.exclude("blobs"):
+            return
+        try:
+            for digest in found:
+                with suppress(FileNotFoundError, ImageError):
+                    if Recipe(self.recipe(digest)).about.size == self.size(digest):
+                        self.forget(digest)
+        finally:
+            self._store.locks.let_go("blobs")
+
     def _delete(self, ready: dict[str, int]) -> dict[str, int]:
         """Delete archives whose recipes are durable, but for those that somebody counts on, and those that no image
         lists any more: of these nobody would look for the recipe."""
@@ -231,8 +245,8 @@ class Archives(BlobStore):
         try:
             stay = leases.leased(store) | set(images.unused_blobs(store, list(ready)))
             for digest in ready:
-                if self.size(digest) < 0:
-                    stay.add(digest)  # another command was faster: the recipe is what there is
+                if self.size(digest) < 0 or not os.path.exists(self.recipe(digest)):
+                    stay.add(digest)  # another command was faster, and has dropped or kept it
                     continue
                 os.unlink(self.recipe(digest) if digest in stay else self.path(digest))
                 step("drop.deleted")
