@@ -40,9 +40,9 @@ _LITERAL, _FILE = b"L", b"F"
 _HELD = 1 << 20  # bytes that stand in one record at most
 _LINE = 1 << 17  # of the line of JSON
 _SUM = 32
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+_FIND = os.O_PATH | os.O_NOFOLLOW
 _PATH = 1 << 16  # more than any name in an archive can have on disk
-_REMEDY = "cowshed storage repair fetches it again"
+_REMEDY = "cowshed storage repair --deep fetches it again"
 
 
 @record(frozen=True)
@@ -183,13 +183,15 @@ class _Maker:
 def _open(root: int, path: bytes) -> int:
     """The regular file at a path of the layer, -1 if there is none."""
     try:
-        fd = paths.open_in_root(root, path, _READ)
+        found = paths.open_in_root(root, path, _FIND)
     except OSError:
         return -1
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    return -1
+    try:  # not before it is known to be no device: to open one may do something
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            return -1
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(found)
 
 
 # ---------------------------------------------------------------- reading
@@ -275,22 +277,24 @@ class Recipe:
     def _content(self, root: int, path: bytes, offset: int, count: int) -> Iterator[bytes]:
         fd = _open(root, path)
         if fd < 0:
-            raise Tampered(
-                f"archive {self.about.digest[:19]} cannot be made again: its layer has no file {os.fsdecode(path)!r}",
-                remedy=_REMEDY,
-            )
+            raise self._lacks(path, "is no file of its layer")
         try:
             while count:
-                piece = os.pread(fd, min(count, _HELD), offset)
+                try:
+                    piece = os.pread(fd, min(count, _HELD), offset)
+                except OSError as error:  # the device below
+                    raise self._lacks(path, f"cannot be read: {error.strerror}") from None
                 if not piece:
-                    raise Tampered(
-                        f"archive {self.about.digest[:19]} cannot be made again: {os.fsdecode(path)!r} is shorter",
-                        remedy=_REMEDY,
-                    )
+                    raise self._lacks(path, "is shorter")
                 offset, count = offset + len(piece), count - len(piece)
                 yield piece
         finally:
             os.close(fd)
+
+    def _lacks(self, path: bytes, what: str) -> Tampered:
+        return Tampered(
+            f"archive {self.about.digest[:19]} cannot be made again: {os.fsdecode(path)!r} {what}", remedy=_REMEDY
+        )
 
     def _damaged(self) -> ImageError:
         return ImageError(f"the recipe of archive {self.about.digest[:19]} is damaged", remedy=_REMEDY)
