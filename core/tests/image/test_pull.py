@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 import threading
 
 import pytest
@@ -15,7 +16,7 @@ from cowshed_testing.images import ARCHITECTURE, Image, LayerTar, digest
 from cowshed_testing.samples import SMALL, changed, small, with_config
 from cowshed_testing.store import Store
 
-from cowshed.errors import AuthError, BadUsage, ImageError, NotFound, RegistryError
+from cowshed.errors import AuthError, BadUsage, ImageError, NotFound, RegistryError, Tampered
 from cowshed.image import platform
 from cowshed.state import images
 
@@ -422,3 +423,33 @@ def test_sha512(fake, store):
     fake.add(image)
     assert store.tree(store.pull(f"{fake.address}/a/b").image) == {"a": b"x"}
     assert os.listdir(f"{store.root}/blobs/sha512") == [long[7:]]
+
+
+def by_blake3(fake):
+    """An image whose layer is named by BLAKE3 (image-spec, Registered algorithms); that name."""
+    blake3 = pytest.importorskip("blake3")
+    image = Image([LayerTar().file("a", "x").bytes()])
+    blob = next(d for d in image.blobs if d != image.id)
+    named = "blake3:" + blake3.blake3(image.blobs[blob]).hexdigest()
+    image.blobs[named] = image.blobs.pop(blob)
+    changed(image, lambda m: m["layers"][0].update(digest=named))
+    fake.add(image)
+    return named
+
+
+def test_blake3(fake, store):
+    named = by_blake3(fake)
+    assert store.tree(store.pull(f"{fake.address}/a/b").image) == {"a": b"x"}
+    assert os.listdir(f"{store.root}/blobs/blake3") == [named[7:]]
+    fake.blobs[named] = fake.blobs[named][:-1] + b"?"
+    os.unlink(f"{store.root}/blobs/blake3/{named[7:]}")
+    with pytest.raises(Tampered):
+        store.pull(f"{fake.address}/a/b")
+
+
+def test_blake3_without_its_package(fake, store, monkeypatch):
+    by_blake3(fake)
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(ImageError, match="named by blake3 cannot be verified here") as told:
+        store.pull(f"{fake.address}/a/b")
+    assert "cowshed[blake3]" in told.value.remedy

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 
+from cowshed import digests
 from cowshed.check import database
 from cowshed.check.findings import WARNING, Finding
 from cowshed.errors import BadUsage, ImageError
@@ -47,14 +47,12 @@ def look(store: Store) -> Iterator[Finding]:
     of_lost = lost.blobs(store)
     sure = lost.is_whole(store)
     waiting = {row[0] for row in store.query("select digest from loose_blobs")}
-    there_too = [digest.removeprefix("sha256:") for digest in blobs.dropped()]
-    for name in sorted({*os.listdir(f"{store.root}/blobs/sha256"), *there_too}):
-        digest = f"sha256:{name}"
+    for digest in sorted({*blobs.digests(), *blobs.dropped()}):
         try:
             check_digest(digest)
         except BadUsage:
-            text = f"blobs/sha256/{name} is no blob: its name is no digest"
-            yield Finding("blob.stray", f"blobs/sha256/{name}", text, WARNING, _LEFT)
+            place = f"blobs/{digest.replace(':', '/', 1)}"
+            yield Finding("blob.stray", place, f"{place} is no blob: its name is no digest", WARNING, _LEFT)
             continue
         if digest not in wanted and digest not in counted and digest not in of_lost:
             why = ", and a removal was to delete it" if digest in waiting else ""
@@ -115,7 +113,7 @@ def verify(store: Store, memory: Memory, told: Callable[[str], object]) -> Itera
 def is_whole(blobs: BlobStore, digest: str) -> bool | None:
     """Whether a blob's bytes have its digest; None if it is not there. One that was dropped is made again."""
     algorithm, _, wanted = digest.partition(":")
-    found = hashlib.new(algorithm, usedforsecurity=False)
+    found = digests.new(algorithm)
     try:
         for piece in blobs.read(digest):
             found.update(piece)
@@ -123,7 +121,7 @@ def is_whole(blobs: BlobStore, digest: str) -> bool | None:
         return None
     except ImageError:  # it was dropped
         return False
-    return found.hexdigest() == wanted
+    return bool(found.hexdigest() == wanted)
 
 
 def remove_left(store: Store, finding: Finding) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-
+from cowshed import digests
 from cowshed.check.content import Expected, compare
 from cowshed.check.findings import Finding
 from cowshed.check.objects import REBUILD, unverified
@@ -91,7 +90,7 @@ class _Walk:
         digest = archive_of(self._layers.store, row) if row.diff_id is not None else ""
         if not digest or row.diff_id is None:
             return "no image lists its archive"
-        found = hashlib.new(row.diff_id.partition(":")[0], usedforsecurity=False)
+        found = digests.new(row.diff_id.partition(":")[0])
 
         def hashed() -> Iterator[bytes]:
             for piece in self._archive(row, digest):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
+from cowshed import digests
 from cowshed.check.files import REBUILD
 from cowshed.check.findings import WARNING, Finding
 from cowshed.errors import ImageError
+from cowshed.image.reference import DIGITS
 from cowshed.state import images, records
 from cowshed_runtime.fastjson import loads
 
@@ -112,9 +112,9 @@ def wrong_with(image: ImageRow) -> str:
 
 def _digest(data: bytes, wanted: str) -> str:
     algorithm = wanted.partition(":")[0]
-    if algorithm not in ("sha256", "sha512"):
+    if algorithm not in DIGITS:
         return ""
-    return f"{algorithm}:{hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()}"
+    return f"{algorithm}:{digests.new(algorithm, data).hexdigest()}"
 
 
 def blobs_of(store: Store) -> dict[str, tuple[str, int]]:

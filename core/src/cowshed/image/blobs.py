@@ -21,7 +21,7 @@ from contextlib import suppress
 from cowshed import log
 from cowshed.image.incoming import WORTH, Incoming
 from cowshed.image.outgoing import NewBlob
-from cowshed.image.reference import check_digest
+from cowshed.image.reference import DIGITS, check_digest
 from cowshed.image.staging import delete_abandoned
 from cowshed_linux import files, locks, process
 
@@ -189,7 +189,7 @@ class BlobStore:
     def digests(self) -> list[str]:
         """All blobs that are there."""
         found = []
-        for algorithm in ("sha256", "sha512"):
+        for algorithm in DIGITS:
             try:
                 names = os.listdir(f"{self._folder}/{algorithm}")
             except FileNotFoundError:

@@ -5,11 +5,11 @@ A large one is brought in parts by several connections, where one alone is slow:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from time import monotonic
 
+from cowshed import digests
 from cowshed.errors import NoSpace, RegistryError, Tampered
 from cowshed.image.segments import Segments
 from cowshed_linux import locks
@@ -105,7 +105,7 @@ class Incoming:
 
     def _receive(self, told: Callable[[int], None]) -> None:
         algorithm, _, wanted = self.blob.digest.partition(":")
-        digest = hashlib.new(algorithm, usedforsecurity=False)
+        digest = digests.new(algorithm)
         segments = Segments(self._fd, self.blob.size)
         self.resumed = self._kept = segments.there()
         told(self.resumed)

@@ -291,7 +291,7 @@ def _entry(engine: Engine, document: dict[str, Any], image: str) -> dict[str, An
     """The entry that a digest, or a name of an image here or in a registry, means. NotFound."""
     listed: list[dict[str, Any]] = document["index"]["manifests"]
     word = image.rpartition("@")[2]
-    if word.partition(":")[0] not in ("sha256", "sha512"):
+    if word.partition(":")[0] not in reference.DIGITS:
         from cowshed.image import progress
 
         with ExitStack() as opened:

@@ -19,6 +19,7 @@ import os
 import stat
 import zlib
 
+from cowshed import digests
 from cowshed.errors import ImageError, Tampered
 from cowshed.image import packing as packings
 from cowshed.image.outgoing import PIECE
@@ -111,7 +112,7 @@ class _Maker:
         }  # fmt: skip
         self._put(_MAGIC + dumps(line).encode() + b"\n")
         algorithm, _, wanted = about.diff_id.partition(":")
-        found = hashlib.new(algorithm, usedforsecurity=False)
+        found = digests.new(algorithm)
 
         def hashed() -> Iterator[bytes]:
             for chunk in chunks:
@@ -221,8 +222,8 @@ class Recipe:
         its digest is right: else Tampered, so that nobody has a whole archive that is another."""
         about = self.about
         algorithm, _, wanted = about.digest.partition(":")
-        found = hashlib.new(algorithm, usedforsecurity=False)
-        plain = hashlib.new(about.diff_id.partition(":")[0], usedforsecurity=False)
+        found = digests.new(algorithm)
+        plain = digests.new(about.diff_id.partition(":")[0])
 
         def hashed() -> Iterator[bytes]:
             for piece in self.tar(root):
@@ -317,8 +318,8 @@ def _about(first: bytes, line: bytes) -> About:
             bool(value["checksum"]),
         )  # fmt: skip
         about = About(str(value["digest"]), int(value["size"]), str(value["diff_id"]), how)
-        hashlib.new(about.digest.partition(":")[0], usedforsecurity=False)
-        hashlib.new(about.diff_id.partition(":")[0], usedforsecurity=False)
+        digests.new(about.digest.partition(":")[0])
+        digests.new(about.diff_id.partition(":")[0])
     except (ValueError, KeyError, TypeError):
         raise ImageError("a recipe is damaged: its first lines are none", remedy=_REMEDY) from None
     return about

@@ -6,7 +6,7 @@ from cowshed.errors import BadUsage
 from cowshed.storage.record import record
 
 _DEFAULT, _LIBRARY = "docker.io", "library/"
-_DIGITS = {"sha256": 64, "sha512": 128}
+DIGITS = {"sha256": 64, "sha512": 128, "blake3": 64}  # hexadecimal ones of a digest; blake3 needs its package
 _PART = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 _HEX = frozenset("0123456789abcdef")
 _LABEL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
@@ -44,7 +44,7 @@ def familiar(name: str) -> str:
 def check_digest(text: str) -> str:
     """The digest itself, if it is one of a known algorithm: it becomes part of a path. BadUsage."""
     algorithm, _, digits = text.partition(":")
-    if len(digits) != _DIGITS.get(algorithm, -1) or not set(digits) <= _HEX:
+    if len(digits) != DIGITS.get(algorithm, -1) or not set(digits) <= _HEX:
         raise BadUsage(f"{text[:100]!r} is no digest", remedy="write sha256: and 64 lower-case hex digits")
     return text
 

@@ -3,9 +3,9 @@ downloads, locked by its owner, gone with it."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 
+from cowshed import digests
 from cowshed.errors import NoSpace, Tampered
 from cowshed_linux import locks
 
@@ -42,7 +42,7 @@ class Staging:
     def add(self, pieces: Iterable[bytes | memoryview], *, named: str = "") -> str:
         """Write a blob; its digest. Tampered unless it is `named`, if that is given. NoSpace."""
         algorithm = named.partition(":")[0] or "sha256"
-        digest = hashlib.new(algorithm, usedforsecurity=False)
+        digest = digests.new(algorithm)
         size = 0
         fd = os.open("new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
         try:

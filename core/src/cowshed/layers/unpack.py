@@ -3,10 +3,10 @@ one, if it is more than a little. All three release the interpreter lock for mos
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 
+from cowshed import digests
 from cowshed.errors import ImageError, Tampered
 from cowshed.layers.apply import apply
 
@@ -40,7 +40,7 @@ def unpack(
     NoSpace.
     """
     algorithm, _, wanted = diff_id.partition(":")
-    pipeline = _Pipeline(chunks, hashlib.new(algorithm), limit)
+    pipeline = _Pipeline(chunks, digests.new(algorithm), limit)
     try:
         apply(pipeline.pieces(), root, limit=limit)
         pipeline.finish()

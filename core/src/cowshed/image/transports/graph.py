@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 
+from cowshed import digests
 from cowshed.errors import ImageError, Tampered
 from cowshed.image import manifest as manifests
 from cowshed.image import platform as platforms
@@ -175,7 +176,7 @@ def verified(
 ) -> Iterator[bytes]:
     """The same bytes; Tampered before the last of them, so that nobody has it whole, if they are not the blob's."""
     algorithm, _, wanted = blob.digest.partition(":")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+    digest = digests.new(algorithm)
     at = 0
     for piece in pieces:
         at += len(piece)
