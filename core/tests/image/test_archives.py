@@ -44,10 +44,7 @@ def loaded(store, image, tmp_path, durability="commit"):
 
 def dropped(store, **wanted):
     archives = Archives(store.store)
-    try:
-        return archives.drop(archives.fates(**wanted))
-    finally:
-        archives.close()
+    return archives.drop(archives.fates(**wanted))
 
 
 def blob(store, name):
@@ -342,6 +339,19 @@ def test_killed_at_each_step(store, tmp_path, step):
     assert not os.path.exists(blob(store, row.blobs[1][0]))
     archives.prune_partials()
     assert os.listdir(f"{store.root}/blobs/partial") == []
+
+
+def test_two_commands_that_drop_the_same(store, tmp_path):
+    image = Image(layers())
+    row = loaded(store, image, tmp_path)
+    one, other = Archives(store.store), Archives(store.store)
+    fates, later = one.fates(), other.fates()
+    assert len(one.drop(fates)) == 2
+    assert other.drop(later) == {}
+    for name, _, _ in row.blobs:
+        assert b"".join(other.read(name)) == image.blobs[name]
+    one.restore(row.blobs[0][0])
+    assert list(other.drop(later)) == [row.blobs[0][0]]
 
 
 def test_recipes_of_archives_that_are_there_go(store, tmp_path):

@@ -106,10 +106,7 @@ class Shop:
         with contextlib.closing(open_store(str(self.root), str(self.engine.run_root))) as store:
             archives = Archives(store)
             digest = f"sha256:{self.blob(1).name}"
-            try:
-                assert list(archives.drop(archives.fates([digest]))) == [digest]
-            finally:
-                archives.close()
+            assert list(archives.drop(archives.fates([digest]))) == [digest]
         return self.root / "blobs/recipes" / digest.replace(":", "-")
 
     @property

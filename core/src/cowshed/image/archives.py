@@ -24,7 +24,7 @@ from cowshed.layers.unpack import decompress
 from cowshed.state import images, leases
 from cowshed.storage.errors import StorageError
 from cowshed.storage.record import record
-from cowshed_linux import process
+from cowshed_linux import files, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,15 +174,17 @@ class Archives(BlobStore):
         how = packing.find(self.path(digest))
         return Fate(digest, size, diff_id, how, "" if how is not None else "no compressor here gives its bytes")
 
-    def drop(self, wanted: Iterable[Fate], told: Callable[[str], object] = lambda text: None) -> dict[str, int]:
+    def drop(self, wanted: Iterable[Fate]) -> dict[str, int]:
         """Drop archives; by digest, the bytes that came back. Those that cannot be made again after all, and those that
-        a running command counts on, stay, and why is logged. NoSpace, OSError, Busy: then all that are still there
-        stay."""
+        a running command counts on, stay, and why is logged. NoSpace, OSError: then none is deleted."""
+        folder = f"{self._folder}/recipes"
+        if not os.path.isdir(folder):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            files.sync_directory(self._folder)
         ready: dict[str, int] = {}
         for fate in wanted:
             if fate.packing is None:
                 continue
-            told(f"archive {fate.digest[7:19]}")
             try:
                 size = self._write_recipe(fate, fate.packing)
             except (ImageError, StorageError, FileNotFoundError) as error:
@@ -193,15 +195,13 @@ class Archives(BlobStore):
         if not ready:
             return {}
         step("drop.published")
-        self.open_for_sync()
-        self.sync()
+        files.sync_directory(folder)
         step("drop.synced")
         return self._delete(ready)
 
     def _write_recipe(self, fate: Fate, how: Packing) -> int:
         """Make the recipe of an archive, and see that it gives it again; its size, -1 if it is not worth it."""
         target = self.recipe(fate.digest)
-        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
         about = About(fate.digest, fate.size, fate.diff_id, how)
         mounted = self._mounted(fate.diff_id)
         with NewBlob(f"{self._folder}/partial", lambda digest: target) as new:
@@ -217,6 +217,7 @@ class Archives(BlobStore):
                     continue
             finally:
                 mounted.close()
+            new.sync()  # before: it may take the place of one that another command relies on by now
             step("drop.made")
             new.publish()
         return new.size
@@ -265,8 +266,6 @@ def follow_policy(store: Store, digests: Iterable[str]) -> None:
         archives.drop(archives.fates(digests))
     except (CowshedError, StorageError, OSError) as error:
         log.warn(f"archives of layers are kept for now: {error}")
-    finally:
-        archives.close()
 
 
 def _opener(store: Store) -> Callable[[str], Layers]:

@@ -66,6 +66,10 @@ class NewBlob:
         """Where it is while it is made."""
         return self._partial
 
+    def sync(self) -> None:
+        """Bring what is written to the disk. OSError."""
+        os.fsync(self._fd)
+
     def publish(self) -> str:
         """Give the blob its name; the digest. One that is there already stays."""
         digest = self.digest()

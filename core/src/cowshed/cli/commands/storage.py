@@ -141,7 +141,11 @@ def gc(engine: Engine, said: Values) -> int:
     pruning.tell("Images", collector.collect(engine, plan))
     for title in ("Layers", "Archives", "Orphans", "Remains", "Objects"):
         pruning.tell(title, told[title])
-    gone = _drop(engine, dropped) if dropped else {}
+    gone: dict[str, int] = {}
+    if dropped:
+        from cowshed.image.archives import Archives
+
+        gone = Archives(engine.store).drop(dropped)
     pruning.tell("Archives that can be made again", list(gone))
     pruning.tell_freed(plan.size + sum(gone.values()))
     return 0
@@ -157,16 +161,6 @@ def _droppable(engine: Engine, said: Values, leaving: Container[str]) -> list[Fa
         lines = [f"{fate.digest} ({output.size(fate.size)}): {fate.why}" for fate in kept]
         print("Would keep Archives:", *lines, "", sep="\n")
     return [fate for fate in fates if fate.packing is not None]
-
-
-def _drop(engine: Engine, wanted: list[Fate]) -> dict[str, int]:
-    from cowshed.image.archives import Archives
-
-    archives = Archives(engine.store)
-    try:
-        return archives.drop(wanted)
-    finally:
-        archives.close()
 
 
 def convert(engine: Engine, said: Values) -> int:
