@@ -18,10 +18,16 @@ from cowshed.image.load import load
 from cowshed.image.manifest import Descriptor
 from cowshed.image.outgoing import Compressor
 from cowshed.image.progress import Progress
+from cowshed.image.pull import pull
 from cowshed.image.push import push
 from cowshed.image.realise import top_layer
 from cowshed.image.save import chosen, save
+from cowshed.layers import faults
+from cowshed.layers.driver import open_driver
+from cowshed.layers.layers import Layers
 from cowshed.state import images
+from cowshed.state.leases import Lease
+from cowshed.state.store import open_store
 
 NAME = "example.org/team/app:1"
 
@@ -201,9 +207,6 @@ def test_a_second_driver_makes_the_layer_of_the_first(make_store, tmp_path):
     first = make_store("one")
     row = loaded(first, Image(layers()), tmp_path)
     assert len(dropped(first)) == 2
-    from cowshed.layers.driver import open_driver
-    from cowshed.layers.layers import Layers
-
     second = Layers(first.store, "copy", open_driver(first.store, "copy", {}))
     try:
         assert top_layer(second, row, "commit", Progress()) is not None
@@ -216,7 +219,6 @@ def test_the_policy_drops_after_a_pull(store, fake, tmp_path):
     fake.add(image)
     store.store.drops_archives = True
     name = f"{fake.address}/a/b"
-    from cowshed.image.pull import pull
 
     def once():
         return pull(store.layers, reference.parse(name), registries={}, durability="commit", progress=store.told)
@@ -229,8 +231,6 @@ def test_the_policy_drops_after_a_pull(store, fake, tmp_path):
 
 
 def test_leased_archives_stay(store, tmp_path):
-    from cowshed.state.leases import Lease
-
     row = loaded(store, Image(layers()), tmp_path)
     first = row.blobs[0][0]
     with Lease(store.store, [first]):
@@ -249,9 +249,9 @@ def test_the_recipe_goes_with_the_image(store, tmp_path):
     store.layers.remove_unreferenced()
 
 
-def changed_layer(store):
+def changed_layer(store, driver=""):
     """Other bytes in a file of the lower layer, behind the driver's back."""
-    (path,) = [os.path.join(top, "big") for top, _, names in os.walk(f"{store.root}/drivers") if "big" in names
+    (path,) = [os.path.join(top, "big") for top, _, names in os.walk(f"{store.root}/drivers/{driver}") if "big" in names
                and os.path.exists(os.path.join(top, "twice"))]  # fmt: skip
     with open(path, "r+b") as file:
         byte = file.read(1)
@@ -270,6 +270,23 @@ def test_a_layer_that_has_changed_is_told_before_the_end(store, tmp_path):
         came.extend(Archives(store.store).read(first))
     assert len(b"".join(came)) < len(image.blobs[first])
     assert not Archives(store.store).restore(first)
+
+
+def test_a_layer_of_another_driver_helps(store, tmp_path):
+    row = loaded(store, Image(layers()), tmp_path)
+    dropped(store)
+    other = Layers(store.store, "copy", open_driver(store.store, "copy", {}))
+    try:
+        top_layer(other, row, "commit", Progress())
+    finally:
+        other.driver.close()
+    changed_layer(store, "overlay")
+    archives = Archives(store.store)
+    first = row.blobs[0][0]
+    with pytest.raises(Tampered):
+        list(archives.read(first))
+    assert archives.restore(first)
+    assert os.path.exists(blob(store, first))
 
 
 def test_a_compressor_that_has_changed_is_named(store, tmp_path, monkeypatch):
@@ -316,9 +333,6 @@ STEPS = ("drop.made", "drop.published", "drop.synced", "drop.deleted")
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_each_step(store, tmp_path, step):
     """The archive is there or can be made again at each moment, and the next try ends it."""
-    from cowshed.layers import faults
-    from cowshed.state.store import open_store
-
     image = Image(layers())
     row = loaded(store, image, tmp_path)
     pid = os.fork()

@@ -52,7 +52,7 @@ def make_again(engine: Engine, row: LayerRow, progress: Progress) -> None:
     if not digest or row.diff_id is None:
         raise NotFound(f"no image lists the archive of layer {row.id[:12]} any more")
     with Lease(store, [digest]):
-        if not is_whole(BlobStore(store.root), digest) and not Archives(store).restore(digest):
+        if not is_whole(BlobStore(store.root), digest):
             fetch(engine, digest, progress)
         held = _claim(layers, row)
         try:
@@ -183,10 +183,12 @@ class _Aside:
 
 
 def fetch(engine: Engine, digest: str, progress: Progress) -> None:
-    """Bring a blob again from a registry that one of its images is named after. ImageError if none has it: then one
-    that is damaged stays as it is."""
+    """Bring a blob again: of a layer, if it was dropped and one gives it, else from a registry that one of its images
+    is named after. ImageError if none has it: then one that is damaged stays as it is."""
     blobs = BlobStore(engine.store.root)
     with Lease(engine.store, [digest]), _Aside(blobs, digest):
+        if blobs.size(digest) < 0 and Archives(engine.store).restore(digest):
+            return
         _fetch(engine, blobs, digest, progress)
         blobs.forget(digest)
 

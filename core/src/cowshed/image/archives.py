@@ -11,7 +11,7 @@ The recipe is on the disk before the archive is deleted. Nobody deletes an archi
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 from cowshed import log
 from cowshed.errors import CowshedError, ImageError
@@ -99,7 +99,8 @@ class Archives(BlobStore):
             mounted.close()
 
     def _mounted(self, diff_id: str) -> Generator[int]:
-        """The root of the first layer of a diff id that can be mounted, mounted until this is closed."""
+        """The roots of the layers of a diff id that can be mounted, each mounted until the next is asked for or this is
+        closed."""
         for number, driver in self._holders(diff_id):
             try:
                 layers = self._layers_of(driver)
@@ -112,7 +113,6 @@ class Archives(BlobStore):
                 yield root
             finally:
                 context.__exit__(None, None, None)
-            return
 
     def _holders(self, diff_id: str, *, durable: bool = False) -> list[tuple[int, str]]:
         """Number and driver of the layers of a diff id, the safest first; durable: those that a power cut leaves."""
@@ -137,18 +137,24 @@ class Archives(BlobStore):
         return "" if self._holders(recipe.about.diff_id) else "no driver has its layer"
 
     def restore(self, digest: str) -> bool:
-        """Make a blob again that was dropped; whether it is there. Its recipe stays. NoSpace."""
+        """Make a blob again that was dropped, of whichever layer gives it; whether it is there. Its recipe stays.
+        NoSpace."""
         try:
-            with self.create() as new:
-                for piece in self.read(digest):
-                    new.write(piece)
-                if new.digest() != digest:
-                    return False
-                new.publish()
-        except (ImageError, FileNotFoundError) as error:
-            log.info(f"archive {digest[:19]} is not made again: {error}")
+            recipe = Recipe(self.recipe(digest))
+        except (ImageError, FileNotFoundError):
             return False
-        return True
+        with closing(self._mounted(recipe.about.diff_id)) as roots:
+            for root in roots:
+                try:
+                    with self.create() as new:
+                        for piece in recipe.packed(root):
+                            new.write(piece)
+                        if new.digest() == digest:
+                            new.publish()
+                            return True
+                except ImageError as error:
+                    log.info(f"archive {digest[:19]} is not made again: {error}")
+        return False
 
     # ------------------------------------------------------------ dropping
 
