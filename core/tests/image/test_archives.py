@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -313,7 +314,7 @@ def test_damaged_recipes(store, tmp_path):
     path = recipe(store, name)
     with open(path, "rb") as file:
         good = file.read()
-    for at in range(0, len(good), 7):
+    for at in range(0, len(good), 19):
         with open(path, "wb") as file:
             file.write(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
         assert archives.fault(name)
@@ -378,3 +379,45 @@ def test_recipes_of_archives_that_are_there_go(store, tmp_path):
     assert not os.path.exists(recipe(store, first))
     assert os.path.exists(recipe(store, second))
     assert b"".join(archives.read(second))
+
+
+def test_what_is_loaded_again_is_there_again(store, tmp_path):
+    row = loaded(store, Image(layers()), tmp_path)
+    dropped(store)
+    load(store.layers, f"{tmp_path}/{row.id[7:19]}", durability="commit", progress=Progress())
+    assert [os.path.exists(blob(store, name)) for name, _, _ in row.blobs] == [True, True]
+
+
+def test_what_was_dropped_of_a_layer_that_is_lost_is_not_here(make_store, fake, tmp_path):
+    store = make_store("lost")
+    image = Image(layers())
+    fake.add(image)
+    row = pull(store.layers, reference.parse(f"{fake.address}/a/b"), registries={}, durability="commit",
+               progress=store.told).image  # fmt: skip
+    dropped(store)
+    (lowest,) = store.query("select id from layers where parent is null")[0]
+    os.rename(f"{store.root}/drivers/overlay/committed/{lowest}", f"{tmp_path}/away")
+    assert [Archives(store.store).has(Descriptor(name, size, "")) for name, _, size in row.blobs] == [False, False]
+    with pytest.raises(ImageError, match="was dropped, and no driver has its layer"):
+        list(Archives(store.store).read(row.blobs[0][0]))
+    pull(store.layers, reference.parse(f"{fake.address}/a/b"), registries={}, durability="commit", progress=store.told)
+    assert [os.path.exists(blob(store, name)) for name, _, _ in row.blobs] == [True, True]
+
+
+def test_an_archive_of_docker_that_has_no_packed_layers(store, tmp_path):
+    """As docker wrote it before version 25: the image that is here keeps its manifest, and archives stay dropped."""
+    image = Image(tars := layers())
+    row = loaded(store, image, tmp_path)
+    dropped(store)
+    listed = [{"Config": f"{image.id[7:]}.json", "RepoTags": [NAME], "Layers": [f"{n}/layer.tar" for n in range(2)]}]
+    with tarfile.open(tmp_path / "old.tar", "w") as tar:
+        for name, data in {
+            "0/layer.tar": tars[0], "1/layer.tar": tars[1], f"{image.id[7:]}.json": image.blobs[image.id],
+            "manifest.json": json.dumps(listed).encode(),
+        }.items():  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    (again,) = load(store.layers, f"{tmp_path}/old.tar", durability="commit", progress=Progress())
+    assert again.image.manifest == row.manifest
+    assert [os.path.exists(blob(store, name)) for name, _, _ in row.blobs] == [False, False]

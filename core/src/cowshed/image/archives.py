@@ -59,14 +59,17 @@ class Archives(BlobStore):
         self._layers_of = layers_of or store.layers_of or _opener(store)
 
     def has(self, blob: Descriptor) -> bool:
-        """Whether the blob is there with its size, or was dropped and its layer is there."""
+        """Whether the blob is there with its size, or was dropped and its layer can be mounted."""
         if super().has(blob):
             return True
         try:
             about = Recipe(self.recipe(blob.digest)).about
         except (FileNotFoundError, ImageError):
             return False
-        return (about.digest, about.size) == (blob.digest, blob.size) and bool(self._holders(about.diff_id))
+        if (about.digest, about.size) != (blob.digest, blob.size):
+            return False
+        with closing(self._mounted(about.diff_id)) as roots:
+            return next(roots, -1) >= 0
 
     def read(self, digest: str, offset: int = 0) -> Iterator[bytes]:
         """The bytes of a blob in pieces, from offset on. FileNotFoundError at the first; of one that was dropped

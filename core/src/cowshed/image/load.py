@@ -77,6 +77,7 @@ def _load(
 ) -> tuple[Loaded, ...]:  # fmt: skip
     origin: Origin = layout.LayoutOrigin(contents)
     found: list[tuple[Resolved, tuple[str, ...]]] = []
+    here = set()  # ids of images whose layers are here as they were pulled, and not in the archive
     flat_one = flat.is_flat(contents)
     saved = () if flat_one else dockerarchive.saved(contents)
     if flat_one:
@@ -94,7 +95,10 @@ def _load(
     else:
         for entry in saved:
             resolved = dockerarchive.resolve(contents, staging, entry)
-            found.append((_known(layers, blobs, resolved.image.id) or resolved, entry.names))
+            known = _known(layers, blobs, resolved.image.id)
+            if known is not None:
+                here.add(known.image.id)
+            found.append((known or resolved, entry.names))
     if not found:
         raise ImageError("it holds no images: neither an oci-layout nor a manifest.json is there",
                          remedy="`cowshed load` reads OCI layouts, docker archives and `dir:` directories")  # fmt: skip
@@ -105,11 +109,15 @@ def _load(
     for resolved, names in found:
 
         def publish(resolved: Resolved = resolved) -> bool:
-            missing = {layer.digest for layer in resolved.manifest.layers if not blobs.has(layer)}
+            wanted = resolved.manifest.layers
+            missing = {layer.digest for layer in wanted if blobs.size(layer.digest) != layer.size}
             published = [staging.publish(digest) for digest in missing]
             return any(published)
 
-        bring(layers, origin, resolved, names=names, durability=durability, progress=progress, prepare=publish)
+        bring(
+            layers, origin, resolved, names=names, durability=durability, progress=progress, prepare=publish,
+            anew=resolved.image.id not in here,
+        )  # fmt: skip
         done.append(Loaded(resolved.image, tuple(map(familiar, names))))
     return tuple(done)
 

@@ -10,6 +10,7 @@ from cowshed import words
 from cowshed.errors import BadUsage, CowshedError, NoSpace, NotFound
 from cowshed.image import platform as platforms
 from cowshed.image.archives import Archives, follow_policy
+from cowshed.image.blobs import BlobStore
 from cowshed.image.realise import Kept, realise
 from cowshed.image.resolve import resolve, resolve_all
 from cowshed.registry.client import Client
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from cowshed.image.blobs import BlobStore
     from cowshed.image.incoming import Incoming
     from cowshed.image.manifest import Descriptor
     from cowshed.image.platform import Platform
@@ -163,12 +163,14 @@ def bring(
     abort: Callable[[], None] = lambda: None,
     prepare: Callable[[], bool] = lambda: False,
     came: OriginRow | None = None,
+    anew: bool = False,
 ) -> Brought:
     """Download what is missing of a resolved image and realise it. came: the registry's name that it has, None if it is
     from none. abort() ends the origin's transfers at once;
-    prepare() is called when the blobs are leased, to put in place what is here already: whether that was anything."""
+    prepare() is called when the blobs are leased, to put in place what is here already: whether that was anything.
+    anew: archives that were dropped are brought again, as that costs little."""
     store = layers.store
-    blobs = Archives(store)
+    blobs = BlobStore(store.root) if anew else Archives(store)
     blobs.prune_partials()
     wanted = found.manifest.layers
     try:
