@@ -27,7 +27,7 @@ lock: setup  ## resolve the dependencies again into requirements/*.txt
 
 # Debian packages of the demo and the tests: a registry to compare with, an image's contents, file systems to test on
 DEMO_PACKAGES := busybox-static
-TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry mmdebstrap e2fsprogs xfsprogs btrfs-progs erofs-utils attr acl procps skopeo zsh fish runc crun catatonit fuse-overlayfs uidmap iproute2 openssl kmod
+TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry mmdebstrap e2fsprogs xfsprogs btrfs-progs erofs-utils attr acl procps skopeo curl zsh fish runc crun catatonit fuse-overlayfs uidmap iproute2 openssl kmod
 
 # Runtimes that are only run by tests, and never installed
 RUNTIME_PACKAGES := runsc containerd

@@ -10,7 +10,7 @@ from cowshed_testing.distribution import Client, digest
 from cowshed_testing.images import Image, LayerTar
 from cowshed_testing.registry import Ours
 
-from .conftest import COMMAND
+from .conftest import COMMAND, Engine
 
 IMAGE = Image([LayerTar().file("a", "b" * 1000).bytes()], {})
 
@@ -43,7 +43,7 @@ def users(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("options", [[], ["--token", "--anonymous-pull"]])
+@pytest.mark.parametrize("options", [[], ["--anonymous-pull"]])
 def test_users(tmp_path, users, layout, options):
     with Ours(COMMAND, str(tmp_path / "r"), "--htpasswd", users, *options) as ours:
         there = f"docker://{ours.address}/team/app:1"
@@ -55,6 +55,37 @@ def test_users(tmp_path, users, layout, options):
             assert said.encode() == IMAGE.manifest
         skopeo("delete", "--tls-verify=false", there, status=1)
         skopeo("delete", "--tls-verify=false", "--creds", "bob:other", there)
+
+
+def test_everybody_pulls_and_only_users_push(tmp_path, users, layout):
+    """Our own client and curl, with and without credentials, beside skopeo above."""
+    alice = Engine(tmp_path)
+    with Ours(COMMAND, str(tmp_path / "r"), "--htpasswd", users, "--anonymous-pull") as ours:
+        there = f"{ours.address}/team/app:1"
+        copy = ("image", "copy", layout, f"docker://{there}")
+        alice.ok(*copy, status=125)
+        alice.ok("login", "-u", "alice", "--password-stdin", ours.address, feed=b"wrong\n", status=125)
+        alice.ok("login", "-u", "alice", "--password-stdin", ours.address, feed=b"secret\n")
+        alice.ok(*copy)
+        alice.ok("logout", ours.address)
+        alice.ok("pull", there)
+        alice.ok("registry", "delete", "--force", there, status=1)
+
+        def curl(*words):
+            done = subprocess.run(
+                ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", *words[:-1], f"http://{ours.address}{words[-1]}"],
+                capture_output=True, text=True, timeout=60, check=True,
+            )  # fmt: skip
+            return int(done.stdout)
+
+        as_bob = ("-u", "bob:other")
+        assert [curl("/v2/team/app/tags/list"), curl(*as_bob, "/v2/team/app/tags/list")] == [200, 200]
+        blob = f"/v2/team/app/blobs/uploads/?digest={digest(b'data')}"
+        for credentials, status in (((), 401), (("-u", "bob:secret"), 401), (as_bob, 201)):
+            assert curl(*credentials, "-H", "Content-Type: a/b", "--data-binary", "data", blob) == status
+            gone = 202 if status == 201 else 401
+            assert curl(*credentials, "-X", "DELETE", f"/v2/team/app/blobs/{digest(b'data')}") == gone
+        assert curl("-X", "DELETE", *as_bob, "/v2/team/app/manifests/1") == 202
 
 
 def test_tls(tmp_path, layout):
@@ -119,7 +150,7 @@ WRONG = {
     "tokens for nobody": (["--token"], "needs --htpasswd"),
     "another server without its key": (["--token-realm", "https://tokens.example"], "needs --token-key"),
     "a key without tokens": (["--token-key", "/none"], "belongs to"),
-    "reading for nobody who is somebody": (["--anonymous-pull"], "needs --token"),
+    "reading for nobody who is somebody": (["--anonymous-pull"], "needs --htpasswd or --token-realm"),
     "an address that is none": (["--listen", "here"], "no HOST:PORT"),
     "an address of somebody else": (["--listen", "192.0.2.1:5000"], "cannot be listened on"),
 }

@@ -141,6 +141,17 @@ def test_who_is_nobody_gets_a_token_to_read(bearer):
     assert bearer.client("POST", "/v2/a/b/blobs/uploads/", b"", **right).status == 401
 
 
+def test_a_password_counts_beside_tokens(bearer):
+    ask = bearer.client
+    assert ask("POST", "/v2/a/blobs/uploads/", b"", Authorization=basic("alice", "secret")).status == 202
+    for wrong in (basic("alice", "x"), basic("", ""), "Basic !", "Digest x"):
+        answer = ask("POST", "/v2/a/blobs/uploads/", b"", Authorization=wrong)
+        assert (answer.status, answer["WWW-Authenticate"].partition(" ")[0]) == (401, "Bearer")
+    assert ask("GET", "/v2/a/tags/list", Authorization=basic("", "")).code == "NAME_UNKNOWN", (
+        "who has none, and says so"
+    )
+
+
 def test_tokens_by_oauth2(bearer):
     ask = bearer.client
     form = "grant_type=password&username=alice&password=secret&service=s&scope=repository:a/b:push"

@@ -121,7 +121,7 @@ def _access(said: Values, store: Store) -> Access:
             raise BadUsage("registry serve: --token-realm needs --token-key, and neither --token nor --htpasswd")
         key = tokens.key_of(said.token_key)
         issued = tokens.Tokens(key, service=service, realm=said.token_realm, issuer=said.token_issuer or "")
-    elif said.token:
+    elif said.token or (said.anonymous_pull and users is not None):
         if users is None:
             raise BadUsage("registry serve: --token needs --htpasswd, which says who gets tokens")
         own = tokens.key_of(said.token_key) if said.token_key else tokens.own_key(f"{store.root}/token.key")
@@ -130,8 +130,8 @@ def _access(said: Values, store: Store) -> Access:
         raise BadUsage("registry serve: --token-key belongs to --token or --token-realm")
     if said.anonymous_pull and issued is None:
         raise BadUsage(
-            "registry serve: --anonymous-pull needs --token or --token-realm",
-            remedy="without tokens clients show their passwords only where everything needs them",
+            "registry serve: --anonymous-pull needs --htpasswd or --token-realm, which say who may push",
+            remedy="without either everybody may do everything",
         )
     return Access(users, issued, anonymous=bool(said.anonymous_pull))
 

@@ -81,7 +81,8 @@ class Users:
 
 class Access:
     """What a request may do. anonymous: whether pulling needs no credentials; only with tokens, because clients show
-    passwords only where everything needs them."""
+    passwords only where everything needs them. Where there are users, their passwords count beside tokens: curl, and
+    whoever else is told to, shows them without being asked."""
 
     def __init__(self, users: Users | None, issued: Tokens | None, *, anonymous: bool = False) -> None:
         self._users, self._tokens, self._anonymous = users, issued, anonymous
@@ -95,6 +96,9 @@ class Access:
         if self._tokens is not None:
             if scheme.lower() == "bearer":
                 self._by_token(request, value.strip(), name, right)
+                return
+            if scheme.lower() == "basic" and (user := self.basic(value)):
+                request.user = user
                 return
             if self._anonymous and right == "pull":
                 return
