@@ -6,6 +6,7 @@ from cowshed.errors import BadUsage
 from cowshed.storage.record import record
 
 _DEFAULT, _LIBRARY = "docker.io", "library/"
+_ALSO_DEFAULT = ("docker.io", "index.docker.io", "registry-1.docker.io")  # in any case
 DIGITS = {"sha256": 64, "sha512": 128, "blake3": 64}  # hexadecimal ones of a digest; blake3 needs its package
 _PART = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 _HEX = frozenset("0123456789abcdef")
@@ -59,8 +60,7 @@ def parse(text: str) -> Reference:
         registry, rest = first, after
         if not is_host(registry):
             raise _bad(text)
-        if registry in ("index.docker.io", "registry-1.docker.io"):
-            registry = _DEFAULT
+        registry = canonical_host(registry)
     else:
         registry = _DEFAULT
     repository, colon, tag = rest.rpartition(":")
@@ -75,6 +75,11 @@ def parse(text: str) -> Reference:
     if colon and not (tag and len(tag) <= 128 and set(tag) <= _TAG and tag[0] not in ".-"):
         raise _bad(text)
     return Reference(registry, repository, tag or ("" if digest else "latest"), digest)
+
+
+def canonical_host(registry: str) -> str:
+    """The name of a registry, of docker.io the one that it has in names of images."""
+    return _DEFAULT if registry.lower() in _ALSO_DEFAULT else registry
 
 
 def is_short(text: str) -> bool:

@@ -29,6 +29,7 @@ REGISTRIES, LOCAL = "docker", "cowshed"  # transports
 ACCEPT, REJECT, SIGNED, UNVERIFIABLE = "accept", "reject", "signed", "unverifiable"
 DEFAULT_IDENTITY, ANY = "matchRepoDigestOrExact", "matchAny"
 _LIMIT = 1 << 20
+_PORT = 443
 _KEYS = ("keyPath", "keyPaths", "keyData", "keyDatas")
 _ELSEWHERE = {
     "fulcio": "certificates of fulcio", "pki": "certificates of a public key infrastructure",
@@ -104,17 +105,43 @@ class Policy:
 def scopes(image: Reference) -> list[str]:
     """The scopes that an image is in, the most specific first (containers-policy.json, docker:). However a host is
     written, it is the same one."""
-    host = image.registry.lower()
-    name = f"{host}/{image.repository}"
-    found = [host + image.name[len(host) :]]
-    while name:
-        found.append(name)
-        name = name.rpartition("/")[0]
-    domain = host.partition(":")[0]
+    hosts = _spellings(image.registry)
+    path = f"/{image.repository}"
+    found = [host + image.name[len(image.registry) :] for host in hosts]
+    while path:
+        found += [host + path for host in hosts]
+        path = path.rpartition("/")[0]
+    found += hosts
+    domain = hosts[0].partition(":")[0]
     while "." in domain:
         domain = domain.partition(".")[2]
         found.append(f"*.{domain}")
     return [*found, ""]
+
+
+def _spellings(registry: str) -> list[str]:
+    """How a policy may write a host, the usual way first: the port that is meant where none is written may be
+    written."""
+    host, colon, port = registry.lower().rpartition(":")
+    if not colon or port.endswith("]"):
+        plain = _host(registry.lower())
+        return [plain, f"{plain}:{_PORT}"]
+    plain, number = _host(host), int(port)  # which may have been written with zeros before it
+    return [f"{plain}:{number}", *([plain] if number == _PORT else [])]
+
+
+def _host(name: str) -> str:
+    """A host without its port in one way of many: 127.1 and [::ffff:7f00:1] are 127.0.0.1."""
+    from _socket import AF_INET6, inet_aton, inet_ntoa, inet_ntop, inet_pton  # `socket` brings much else
+
+    try:
+        if name.startswith("["):
+            address = inet_ntop(AF_INET6, inet_pton(AF_INET6, name[1:-1]))
+            is_mapped = address.startswith("::ffff:") and "." in address
+            return address.removeprefix("::ffff:") if is_mapped else f"[{address}]"
+        return inet_ntoa(inet_aton(name))
+    except OSError:  # it is no address
+        return references.canonical_host(name)
 
 
 # ---------------------------------------------------------------- identities
@@ -213,14 +240,32 @@ def _object(value: Any, what: str, known: tuple[str, ...] = ()) -> dict[str, Any
 def _scopes(table: dict[str, Any], transport: str) -> dict[str, tuple[Requirement, ...]]:
     found: dict[str, tuple[Requirement, ...]] = {}
     for scope, listed in table.items():
-        key = scope
-        if transport == REGISTRIES:
-            host, slash, rest = scope.partition("/")
-            key = host.lower() + slash + rest
+        key = _of_registries(scope) if transport == REGISTRIES else scope
         if key in found:
             raise ValueError(f"{transport} has the scope {key!r} twice")
         found[key] = _requirements(listed, f"scope {scope or 'of all'!r} of {transport}")
     return found
+
+
+def _of_registries(scope: str) -> str:
+    """A scope of images of registries as `scopes` writes it. ValueError for one that no image can be in: what it asks
+    for would hold for nothing."""
+    host, slash, rest = scope.partition("/")
+    if not scope:
+        return scope
+    if scope.startswith("*."):
+        if references.is_host(scope[2:]) and ":" not in scope:
+            return scope.lower()
+    elif not references.is_short(f"{host}/x"):
+        try:
+            image = references.parse(scope if slash else f"{host}/x")
+        except BadUsage:
+            pass
+        else:
+            if not {":", "@"} & {*rest} or image.name[len(image.registry) + 1 :] == rest:
+                return _spellings(image.registry)[0] + slash + rest
+    raise ValueError(f"{REGISTRIES} has the scope {scope[:200]!r}, which no image can be in: "
+                     "a scope is HOST[:PORT][/NAME[:TAG|@DIGEST]] or *.DOMAIN")  # fmt: skip
 
 
 def _requirements(value: Any, where: str) -> tuple[Requirement, ...]:
@@ -256,7 +301,7 @@ def _signed(value: dict[str, Any], where: str) -> Requirement:
         raise ValueError(f"{where}.{given[0]} is no {'list of texts' if given[0].endswith('s') else 'text'}")
     if given[0].startswith("keyPath"):
         for path in texts:
-            if not path.startswith("/"):
+            if not path.startswith("/") or not path.isprintable():
                 raise ValueError(f"{where}.{given[0]}: {path[:200]!r} is no absolute path")
         return Requirement(SIGNED, paths=tuple(texts), identity=identity)
     return Requirement(SIGNED, data=tuple(_base64(t, f"{where}.{given[0]}") for t in texts), identity=identity)
