@@ -8,6 +8,7 @@ from cowshed_testing.images import ARCHITECTURE, digest
 from cowshed_testing.samples import small
 from cowshed_testing.signing import EMPTY, Signer, referring, requirement, tagged, text
 
+from cowshed import digests
 from cowshed.errors import ConfigError, CowshedError, RegistryError, Untrusted
 from cowshed.image import reference
 from cowshed.image.pull import pull_all
@@ -236,8 +237,14 @@ def test_other_bytes_than_the_signature_is_named_for(gated, store, fake, signer,
     tagged(fake, image.digest, (body, made))
     fake.blobs[digest(body)] = body[:-1] + b" "
     refused(store, name, "it has no signature .what the registry sends")
-    fake.blobs[digest(body)] = body
     manifest = json.loads(fake.manifests[f"{image.digest.replace(':', '-')}.sig"][0])
+    named = f"blake3:{digests.new('blake3', body).hexdigest()}"
+    manifest["layers"][0]["digest"] = named
+    fake.put(f"{image.digest.replace(':', '-')}.sig", manifest)
+    fake.blobs[named] = body[:-1] + b" "
+    refused(store, name, "it has no signature .what the registry sends")
+    fake.blobs[named] = body
+    store.pull(name)
     manifest["layers"][0]["annotations"] = {}
     fake.put(f"{image.digest.replace(':', '-')}.sig", manifest)
     refused(store, name, "it has no signature")

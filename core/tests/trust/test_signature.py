@@ -108,8 +108,9 @@ def test_subjects(signers):
     both = [{"digest": {"sha256": "a" * 64}, "name": NAME}, {"digest": {"sha256": "b" * 64}, "name": NAME}, 7]
     claim = signature.verify(Evidence(BUNDLE, signer.bundle(D, subject=both)), [key(signer)])
     assert (claim.digests, claim.identity) == ((D, other), NAME)
-    both[1]["name"] = "r.example/else"
-    assert signature.verify(Evidence(BUNDLE, signer.bundle(D, subject=both)), [key(signer)]).identity == ""
+    for name in ("r.example/else", ["x"], {}, None):
+        both[1]["name"] = name
+        assert signature.verify(Evidence(BUNDLE, signer.bundle(D, subject=both)), [key(signer)]).identity == ""
     for none in (None, [], {}, "x"):
         assert signature.verify(Evidence(BUNDLE, signer.bundle(D, subject=none)), [key(signer)]).digests == ()
     with pytest.raises(BadSignature, match="has no digest"):
@@ -128,7 +129,10 @@ def test_bundles_that_are_none(signers):
         ({"dsseEnvelope": {**envelope, "signatures": ["x"]}}, "has not one signature"),
         ({"dsseEnvelope": {**envelope, "payload": "!"}}, "is not in base64"),
         ({"dsseEnvelope": {**envelope, "payload": None}}, "is not in base64"),
-        ({"dsseEnvelope": {**envelope, "payloadType": "x"}}, "is not of the key"),
+        ({"dsseEnvelope": {**envelope, "payloadType": "x"}}, "is for something else"),
+        ({"dsseEnvelope": {**envelope, "payloadType": "\ud800"}}, "is for something else"),
+        ({"dsseEnvelope": {**envelope, "payloadType": {}}}, "is for something else"),
+        ({"dsseEnvelope": {**envelope, "payload": "\ud800"}}, "is not in base64"),
     ):
         with pytest.raises(BadSignature, match=why):
             signature.verify(Evidence(BUNDLE, json.dumps({**good, **change}).encode()), [key(signer)])

@@ -143,10 +143,10 @@ def _bundle(evidence: Evidence, keys: Sequence[Key]) -> Claim:
     listed = envelope.get("signatures")
     if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
         raise BadSignature("is a bundle that has not one signature")
-    kind, payload = str(envelope.get("payloadType")), decoded(envelope.get("payload"))
-    signer = _signer(keys, _encoded(kind, payload), decoded(listed[0].get("sig")))
+    kind, payload = envelope.get("payloadType"), decoded(envelope.get("payload"))
     if kind != _PAYLOAD_TYPE:
-        raise BadSignature(f"is for something else: {kind[:100]!r}")
+        raise BadSignature(f"is for something else: {str(kind)[:100]!r}")
+    signer = _signer(keys, _encoded(payload), decoded(listed[0].get("sig")))
     statement = _json(payload, "signs")
     if statement.get("_type") not in _STATEMENTS or statement.get("predicateType") != _PREDICATE:
         raise BadSignature(f"is for something else: {str(statement.get('predicateType'))[:100]!r}")
@@ -156,14 +156,14 @@ def _bundle(evidence: Evidence, keys: Sequence[Key]) -> Claim:
         if not isinstance(subject, dict):
             continue
         digests += [f"{name}:{digits}" for name, digits in _inner(subject, "digest").items()]
-        names.add(subject.get("name"))
-    name = names.pop() if len(names) == 1 else None
-    return Claim(BUNDLE, tuple(digests), name if isinstance(name, str) else "", signer)
+        name = subject.get("name")
+        names.add(name if isinstance(name, str) else "")
+    return Claim(BUNDLE, tuple(digests), names.pop() if len(names) == 1 else "", signer)
 
 
-def _encoded(kind: str, payload: bytes) -> bytes:
+def _encoded(payload: bytes) -> bytes:
     """The bytes that an envelope's signature is over (DSSE, PAE)."""
-    name = kind.encode()
+    name = _PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
 
 
