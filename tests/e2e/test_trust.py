@@ -3,6 +3,7 @@ what was pulled yesterday, and other programs that sign and verify agree."""
 
 import json
 import os
+import select
 import subprocess
 
 import pytest
@@ -104,6 +105,23 @@ def test_a_policy_that_is_broken_stops_what_needs_one_and_nothing_else(engine, p
     assert "box" in engine.ok("ps", "-a")
     assert engine.ok("images", "-q") != ""
     engine.ok("rm", "box")
+
+
+def test_a_restart_policy_heeds_the_policy_of_images(engine, policy, greeting):
+    """Its command has no terminal to tell it which configuration was meant."""
+    policy({"127.0.0.1": [ACCEPT], "": [ACCEPT]})
+    id_ = engine.ok("run", "-d", "--restart", "always", greeting, "sleep", "1000").strip()
+    pid = int(engine.ok("inspect", "-f", "{{.State.Pid}}", id_))
+    with open(f"/proc/{pid}/stat") as stat:
+        monitor = os.pidfd_open(int(stat.read().rpartition(")")[2].split()[1]))
+    policy({})
+    os.kill(pid, 9)
+    select.select([monitor], [], [])  # it becomes the command that starts the container again
+    os.close(monitor)
+    assert engine.ok("inspect", "-f", "{{.State.Running}} {{.RestartCount}}", id_) == "false 0\n"
+    policy({"": [ACCEPT]})
+    engine.ok("start", id_)
+    engine.ok("rm", "-f", id_)
 
 
 def test_image_verify(engine, policy, ours, signer, tmp_path):

@@ -47,6 +47,7 @@ class Settings:
     options_said: dict[tuple[str, str], str] = field(default_factory=dict)  # by driver and option: who said it
     policy: str = ""  # the file that says which images are accepted; "" for the usual ones
     archives: str = "keep"  # of layers that are in a driver: keep, drop
+    named: str = ""  # the configuration file that was named; "" for the usual ones
 
     def options_of(self, driver: str) -> dict[str, Any]:
         """The options for a driver: from the files, and from the command line if they are meant for it."""
@@ -125,6 +126,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         sources,
         merged.get("trust", {}).get("policy", ""),
         merged.get("images", {}).get("archives", "keep"),
+        os.path.abspath(named) if (named := _named(flags, environ)) else "",
     )
 
 
@@ -177,14 +179,18 @@ def _private(path: str) -> str:
 def _read(flags: Mapping[str, Any], environ: Mapping[str, str], run_root: str) -> list[tuple[str, dict[str, Any]]]:
     paths = file_paths(flags, environ)
     read = files.read(paths, run_root)
-    if not read and (flags.get("config") or environ.get("COWSHED_CONFIG")):
+    if not read and _named(flags, environ):
         raise ConfigError(f"there is no configuration file {paths[0]}")
     return read
 
 
+def _named(flags: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    return flags.get("config") or environ.get("COWSHED_CONFIG") or ""
+
+
 def file_paths(flags: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
     """The configuration files that may exist, the weakest first: the one that is named, else the usual ones."""
-    named = flags.get("config") or environ.get("COWSHED_CONFIG")
+    named = _named(flags, environ)
     if named:
         return [os.path.abspath(named)]
     home = _base(environ, "XDG_CONFIG_HOME") or f"{_home(environ)}/.config"

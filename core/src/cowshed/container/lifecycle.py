@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cowshed.storage.api import Layer, LayerOptions
 
 _PATIENCE = 15.0
+_KEPT = ("PATH", "HOME", "XDG_CONFIG_HOME")  # of the environment: tools, and where configuration is looked for
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -318,13 +319,15 @@ def _worker(engine: Engine, row: ContainerRow) -> dict[str, Any]:
         "--root", engine.settings.root, "--run-root", engine.settings.run_root,
     )  # fmt: skip
     policy = row.config.get("restart") or "no"
-    if policy != "no":
-        words, always = [*base, "start", "--restarted", row.id], True
+    if policy != "no":  # under the same configuration: it may have a policy of images
+        named = ["--config", engine.settings.named] if engine.settings.named else []
+        words, always = [*base, *named, "start", "--restarted", row.id], True
     elif row.config.get("rm"):
         words, always = [*base, "rm", "-f", "-v", row.id], False
     else:
         return {}
-    return {"worker": words, "worker_always": always, "environment": {"PATH": os.environ.get("PATH", "")}}
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return {"worker": words, "worker_always": always, "environment": kept}
 
 
 def _follow(engine: Engine, row: ContainerRow) -> None:
