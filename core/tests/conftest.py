@@ -2,8 +2,9 @@
 
 import pytest
 from cowshed_testing.certificates import Certificates
+from cowshed_testing.command import COMMAND
 from cowshed_testing.fake_registry import FakeRegistry
-from cowshed_testing.registry import Registry
+from cowshed_testing.registry import Ours, Registry
 
 
 @pytest.fixture
@@ -35,6 +36,12 @@ def other():
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
     with Registry(str(tmp_path_factory.mktemp("registry"))) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def ours(tmp_path_factory):
+    with Ours(COMMAND, str(tmp_path_factory.mktemp("ours"))) as it:
         yield it
 
 

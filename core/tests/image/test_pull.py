@@ -11,16 +11,17 @@ import threading
 
 import pytest
 from backports import zstd
-from cowshed_testing.fake_registry import MANIFEST, send
+from cowshed_testing.fake_registry import send
 from cowshed_testing.images import ARCHITECTURE, Image, LayerTar, digest
-from cowshed_testing.samples import SMALL, changed, small, with_config
+from cowshed_testing.indexes import INDEX, index_of, of
+from cowshed_testing.samples import SMALL, changed, small
 from cowshed_testing.store import Store
 
 from cowshed.errors import AuthError, BadUsage, ImageError, NotFound, RegistryError, Tampered
 from cowshed.image import platform
 from cowshed.state import images
 
-INDEX, LIST = "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"
+LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -45,15 +46,6 @@ def test_by_digest_and_by_both(real, store):
     for text in (f"{name}@{image.digest}", f"{name}:latest@{image.digest}"):
         assert store.pull(text).image.id == image.id
     assert images.names(store.store, image.id) == [f"{name}@{image.digest}"]
-
-
-def test_a_second_pull_asks_for_the_manifest_only(fake, store):
-    fake.add(small())
-    name = f"{fake.address}/a/b"
-    assert store.pull(name).new
-    before = len(fake.requests)
-    assert not store.pull(name).new
-    assert [r.path for r in fake.requests[before:]] == ["/v2/a/b/manifests/latest"]
 
 
 def test_a_tag_that_moved(fake, store):
@@ -145,35 +137,6 @@ def test_a_layer_that_is_called_gzip_and_is_plain(fake, store):
 
 
 # ---------------------------------------------------------------- indexes and platforms
-
-
-def index_of(fake, images_of, kind=INDEX, **more):
-    """An index in the registry: platform words (or None) -> image."""
-    entries = []
-    for words, image in images_of:
-        fake.blobs.update(image.blobs)
-        fake.manifests[image.digest] = image.manifest, MANIFEST
-        entry = {
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "digest": image.digest,
-            "size": len(image.manifest),
-        }
-        if words:
-            entry["platform"] = dict(zip(("os", "architecture", "variant"), words.split("/"), strict=False))
-        entries.append(entry)
-    data = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": entries, **more}).encode()
-    fake.put("latest", data, kind)
-    fake.put(digest(data), data, kind)
-    return data
-
-
-def of(architecture, variant="", os_="linux"):
-    def change(config):
-        config.update(architecture=architecture, os=os_)
-        if variant:
-            config["variant"] = variant
-
-    return with_config(Image([LayerTar().file("arch", f"{architecture}/{variant}").bytes()]), change)
 
 
 @pytest.mark.parametrize("kind", [INDEX, LIST])

@@ -219,6 +219,7 @@ def everything(address):
     """All that a client asks."""
     with Client(address, "a/b", {}, pause=0) as it:
         yield lambda: it.manifest("latest")
+        yield lambda: it.head("latest")
         yield lambda: b"".join(it.blob(BLOB))
         yield lambda: b"".join(it.part(BLOB, 5, 50)[1])
     with Repository(address, "a/b", {}, actions=PUSH, pause=0, whole=100, piece=100) as there:
@@ -235,7 +236,7 @@ def everything(address):
 @pytest.mark.parametrize("seed", [int(os.environ.get("COWSHED_ANSWERS_SEED", "1"))])
 def test_whatever_a_server_says_is_an_answer_or_an_error_in_one_line(seed, monkeypatch, slept):
     """Generated answers, thousands of them: each ends in a result or in an error of ours, and never in a crash.
-    COWSHED_ANSWERS says how many rounds of eleven requests."""
+    COWSHED_ANSWERS says how many rounds of twelve requests."""
     chance = random.Random(seed)
     monkeypatch.setattr(place, "_told", set())
     monkeypatch.setattr(transport, "TIMEOUT", 2.0)

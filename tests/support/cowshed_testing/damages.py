@@ -211,7 +211,10 @@ def _remove_database(shop):
 
 
 # Which repository had a blob is told by nothing else: a push that does not know it sends the blob.
-REBUILT = ("db:containers:*", "db:volumes:*", "db:drivers:*", "db:meta:*", "db:blob_places:*", "file:lost-*")
+# The indexes that names stand for are fetched again.
+REBUILT = (
+    "db:containers:*", "db:volumes:*", "db:drivers:*", "db:meta:*", "db:blob_places:*", "db:indexes:*", "file:lost-*",
+)  # fmt: skip
 
 
 @damage("database-lost", "the database is deleted", "database.missing", how="rebuild", lost=REBUILT,

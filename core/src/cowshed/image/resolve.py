@@ -16,7 +16,7 @@ from cowshed.storage.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any, Protocol
 
     from cowshed.image.manifest import Descriptor, Manifest
@@ -43,6 +43,7 @@ class Resolved:
     image: ImageRow
     manifest: Manifest
     digest: str  # of the first document: the index, if there is one
+    indexes: Mapping[str, bytes] = {}  # by digest, those that lead to the image
 
 
 def resolve(
@@ -69,17 +70,21 @@ def resolve(
     first = digest or "sha256:" + hashlib.sha256(data).hexdigest()
     value = manifests.document(data, "the manifest")
     kind = manifests.media_type(value, said)
+    indexes, here = {}, first
     for _ in range(_DEPTH):
         if kind not in manifests.INDEXES:
             break
-        data, value, kind = _entry(origin, manifests.choose(value, best))
+        indexes[here] = data
+        chosen = manifests.choose(value, best)
+        here = chosen.digest
+        data, value, kind = _entry(origin, chosen)
     else:
         raise ImageError(f"the image's indexes lie more than {_DEPTH} deep")
     parsed = manifests.parse_manifest(value)
     config = _config(store, origin, parsed.config)
     image = describe(data, kind, parsed, config)
     _fits(image, platform, progress)
-    return Resolved(image, parsed, first)
+    return Resolved(image, parsed, first, indexes)
 
 
 def resolve_all(store: Store, origin: Origin, wanted: str, *, digest: str, progress: Progress) -> tuple[Resolved, ...]:
@@ -94,15 +99,17 @@ def resolve_all(store: Store, origin: Origin, wanted: str, *, digest: str, progr
     value = manifests.document(data, "the manifest")
     found: dict[str, Resolved] = {}
     seen: set[str] = set()
+    indexes: dict[str, bytes] = {}
 
-    def visit(data: bytes, value: dict[str, Any], kind: str, depth: int) -> None:
+    def visit(digest: str, data: bytes, value: dict[str, Any], kind: str, depth: int) -> None:
         if kind not in manifests.INDEXES:
             parsed = manifests.parse_manifest(value)
             image = describe(data, kind, parsed, _config(store, origin, parsed.config))
             if not image.platform.startswith("linux/"):
                 raise ImageError(f"it is for {image.platform}")
-            found.setdefault(image.manifest_digest, Resolved(image, parsed, first))
+            found.setdefault(image.manifest_digest, Resolved(image, parsed, first, indexes))
             return
+        indexes[digest] = data
         if depth == _DEPTH:
             raise ImageError(f"the image's indexes lie more than {_DEPTH} deep")
         for entry, _ in manifests.entries(value):
@@ -113,16 +120,16 @@ def resolve_all(store: Store, origin: Origin, wanted: str, *, digest: str, progr
             seen.add(entry.digest)
             inner = _entry(origin, entry)
             if inner[2] in manifests.INDEXES:
-                visit(*inner, depth + 1)
+                visit(entry.digest, *inner, depth + 1)
                 continue
             try:
-                visit(*inner, depth)
+                visit(entry.digest, *inner, depth)
             except Tampered:
                 raise
             except ImageError as error:
                 progress.warn(f"{entry.digest[7:19]} is left out: {error}")
 
-    visit(data, value, manifests.media_type(value, said), 0)
+    visit(first, data, value, manifests.media_type(value, said), 0)
     if not found:
         raise ImageError("the index has no image that can be used here")
     return tuple(found.values())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from cowshed.errors import RegistryError, Tampered
+from cowshed import log
+from cowshed.errors import BadUsage, RegistryError, Tampered
 from cowshed.image.manifest import document
+from cowshed.image.reference import check_digest
 from cowshed.registry.endpoints import endpoints
 from cowshed.registry.place import LONGEST_WAIT, TRIES, Missing, Place, Refused
 from cowshed.registry.referrers import entries_of, tag_of
@@ -69,6 +71,21 @@ class Client:
             return data, headers.get("Content-Type", "")
 
         return self._anywhere(ask)
+
+    def head(self, wanted: str) -> str:
+        """The digest of what a tag or digest stands for, asked by HEAD; "" if nobody tells one that can be used.
+
+        Of mirrors and registry the first that tells one counts. What it says is not verified: it only names something.
+        """
+        for place in [place for place in self._places if not place.dead]:
+            try:
+                url = place.url("manifests", wanted)
+                answer = place.ask(url, {"Accept": ACCEPT}, method="HEAD", what=wanted, once=True)
+                answer.close()
+                return check_digest(answer.headers.get("Docker-Content-Digest", ""))
+            except (BadUsage, RegistryError, Broken) as error:
+                log.debug(f"HEAD of {wanted} at {place.endpoint.host}: {error}")
+        return ""
 
     def referrers(self, digest: str) -> list[dict[str, Any]]:
         """What refers to a manifest by all that mirrors and registry say, those without the API by the fallback index

@@ -231,4 +231,12 @@ STEPS = (
         primary key (image, name)
     ) without rowid;
     """,
+    """
+    create table indexes (                 -- what names stand for, that it need not be fetched again
+        digest text not null,
+        root text not null,                -- the index that the name stands for: this one, or one that this is in
+        document blob not null,
+        primary key (digest, root)
+    ) without rowid;
+    """,
 )
