@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from backports import zstd
-from cowshed_testing.images import ARCHITECTURE, Image, LayerTar
+from cowshed_testing.images import ARCHITECTURE, Image, LayerTar, docker_archive
 from cowshed_testing.samples import SMALL, small, with_config
 
 from cowshed.errors import Conflict, CowshedError, ImageError, NotFound, Tampered
@@ -26,34 +26,6 @@ def tar_of(folder):
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name in sorted(os.listdir(folder)):
             tar.add(f"{folder}/{name}", name)
-    return buffer.getvalue()
-
-
-def docker_archive(image, names, *, links=False, rename=lambda name: name):
-    """As docker save wrote them: configuration, a folder with layer.tar for each layer, manifest.json."""
-    layers = [gzip.decompress(image.blobs[entry["digest"]]) for entry in json.loads(image.manifest)["layers"]]
-    files = {f"{image.id[7:]}.json": image.blobs[image.id]}
-    listed, first = [], {}
-    for n, layer in enumerate(layers):
-        name = f"{n:02d}/layer.tar"
-        listed.append(name)
-        files[name] = layer
-        if links and layer in first:
-            files[name] = f"../{first[layer]}"
-        first.setdefault(layer, name)
-    files["manifest.json"] = json.dumps(
-        [{"Config": f"{image.id[7:]}.json", "RepoTags": names, "Layers": listed}]
-    ).encode()
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(rename(name))
-            if isinstance(data, str):
-                member.type, member.linkname = tarfile.SYMTYPE, data
-                tar.addfile(member)
-            else:
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 

@@ -9,6 +9,10 @@ import json
 import os
 import platform
 import tarfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 BUSYBOX = "/bin/busybox"
@@ -130,6 +134,38 @@ class Image:
         }
         with open(f"{folder}/index.json", "w") as index:
             json.dump({"schemaVersion": 2, "manifests": [described]}, index)
+
+
+def docker_archive(
+    image: Image, names: list[str], *, links: bool = False, rename: Callable[[str], str] = lambda name: name
+) -> bytes:
+    """As docker save wrote them: configuration, a folder with layer.tar for each layer, manifest.json."""
+    packed = [image.blobs[entry["digest"]] for entry in json.loads(image.manifest)["layers"]]
+    layers = [gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data for data in packed]
+    files: dict[str, bytes | str] = {f"{image.id[7:]}.json": image.blobs[image.id]}
+    listed: list[str] = []
+    first: dict[bytes, str] = {}
+    for n, layer in enumerate(layers):
+        name = f"{n:02d}/layer.tar"
+        listed.append(name)
+        files[name] = layer
+        if links and layer in first:
+            files[name] = f"../{first[layer]}"
+        first.setdefault(layer, name)
+    files["manifest.json"] = json.dumps(
+        [{"Config": f"{image.id[7:]}.json", "RepoTags": names, "Layers": listed}]
+    ).encode()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(rename(name))
+            if isinstance(data, str):
+                member.type, member.linkname = tarfile.SYMTYPE, data
+                tar.addfile(member)
+            else:
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def _pack(layer: bytes, compression: str) -> bytes:

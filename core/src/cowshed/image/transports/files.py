@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from cowshed.errors import BadUsage, Conflict, NoSpace, NotFound
 from cowshed.layers.archive import header
+from cowshed_linux import locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,22 +132,79 @@ class DirectoryFiles:
             if character == "/":
                 self._directory(name[:n])
         path = f"{self._path}/{name}"
-        partial = f"{path}.partial.{os.getpid()}"
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
+        with _New(path) as new:
             for piece in pieces:
-                write_all(fd, piece)
+                write_all(new.fd, piece)
             if not os.path.lexists(path):
                 self._made.append(path)
-            os.rename(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
-        finally:
-            os.close(fd)
+            new.publish()
 
     def finish(self) -> None:
         self._made.clear()
+
+
+class _New:
+    """`with _New(path) as new:` a file that has its name from `publish` on, in the place of what was there. A killed
+    process leaves nothing that the next one to write there would not take away, where the file system has files without
+    a name (open(2), O_TMPFILE)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._partial = ""  # what it is called until then
+
+    def __enter__(self) -> _New:
+        self.fd = _nameless(os.path.dirname(self._path), 0o644)
+        if self.fd < 0:
+            partial = f"{self._path}.partial.{os.getpid()}"
+            self.fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            self._partial = partial
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.fd)
+        if self._partial:
+            os.unlink(self._partial)
+
+    def publish(self) -> None:
+        if self._partial:
+            os.rename(self._partial, self._path)
+            self._partial = ""
+            return
+        try:
+            _link(self.fd, self._path)
+        except FileExistsError:
+            self._replace()
+
+    def _replace(self) -> None:
+        """By a name that is the same for every process, and used by one at a time: what is there is of a dead one."""
+        partial = f"{self._path}.partial"
+        folder = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            locks.lock_file(folder)
+            with suppress(FileNotFoundError):
+                os.unlink(partial)
+            _link(self.fd, partial)
+            os.rename(partial, self._path)
+        finally:
+            os.close(folder)
+
+
+def _nameless(folder: str, mode: int) -> int:
+    """A new file without a name; -1 where the file system has none."""
+    try:
+        return os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        return -1
+
+
+def _link(fd: int, path: str) -> None:
+    """Give a file without a name one. FileExistsError."""
+    # a descriptor of a directory has os.link follow the first name (linkat(2), AT_SYMLINK_FOLLOW)
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)
 
 
 class OutputFile:
@@ -199,20 +258,15 @@ class OutputFile:
 
     def _name(self) -> None:
         """Give the file that has no name its own, or, where another has that, the one that is renamed over it."""
-        # a descriptor of a directory has os.link follow the first name (linkat(2), AT_SYMLINK_FOLLOW)
-        file = f"/proc/self/fd/{self._fd}"
         try:
-            os.link(file, self._path, src_dir_fd=self._fd)
+            _link(self._fd, self._path)
         except FileExistsError:
-            os.link(file, self._partial, src_dir_fd=self._fd)
+            _link(self._fd, self._partial)
             self._nameless = False
 
     def _open(self, folder: str, partial: str) -> int:
-        try:
-            fd = os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-                raise
+        fd = _nameless(folder, 0o600)
+        if fd < 0:
             return os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._nameless = True
         return fd
