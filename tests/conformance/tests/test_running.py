@@ -96,6 +96,18 @@ def test_a_skip_without_a_code_fails_the_run(tmp_path):
     assert "skipped without a code, which counts as a failure: test_Z01_of_mine" in done.stdout
 
 
+def test_a_case_that_was_interrupted_has_no_result(tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        "import os, signal\nfrom cowshed_conformance.suite import *\n\nDRIVER = 'copy'\n\n"
+        "def test_L01_of_mine(store):\n    pass\n\n"
+        "def test_L02_of_mine(store):\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = pytest_(tmp_path, "test_mine.py", "-k", "of_mine", "--report-dir", "out")
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout
+    report = json.loads((tmp_path / "out/conformance.json").read_text())
+    assert [(case["case"], case["outcome"]) for case in report["cases"]] == [("L01", "passed")]
+
+
 def test_a_run_is_repeated_by_its_seed(tmp_path):
     (tmp_path / "test_mine.py").write_text(
         "from cowshed_conformance.suite import *\n\nDRIVER = 'copy'\n\n"

@@ -27,6 +27,7 @@ class Report:
         self.facts: dict[str, Any] = {}
         self.cases: dict[str, dict[str, Any]] = {}
         self.known: dict[str, dict[str, Any]] = {}  # by node: level, since, and whether a failure counts
+        self._begun: dict[str, float] = {}  # seconds that the fixtures took of a case that has no result yet
         self.modules: set[str] = set()  # of cases, that were collected
         self.pinned: int | None = None  # the version of the suite whose cases count, if not all do
 
@@ -45,6 +46,9 @@ class Report:
         if found is None:
             return
         name = report.nodeid.rpartition("::")[2]
+        if report.when == "setup" and report.passed:
+            self._begun[name] = report.duration  # should the run be interrupted now, nothing is known of the case
+            return
         entry = self.cases.setdefault(
             name,
             {
@@ -57,7 +61,7 @@ class Report:
                 "reason": "",
             },
         )
-        entry["seconds"] = round(entry["seconds"] + report.duration, 3)
+        entry["seconds"] = round(entry["seconds"] + self._begun.pop(name, 0.0) + report.duration, 3)
         if report.skipped and hasattr(report, "wasxfail"):  # newer than the version that is held to
             entry.update(outcome="failed", reason=_why(report))
         elif report.failed:
