@@ -3,6 +3,7 @@
 PLACE in /dev/shm spares the guest's disk, and takes its memory."""
 
 import os
+import stat
 import sys
 import time
 
@@ -24,10 +25,13 @@ def timed(label, function):
 
 
 def fill(root, count):
-    for n in range(count):
-        if not n % 200:
-            os.makedirs(f"{root}/{n // 20000}/{n // 200}", exist_ok=True)
-        os.close(os.open(f"{root}/{n // 20000}/{n // 200}/{n}", os.O_WRONLY | os.O_CREAT, 0o644))
+    for first in range(0, count, 200):
+        folder = f"{root}/{first // 20000}/{first // 200}"
+        os.makedirs(folder)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        for n in range(first, min(first + 200, count)):
+            os.mknod(str(n), stat.S_IFREG | 0o644, dir_fd=fd)  # one call for a file
+        os.close(fd)
 
 
 def main():
