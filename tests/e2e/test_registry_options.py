@@ -132,6 +132,45 @@ def test_collecting(tmp_path):
         client.close()
 
 
+def test_checking(tmp_path):
+    """While it is served: findings a line each, then as objects; the status; what is repaired and pushed again."""
+    folder = str(tmp_path / "r")
+    layer = json.loads(IMAGE.manifest)["layers"][0]["digest"]
+    with Ours(COMMAND, folder) as ours:
+        ours.push(IMAGE, "team/app", "1")
+        words = ("registry", "check", folder)
+        assert cowshed(*words) == "clean\n"
+        path = f"{folder}/blobs/{layer.replace(':', '/')}"
+        os.chmod(path, 0o644)
+        with open(path, "r+b") as file:
+            file.write(b"?")
+        said = f"blobs/{layer.replace(':', '/')} is damaged: its bytes are not those of its name: move it to damaged/"
+        assert told(*words) == (1, f"{said}\n1 findings\n")
+        status, text = told(*words, "--rate", "1g", "--format", "json")
+        (row,) = [json.loads(line) for line in text.splitlines()]
+        assert (status, row["Code"], row["Object"], row["Severity"], row["Outcome"]) == (
+            1, "blob.damaged", layer, "error", ""
+        )  # fmt: skip
+        status, text = told(*words, "--repair")
+        first, second, last = text.splitlines()
+        assert (status, first, last) == (1, f"done: {said}", "1 findings, 1 repaired")
+        assert f"stands on the blob {layer}, which is not here: push the image again" in second
+        ours.push(IMAGE, "team/app", "1")
+        assert cowshed(*words) == "clean\n"
+        os.unlink(f"{folder}/repositories/team+app/blobs/{layer.replace(':', '/')}")
+        status, text = told(*words, "--repair")
+        assert (status, text.splitlines()[-1]) == (0, "clean, 1 repaired")
+    assert cowshed(*words) == "clean\n", "also when nobody serves it"
+    assert "no directory of a registry" in cowshed("registry", "check", str(tmp_path), status=125)
+
+
+def told(*words):
+    """(status, output) of a command that may find something."""
+    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=60)
+    assert not done.stderr
+    return done.returncode, done.stdout
+
+
 def test_a_log_in_a_file_and_a_quota(tmp_path):
     with Ours(COMMAND, str(tmp_path / "r"), "--log", str(tmp_path / "log"), "--quota", "1k") as ours:
         client = Client(ours.address)

@@ -1,8 +1,9 @@
 """A client of the distribution specification that shows everything, and what it pushes."""
 
-import hashlib
 import http.client
 import json
+
+from cowshed import digests
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -72,7 +73,7 @@ class Client:
 
 
 def digest(data, algorithm="sha256"):
-    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+    return f"{algorithm}:{digests.new(algorithm, data).hexdigest()}"
 
 
 def descriptor(found, size, kind="application/octet-stream"):

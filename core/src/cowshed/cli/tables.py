@@ -750,6 +750,21 @@ COMMANDS = (
         bare=True,
     ),
     Command(
+        "registry check",
+        "registry:check",
+        "DIRECTORY",
+        "read all blobs of a registry, and hold names, manifests and tags against them; it may be serving meanwhile",
+        (
+            Option("--repair", "flag", "move damaged blobs aside, put back and delete what can be"),
+            Option("--rate", "size", "the most that is read in a second"),
+            _FORMAT_LIST,
+            _HELP,
+        ),
+        1,
+        1,
+        bare=True,
+    ),
+    Command(
         "registry user",
         "registry:user",
         "FILE NAME",

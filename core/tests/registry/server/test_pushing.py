@@ -2,9 +2,12 @@
 
 import json
 import os
+import sys
 
 import pytest
 from cowshed_testing.distribution import INDEX, MANIFEST, descriptor, digest, manifest
+
+from cowshed.registry.server import garbage, scrub
 
 DATA = bytes(range(256)) * 20
 
@@ -97,19 +100,78 @@ def test_a_digest_that_is_none(ask, wrong):
     assert ask("PUT", ask.begin(), DATA).code == "DIGEST_INVALID"
 
 
-def test_sha512(ask):
-    wanted = digest(DATA, "sha512")
-    location = ask.begin(query="?digest-algorithm=sha512")
+@pytest.fixture(params=["sha512", "blake3"])
+def algorithm(request):
+    if request.param == "blake3":
+        pytest.importorskip("blake3")
+    return request.param
+
+
+def test_another_algorithm(ask, algorithm):
+    wanted = digest(DATA, algorithm)
+    location = ask.begin(query=f"?digest-algorithm={algorithm}")
     assert ask("PATCH", location, DATA).status == 202
     assert ask("PUT", f"{location}?digest={wanted}")["Docker-Content-Digest"] == wanted
     assert ask("GET", f"/v2/a/b/blobs/{wanted}").body == DATA
+    assert ask("POST", f"/v2/c/d/blobs/uploads/?mount={wanted}&from=a/b", b"").status == 201
+    assert ask("HEAD", f"/v2/c/d/blobs/{wanted}")["Docker-Content-Digest"] == wanted
     assert ask("POST", "/v2/a/b/blobs/uploads/?digest-algorithm=md5", b"").code == "DIGEST_INVALID"
+    assert ask("DELETE", f"/v2/a/b/blobs/{wanted}").status == 202
 
 
-def test_sha512_that_was_not_announced(ask):
-    wanted = digest(DATA, "sha512")
+def test_another_algorithm_at_once(ask, algorithm):
+    wanted = digest(DATA, algorithm)
+    where = f"/v2/a/b/blobs/uploads/?digest={wanted}"
+    assert ask("POST", where, DATA[1:], Content_Type="a/b").code == "DIGEST_INVALID"
+    assert ask("POST", where, DATA, Content_Type="a/b")["Docker-Content-Digest"] == wanted
+
+
+def test_another_algorithm_that_was_not_announced(ask, algorithm):
+    wanted = digest(DATA, algorithm)
     location = ask("PATCH", ask.begin(), DATA)["Location"]
     assert ask("PUT", f"{location}?digest={wanted}").status == 201
+
+
+def test_an_image_of_another_algorithm(ask, served, algorithm):
+    """Its blobs, its manifest, what refers to it: found, collected and checked as all others."""
+    config, layer = (ask.blob(data, algorithm=algorithm) for data in (b"config", DATA))
+    data = manifest(config, [layer], [6, len(DATA)])
+    named = digest(data, algorithm)
+    assert ask("PUT", f"/v2/a/b/manifests/{named}?tag=v1", data, Content_Type=MANIFEST).status == 201
+    assert ask("GET", "/v2/a/b/manifests/v1")["Docker-Content-Digest"] == named
+    about = ask.image(tag="", blobs=(b"x",), subject=descriptor(named, len(data), MANIFEST))
+    assert [one["digest"] for one in ask("GET", f"/v2/a/b/referrers/{named}").json["manifests"]] == [about]
+    loose = ask.blob(b"loose", algorithm=algorithm)
+    assert garbage.collect(served.store, grace=-60).blobs == 1
+    assert ask("GET", f"/v2/a/b/blobs/{loose}").status == 404
+    assert ask("GET", f"/v2/a/b/blobs/{layer}").body == DATA
+    assert list(scrub.look(served.store)) == []
+    path = served.store.pool_path(layer)
+    os.chmod(path, 0o644)
+    with open(path, "wb") as file:
+        file.write(b"wrong")
+    assert [one.object for one in scrub.look(served.store) if one.code == "blob.damaged"] == [layer]
+
+
+def test_without_the_package_of_an_algorithm(ask, served, monkeypatch):
+    """What is here can still be read, mounted and kept; nothing is believed that cannot be computed."""
+    pytest.importorskip("blake3")
+    wanted = ask.blob(DATA, algorithm="blake3")
+    data = manifest(ask.blob(b"config"), [wanted], [6, len(DATA)])
+    assert ask("PUT", "/v2/a/b/manifests/v1", data, Content_Type=MANIFEST).status == 201
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    assert ask("GET", f"/v2/a/b/blobs/{wanted}").body == DATA
+    assert ask("POST", f"/v2/c/d/blobs/uploads/?mount={wanted}&from=a/b", b"").status == 201
+    for answer in (
+        ask("POST", f"/v2/a/b/blobs/uploads/?digest=blake3:{'0' * 64}", DATA, Content_Type="a/b"),
+        ask("POST", "/v2/a/b/blobs/uploads/?digest-algorithm=blake3", b""),
+        ask("PUT", f"{ask.begin()}?digest={wanted}", DATA),
+    ):
+        assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
+        assert "cannot be verified here" in answer.json["errors"][0]["message"]
+    garbage.collect(served.store, grace=-60)
+    assert ask("GET", f"/v2/a/b/blobs/{wanted}").body == DATA
+    assert [(one.code, one.severity) for one in scrub.look(served.store)] == [("blob.unverified", "note")]
 
 
 def test_an_upload_belongs_to_its_repository(ask):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cowshed.cli.parser import Values
     from cowshed.engine import Engine
 
-_COLUMNS = ("Severity", "Code", "Object", "Text")
+COLUMNS = ("Severity", "Code", "Object", "Text")
 _RESUME = "continue"  # a word of Python, so no attribute of what was said
 
 
@@ -46,7 +46,7 @@ def _check(engine: Engine, said: Values, *, notes: bool) -> int:
     found: list[Finding] = []
     count = 0
     try:
-        for finding in look(engine, deep=bool(said.deep), resume=resume, told=_told(said)):
+        for finding in look(engine, deep=bool(said.deep), resume=resume, told=told(said)):
             if finding.severity == NOTE and not notes:
                 continue
             count += finding.severity != NOTE
@@ -65,8 +65,8 @@ def _check(engine: Engine, said: Values, *, notes: bool) -> int:
     return 1 if count else 0
 
 
-def _told(said: Values) -> Callable[[str], object]:
-    """What tells how a deep check goes: a line that is written over, on a terminal only."""
+def told(said: Values) -> Callable[[str], object]:
+    """What tells how a check that reads everything goes: a line that is written over, on a terminal only."""
     if said.format or not sys.stderr.isatty():
         return lambda text: None
     return lambda text: sys.stderr.write(f"\r\x1b[K{text[:79]}\r")
@@ -83,7 +83,7 @@ def _interrupted(engine: Engine) -> int:
 def _listed(found: Iterable[Finding], said: Values) -> None:
     from cowshed.cli import output
 
-    output.listing([finding.document() for finding in found], _COLUMNS, said.format, what="storage check")
+    output.listing([finding.document() for finding in found], COLUMNS, said.format, what="storage check")
 
 
 def repair(engine: Engine, said: Values) -> int:

@@ -1,4 +1,4 @@
-"""registry serve, gc, user."""
+"""registry serve, gc, check, user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 
 from cowshed.cli import output
-from cowshed.errors import BadUsage, ConfigError
+from cowshed.errors import BadUsage, ConfigError, CowshedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def serve(flags: Values, said: Values) -> int:
 
         there = settings.load(flags, os.environ).registries.get(said.upstream) or {}
         registry.fetch_from(Upstream(said.upstream, there, registry.uploads, journal))
+    store.is_cache_of(said.upstream or "")
     service = Service(
         said.listen or "127.0.0.1:5000", registry.respond, journal, tls=tls,
         most=_number(said.max_connections, 512), patience=_number(said.stop_timeout, 30),
@@ -66,11 +67,9 @@ def collect(flags: Values, said: Values) -> int:
     from cowshed.registry.server import garbage
     from cowshed.registry.server.store import Store
 
-    folder = said["operands"][0]
-    if not os.path.isdir(f"{folder}/blobs"):
-        raise ConfigError(f"{folder} is no directory of a registry")
+    store = Store(_there(said))
     grace = float(said.grace) if said.grace is not None else garbage.GRACE
-    done = garbage.collect(Store(folder), grace=grace, untagged=bool(said.untagged), dry_run=bool(said.dry_run))
+    done = garbage.collect(store, grace=grace, untagged=bool(said.untagged), dry_run=bool(said.dry_run))
     row = {
         "Manifests": done.manifests, "Links": done.links, "Uploads": done.uploads, "Blobs": done.blobs,
         "Freed": done.freed,
@@ -84,6 +83,39 @@ def collect(flags: Values, said: Values) -> int:
         f"{done.blobs} blobs, {done.freed} bytes on the disk"
     )
     return 0
+
+
+def check(flags: Values, said: Values) -> int:
+    """As `storage check` tells it: a line for each finding, then `clean` or how many they are."""
+    from cowshed.check.findings import NOTE
+    from cowshed.cli.commands.check import COLUMNS, told
+    from cowshed.registry.server import scrub
+    from cowshed.registry.server.store import Store
+
+    store = Store(_there(said))
+    rows = []
+    left = mended = 0
+    for finding in scrub.look(store, rate=said.rate or 0, told=told(said)):
+        outcome = ""
+        if said.repair and finding.repair:
+            try:
+                scrub.mend(store, finding)
+                outcome = "done"
+            except (OSError, CowshedError) as error:
+                outcome = f"failed: {error}"
+        if outcome == "done":
+            mended += 1
+        elif finding.severity != NOTE:
+            left += 1
+        rows.append({**finding.document(), "Outcome": outcome})
+        if not said.format:
+            head = "note" if finding.severity == NOTE else outcome
+            print(f"{head}: {finding.line}" if head else finding.line, flush=True)
+    if said.format:
+        output.listing(rows, COLUMNS, said.format, what="registry check")
+    else:
+        print(f"{left} findings" if left else "clean", end=f", {mended} repaired\n" if mended else "\n")
+    return 1 if left else 0
 
 
 def user(flags: Values, said: Values) -> int:
@@ -108,6 +140,14 @@ def user(flags: Values, said: Values) -> int:
             lines = [one for one in file.read().splitlines() if one.partition(":")[0] != name]
     files.write_atomically(path, "".join(f"{one}\n" for one in [*lines, line]).encode())
     return 0
+
+
+def _there(said: Values) -> str:
+    """The directory of a registry that was named. ConfigError if it is none."""
+    folder = str(said["operands"][0])
+    if not os.path.isdir(f"{folder}/blobs"):
+        raise ConfigError(f"{folder} is no directory of a registry")
+    return folder
 
 
 def _access(said: Values, store: Store) -> Access:

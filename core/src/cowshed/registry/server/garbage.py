@@ -11,10 +11,9 @@ import contextlib
 import os
 import time
 
-from cowshed.registry.server import manifests, names
+from cowshed.registry.server import manifests, names, uploads
 from cowshed.registry.server.refusals import Refusal
 from cowshed.storage.record import record
-from cowshed_linux import locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,11 +53,11 @@ def collect(store: Store, *, grace: float = GRACE, untagged: bool = False, dry_r
             continue
         for inode in one.unlinked:
             counted[inode] = counted.get(inode, 0) + 1
-    uploads, freed = _sweep_uploads(store, before, dry_run=dry_run)
+    given_up, freed = _sweep_uploads(store, before, dry_run=dry_run)
     blobs, more = _sweep_pool(store, before, counted if dry_run else {}, dry_run=dry_run)
     if not dry_run:
         store.release(freed + more)
-    return Collected(dropped, links, uploads, blobs, freed + more)
+    return Collected(dropped, links, given_up, blobs, freed + more)
 
 
 class _Repository:
@@ -155,23 +154,11 @@ class _Repository:
 def _sweep_uploads(store: Store, before: float, *, dry_run: bool) -> tuple[int, int]:
     """(uploads, bytes) that nobody has written to for so long."""
     count = freed = 0
-    for folder in os.listdir(f"{store.root}/uploads"):
-        base = f"{store.root}/uploads/{folder}"
-        for name in os.listdir(base):
-            try:
-                fd = os.open(f"{base}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                continue
-            try:
-                status = os.fstat(fd)
-                if status.st_mtime >= before or not locks.lock_file(fd, wait=False):
-                    continue
-                count, freed = count + 1, freed + status.st_size
-                if not dry_run:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(f"{base}/{name}")
-            finally:
-                os.close(fd)
+    for path, size in uploads.abandoned(store, before):
+        count, freed = count + 1, freed + size
+        if not dry_run:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
     return count, freed
 
 

@@ -113,10 +113,10 @@ def delete(registry: Registry, request: Request, name: str, wanted: str) -> Answ
 
 def is_here(repository: Repository, wanted: str) -> bool:
     try:
-        _find(repository, wanted)
+        digest, _ = _find(repository, wanted)
     except Refusal:
         return False
-    return True
+    return os.path.exists(repository.blob_path(digest))  # it may have been damaged, and was moved aside
 
 
 def accept(uploads: Uploads, repository: Repository, data: bytes, kind: str, wanted: str) -> dict[str, Any]:
@@ -173,6 +173,15 @@ def references(manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
     blobs = [manifest["config"]["digest"]] if isinstance(manifest.get("config"), dict) else []
     blobs += [one["digest"] for one in manifest.get("layers") or []]
     return blobs, [one["digest"] for one in manifest.get("manifests") or []]
+
+
+def needed(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """What has to be here for a parsed manifest, as descriptors: not layers that are elsewhere."""
+    every = [manifest["config"]] if isinstance(manifest.get("config"), dict) else []
+    every += manifest.get("layers") or []
+    return [
+        one for one in every if not (one.get("urls") or any(word in str(one.get("mediaType")) for word in _ELSEWHERE))
+    ]
 
 
 def _put(
@@ -257,13 +266,11 @@ def _find(repository: Repository, wanted: str) -> tuple[str, str]:
 def _hold(repository: Repository, manifest: dict[str, Any], kind: str) -> None:
     """All blobs that a manifest stands on are here. What an index lists may be missing: parts of it can be copied."""
     if TYPES[kind]:
-        for one in references(manifest)[1]:
+        for listed in references(manifest)[1]:
             with contextlib.suppress(FileNotFoundError):
-                repository.touch(names.check_digest(one))
+                repository.touch(names.check_digest(listed))
         return
-    for one in [manifest["config"], *(manifest.get("layers") or [])]:
-        if any(word in str(one.get("mediaType")) for word in _ELSEWHERE) or one.get("urls"):
-            continue
+    for one in needed(manifest):
         digest = names.check_digest(one["digest"])
         try:
             size = repository.touch(digest)

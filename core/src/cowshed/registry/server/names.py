@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 
+from cowshed import digests
+from cowshed.errors import ImageError
+from cowshed.image.reference import DIGITS
 from cowshed.registry.server.refusals import Refusal
 
 TYPE_CHECKING = False
@@ -17,7 +19,7 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII).fullmatch
 _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+", re.ASCII).fullmatch
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII).fullmatch
 LONGEST_NAME = 250  # characters: it is the name of a directory, with room for what is written beside it
-ALGORITHMS = {"sha256": 64, "sha512": 128}
+ALGORITHMS = tuple(DIGITS)
 
 
 def check_name(text: str) -> str:
@@ -37,20 +39,26 @@ def is_digest(text: str) -> bool:
 
 
 def check_digest(text: str) -> str:
-    """A digest of an algorithm that is verified here. Refusal."""
+    """A digest of an algorithm that is known here. Refusal."""
     algorithm, _, digits = text.partition(":")
-    if len(digits) != ALGORITHMS.get(algorithm, -1) or not _HEX(digits):
+    if len(digits) != DIGITS.get(algorithm, -1) or not _HEX(digits):
         known = " or ".join(ALGORITHMS)
         raise Refusal("DIGEST_INVALID", f"{text[:80]!r} is no digest of {known}")
     return text
 
 
 def hasher(algorithm: str) -> Any:
-    """A hash object. Refusal if the algorithm is none of those that are verified here."""
-    if algorithm not in ALGORITHMS:
+    """A hash object. Refusal if the algorithm cannot be verified here."""
+    if algorithm not in DIGITS:
         raise Refusal("DIGEST_INVALID", f"{algorithm[:40]!r} is not among {', '.join(ALGORITHMS)}")
-    return hashlib.new(algorithm)
+    try:
+        return digests.new(algorithm)
+    except ImageError as error:  # blake3 without its package
+        raise Refusal("DIGEST_INVALID", str(error)) from None
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:
-    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+    """The digest of data. Refusal as from `hasher`."""
+    hash_ = hasher(algorithm)
+    hash_.update(data)
+    return f"{algorithm}:{hash_.hexdigest()}"

@@ -5,6 +5,8 @@
         oci-layout, index.json                    manifests and tags (org.opencontainers.image.ref.name)
         blobs/sha256/HEX                          hard links to the pool: what this repository has
     DIR/uploads/TEAM+APP/UUID                     what is being received (`uploads`)
+    DIR/upstream                                  the registry that this one is a cache of, if it is one
+    DIR/damaged/                                  blobs that had other bytes than they should have had (`scrub`)
 
 A blob that has no other name than that in the pool belongs to nobody: the file system counts. What is visible is
 whole: files are written under other names, synced, and renamed. A manifest is answered for only when its blobs, their
@@ -126,6 +128,24 @@ class Store:
         os.unlink(path)
         return False
 
+    @property
+    def cache_of(self) -> str:
+        """The registry that this one was last served in front of, "" if it has to have everything itself."""
+        try:
+            with open(f"{self.root}/upstream", encoding="utf-8") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            return ""
+
+    def is_cache_of(self, registry: str) -> None:
+        """Remember it for those who look at the directory later. OSError."""
+        if registry == self.cache_of:
+            return
+        if registry:
+            files.write_atomically(f"{self.root}/upstream", f"{registry}\n".encode(), mode=0o644)
+        else:
+            os.unlink(f"{self.root}/upstream")
+
     @contextlib.contextmanager
     def pool_locked(self, *, shared: bool) -> Iterator[None]:
         """Not shared: nothing comes into the pool or gets a name in a repository meanwhile."""
@@ -211,6 +231,9 @@ class Repository:
         self.make()
         target = self.blob_path(digest)
         with self._locked(), self.store.pool_locked(shared=True):
+            if not os.path.isdir(folder := os.path.dirname(target)):  # an algorithm that came after the repository
+                os.makedirs(folder, mode=0o755, exist_ok=True)
+                files.sync_directory(f"{self.path}/blobs")
             try:
                 os.link(self.store.pool_path(digest), target)
             except FileExistsError:
@@ -241,8 +264,7 @@ class Repository:
         """Make the layout, if there is none."""
         if self.exists():
             return
-        for algorithm in names.ALGORITHMS:
-            os.makedirs(f"{self.path}/blobs/{algorithm}", mode=0o755, exist_ok=True)
+        os.makedirs(f"{self.path}/blobs/sha256", mode=0o755, exist_ok=True)
         with self._locked():
             if not self.exists():
                 files.write_atomically(f"{self.path}/oci-layout", _LAYOUT, mode=0o644)
@@ -310,7 +332,7 @@ class Repository:
         path = f"{self.path}/index.json"
         _write_synced(f"{path}.new", index.encoded(), 0o644)
         for algorithm in names.ALGORITHMS:  # after the file: where a journal brought all to the disk, this is free
-            with os.scandir(f"{self.path}/blobs/{algorithm}") as found:
+            with contextlib.suppress(FileNotFoundError), os.scandir(f"{self.path}/blobs/{algorithm}") as found:
                 if next(found, None) is not None:
                     files.sync_directory(f"{self.path}/blobs/{algorithm}")
         os.rename(f"{path}.new", path)

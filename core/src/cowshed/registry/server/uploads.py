@@ -19,6 +19,7 @@ from cowshed_linux import locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from cowshed.registry.server.message import Body
@@ -174,3 +175,20 @@ class Upload:
             hash_.update(piece)
             at += len(piece)
         self._state = (self.size, algorithm, hash_)
+
+
+def abandoned(store: Store, before: float) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of each upload that nobody has written to since then. It is locked until the next is asked for."""
+    for folder in os.listdir(f"{store.root}/uploads"):
+        base = f"{store.root}/uploads/{folder}"
+        for name in os.listdir(base):
+            try:
+                fd = os.open(f"{base}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            try:
+                status = os.fstat(fd)
+                if status.st_mtime < before and locks.lock_file(fd, wait=False):
+                    yield f"{base}/{name}", status.st_size
+            finally:
+                os.close(fd)
