@@ -94,12 +94,9 @@ def ago(ns: int) -> str:
 
 
 def size(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.3g}{unit}"
-        amount /= 1000
-    return f"{amount:.3g}TB"
+    from cowshed import words
+
+    return words.size(count, "")
 
 
 def rfc3339(ns: int) -> str:

@@ -141,10 +141,12 @@ class _Transfer:
 
     def line(self, width: int) -> str:
         """At most width columns: name, bar, amounts and speed, as far as there is room."""
+        from cowshed import words
+
         share = min(self._done / self._total, 1.0)
         took = monotonic() - self._since if self._since else 0.0
-        speed = f"{_amount((self._done - self._first) / took)}/s" if took > self._SETTLED else ""
-        amounts = f"{_amount(self._done):>7}/{_amount(self._total)}"
+        speed = f"{words.size((self._done - self._first) / took, '')}/s" if took > self._SETTLED else ""
+        amounts = f"{words.size(self._done, ''):>7}/{words.size(self._total, '')}"
         text = f"{self._name}: {amounts:16}{speed:>11}"
         room = width - len(text) - 3
         if room >= self._NARROWEST:
@@ -158,14 +160,6 @@ class _Transfer:
 
     _NARROWEST, _LONGEST = 8, 32  # columns of a bar
     _SETTLED = 0.3  # seconds before a speed means something
-
-
-def _amount(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g}TB"
 
 
 def _printable(text: str) -> str:
