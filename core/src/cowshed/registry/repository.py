@@ -119,9 +119,6 @@ class Repository:
         _verify(data, blob.digest)
         return data
 
-    def delete_blob(self, digest: str) -> None:
-        self._delete("blobs", check_digest(digest))
-
     # ------------------------------------------------------------ manifests and tags
 
     def head(self, wanted: str) -> Head | None:
@@ -175,7 +172,7 @@ class Repository:
 
     def delete_tag(self, tag: str) -> None:
         """Take a name away; what it stood for stays. Refused with 405 or 400 by registries that cannot do that."""
-        self._delete("manifests", tag)
+        self._delete(tag)
 
     def delete_manifest(self, digest: str) -> None:
         """Delete a manifest, all tags of it too. Where the registry has no referrers API it is taken out of the
@@ -183,7 +180,7 @@ class Repository:
         check_digest(digest)
         data, _, _ = self.manifest(digest)
         subject = referrers.subject_of(data)
-        self._delete("manifests", digest)
+        self._delete(digest)
         if subject and not self._knows_referrers(subject):
             referrers.remove(self, subject, digest)
 
@@ -232,8 +229,8 @@ class Repository:
             raise Tampered(f"{self.registry} calls the manifest {said[:100]!r} instead of {digest[:19]}")
         return answer.headers
 
-    def _delete(self, kind: str, name: str) -> None:
-        answer = self._place.ask(self._place.url(kind, name), method="DELETE", fine=(202, 200, 204), what=name)
+    def _delete(self, name: str) -> None:
+        answer = self._place.ask(self._place.url("manifests", name), method="DELETE", fine=(202, 200, 204), what=name)
         answer.close()
 
     def _knows_referrers(self, digest: str) -> bool:

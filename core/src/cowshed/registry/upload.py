@@ -120,13 +120,13 @@ class Upload:
         while True:
             try:
                 if whole:
-                    self._close(at, Body(self._blob.size - at, self._pieces(at), **self._file(at)))
+                    self._close(Body(self._blob.size - at, self._pieces(at), **self._file(at)))
                     return True
                 if at < self._blob.size:
                     at = self._patch(at)
                     self._failures = 0
                     continue
-                self._close(at, None)
+                self._close(None)
                 return True
             except Missing:
                 return False
@@ -162,7 +162,7 @@ class Upload:
             f"the upload of {self._blob.digest[:19]} to {self._place.endpoint.host} broke: {why}", remedy="push again"
         )
 
-    def _close(self, at: int, body: Body | None) -> None:
+    def _close(self, body: Body | None) -> None:
         """The closing PUT, with what is left of the blob if it is to go in one."""
         separator = "&" if "?" in self._location else "?"
         url = f"{self._location}{separator}{urllib.parse.urlencode({'digest': self._blob.digest}, safe=':')}"
