@@ -1,13 +1,16 @@
 """A registry that fetches from another one."""
 
+import functools
 import os
 import threading
 
 import pytest
 from cowshed_testing.distribution import MANIFEST, Client, descriptor, digest
 
+from cowshed.registry import client
 from cowshed.registry.server import upstream
 from cowshed.registry.server.journal import Journal
+from cowshed.registry.server.message import Gone
 
 
 @pytest.fixture
@@ -16,7 +19,8 @@ def origin(serving):
 
 
 @pytest.fixture
-def through(serving, origin):
+def through(serving, origin, monkeypatch):
+    monkeypatch.setattr(upstream, "Client", functools.partial(client.Client, pause=0.01))
     made = serving("through")
     made.registry.fetch_from(upstream.Upstream(origin.address, {}, made.registry.uploads, Journal(-1)))
     return made
@@ -81,45 +85,155 @@ def test_nothing_is_pushed_or_deleted(through):
     assert through.client("DELETE", "/v2/a/b/manifests/v1").status == 405
 
 
-def test_many_who_want_the_same_cost_one_download(origin, through, monkeypatch):
-    large = bytes(range(256)) * 8000
-    origin.client.image(tag="v1", blobs=(b"config", large))
-    through.client("GET", "/v2/a/b/manifests/v1")
-    begun = []
-    inner = upstream.Fetch.run
+LARGE = bytes(range(256)) * 8000
+WHERE = f"/v2/a/b/blobs/{digest(LARGE)}"
 
-    def run(self, client):
-        begun.append(self)
-        inner(self, client)
 
-    monkeypatch.setattr(upstream.Fetch, "run", run)
+class Watched:
+    """What the other registry is asked for; `cut` ends that many of its answers with blobs after so many bytes."""
+
+    def __init__(self, origin):
+        self.asked, self.cut = [], []
+        self._inner = origin.service._respond
+        origin.service._respond = self
+
+    def __call__(self, request):
+        self.asked.append((request.method, request.path, request.headers.get("range", "")))
+        answer = self._inner(request)
+        if request.method == "GET" and "/blobs/" in request.path and self.cut:
+            until = answer.body.offset + self.cut.pop(0)
+
+            def arrived(wanted):
+                if wanted > until:
+                    raise Gone
+                return until
+
+            answer.body.arrived = arrived
+        return answer
+
+    def blobs(self):
+        """The parts of blobs that were asked for."""
+        return [said for method, path, said in self.asked if method == "GET" and "/blobs/" in path]
+
+
+@pytest.fixture
+def watched(origin):
+    return Watched(origin)
+
+
+def at_once(count, work):
+    """What `work` gave to so many clients that began together."""
+    together = threading.Barrier(count)
     got = []
 
-    def pull():
-        client = Client(through.address)
-        got.append(client("GET", f"/v2/a/b/blobs/{digest(large)}").body)
-        client.close()
+    def one():
+        together.wait(30)
+        got.append(work())
 
-    threads = [threading.Thread(target=pull) for _ in range(8)]
-    with through.registry.upstream._guard:  # nobody finds it finished
-        for thread in threads:
-            thread.start()
+    threads = [threading.Thread(target=one) for _ in range(count)]
     for thread in threads:
-        thread.join(30)
-    assert got == [large] * 8
-    assert len(begun) == 1
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(got) == count
+    return got
 
 
-def test_wrong_content_never_becomes_whole(origin, through):
-    """The other registry sends something else of the right length: no client gets the last byte, and nothing stays."""
-    large = bytes(range(256)) * 8000
-    origin.client.image(tag="v1", blobs=(b"config", large))
+def get(through, path):
+    """The answer to a client of its own; None if it broke off."""
+    asking = Client(through.address)
+    try:
+        return asking("GET", path)
+    except (OSError, Client.ended):
+        return None
+    finally:
+        asking.close()
+
+
+def test_many_who_want_the_same_cost_one_download(origin, through, watched):
+    named = origin.client.image(tag="v1", blobs=(b"config", LARGE))
+    watched.asked.clear()
+    got = at_once(8, lambda: get(through, "/v2/a/b/manifests/v1"))
+    assert {answer["Docker-Content-Digest"] for answer in got} == {named}
+    assert [method for method, path, _ in watched.asked if "/manifests/" in path] == ["HEAD", "GET"]
+    got = at_once(8, lambda: get(through, WHERE))
+    assert [answer.body for answer in got] == [LARGE] * 8
+    assert watched.blobs() == [""]
+    got = at_once(8, lambda: get(through, "/v2/a/b/manifests/none"))
+    assert {answer.status for answer in got} == {404}
+
+
+def test_a_blob_that_came_for_one_repository_does_not_come_again(origin, through, watched):
+    for name in ("a/b", "c/d"):
+        origin.client.image(name, tag="v1", blobs=(b"config", LARGE))
+    origin.client.image("e/f", tag="v1", blobs=(b"other",))
+    for name in ("a/b", "c/d", "e/f"):
+        through.client("GET", f"/v2/{name}/manifests/v1")
+    for name in ("a/b", "c/d"):
+        assert through.client("GET", f"/v2/{name}/blobs/{digest(LARGE)}").body == LARGE
+    assert len(watched.blobs()) == 1
+    answer = through.client("GET", f"/v2/e/f/blobs/{digest(LARGE)}")
+    assert answer.code == "BLOB_UNKNOWN", "nothing says that this repository has it"
+
+
+def test_a_download_that_breaks_goes_on_where_it_was(origin, through, watched):
+    origin.client.image(tag="v1", blobs=(b"config", LARGE))
     through.client("GET", "/v2/a/b/manifests/v1")
-    path = origin.store.pool_path(digest(large))
+    watched.cut = [300_000, 500_000]
+    got = at_once(3, lambda: get(through, WHERE))
+    assert [answer.body for answer in got] == [LARGE] * 3
+    assert watched.blobs() == ["", "bytes=300000-", "bytes=800000-"], "no byte came twice"
+
+
+def test_a_download_that_cannot_end_leaves_nothing(origin, through, watched):
+    """Clients see that it broke off; the next one gets it."""
+    origin.client.image(tag="v1", blobs=(b"config", LARGE))
+    through.client("GET", "/v2/a/b/manifests/v1")
+    watched.cut = [300_000] + [0] * 10
+    assert at_once(3, lambda: get(through, WHERE)) == [None] * 3
+    assert os.listdir(f"{through.store.root}/uploads/a+b") == []
+    watched.cut = []
+    assert get(through, WHERE).body == LARGE
+
+
+def test_what_is_cached_needs_nobody(origin, through):
+    origin.client.image(tag="v1", blobs=(b"config", LARGE))
+    through.client("GET", "/v2/a/b/manifests/v1")
+    through.client("GET", WHERE)
+    origin.close()
+    got = at_once(4, lambda: get(through, WHERE))
+    assert [answer.body for answer in got] == [LARGE] * 4
+    assert get(through, "/v2/a/b/manifests/v1").status == 200
+    assert get(through, f"/v2/a/b/blobs/{digest(b'config')}") is None, "it never came, and cannot"
+    assert os.listdir(f"{through.store.root}/uploads/a+b") == []
+
+
+def test_a_registry_that_must_not_be_asked(serving, origin, monkeypatch):
+    """What cannot even begin ends as what breaks."""
+    made = serving("through")
+    made.registry.fetch_from(upstream.Upstream(origin.address, {}, made.registry.uploads, Journal(-1)))
+    origin.client.image(tag="v1", blobs=(b"config",))
+    made.client("GET", "/v2/a/b/manifests/v1")
+    made.registry.upstream._settings = {"blocked": True}
+    assert get(made, f"/v2/a/b/blobs/{digest(b'config')}") is None
+    assert os.listdir(f"{made.store.root}/uploads/a+b") == []
+    assert get(made, "/v2/a/b/manifests/other").status == 502
+
+
+@pytest.mark.parametrize("where", [0, len(LARGE) // 2, len(LARGE) - 1])
+def test_wrong_content_never_becomes_whole(origin, through, where):
+    """The other registry sends something else of the right length: no client gets the last byte, and nothing stays."""
+    origin.client.image(tag="v1", blobs=(b"config", LARGE))
+    through.client("GET", "/v2/a/b/manifests/v1")
+    path = origin.store.pool_path(digest(LARGE))
     os.chmod(path, 0o644)
     with open(path, "r+b") as file:
-        file.write(b"wrong")
+        file.seek(where)
+        file.write(b"?")
+    assert at_once(3, lambda: get(through, WHERE)) == [None] * 3
+    last = Client(through.address)
     with pytest.raises((OSError, Client.ended)):
-        through.client("GET", f"/v2/a/b/blobs/{digest(large)}")
-    assert not os.path.exists(through.store.pool_path(digest(large)))
+        last("GET", WHERE, Range=f"bytes={len(LARGE) - 1}-")
+    last.close()
+    assert not os.path.exists(through.store.pool_path(digest(LARGE)))
     assert os.listdir(f"{through.store.root}/uploads/a+b") == []

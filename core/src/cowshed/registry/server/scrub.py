@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cowshed.registry.server.store import Index, Repository, Store
 
 _PIECE = 1 << 20
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MOVE = "move it to damaged/"
 _LINK = "the registry has it: put it back"
 _DELETE = "delete it"
@@ -58,7 +59,7 @@ def mend(store: Store, finding: Finding) -> None:
     """Do what a finding's `repair` says, unless it is no longer as it was. OSError, StoreError."""
     data = finding.data
     if finding.code == "blob.damaged":
-        _move_aside(store, data["digest"], data["inode"])
+        _move_aside(store, data["digest"], f"{store.root}/{data['place']}")
     elif finding.code == "upload.left":
         for path, _ in uploads.abandoned(store, time.time() - GRACE):
             if path == f"{store.root}/{finding.object}":
@@ -100,7 +101,7 @@ class _Reader:
 
     def _hold(self, path: str, digest: str) -> Iterator[Finding]:
         place = path.removeprefix(f"{self._store.root}/")
-        algorithm, _, digits = digest.partition(":")
+        algorithm = digest.partition(":")[0]
         try:
             names.check_digest(digest)
         except Refusal:
@@ -110,39 +111,45 @@ class _Reader:
         if algorithm in self._unknown:
             return
         try:
-            hash_ = names.hasher(algorithm)
+            names.hasher(algorithm)
         except Refusal as error:
             self._unknown.add(algorithm)
             yield Finding("blob.unverified", f"blobs/{algorithm}", f"blobs/{algorithm}: {error}", NOTE)
             return
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fd = os.open(path, _READ)
         except FileNotFoundError:
             return  # collected meanwhile
         try:
-            before = os.fstat(fd)
-            try:
-                for piece in self._pieces(fd):
-                    hash_.update(piece)
-                wrong = "" if hash_.hexdigest() == digits else "its bytes are not those of its name"
-            except OSError as error:
-                wrong = f"it cannot be read: {error.strerror}"
-            after = os.fstat(fd)
+            wrong = _fault(fd, digest, self._pace)
         finally:
             os.close(fd)
-        if wrong and (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):  # nobody writes it
-            known = {"digest": digest, "inode": (after.st_dev, after.st_ino)}
+        if wrong:
+            known = {"digest": digest, "place": place}
             yield Finding("blob.damaged", digest, f"{place} is damaged: {wrong}", repair=_MOVE, data=known)
 
-    def _pieces(self, fd: int) -> Iterator[bytes]:
-        """What is on the disk. OSError."""
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    def _pace(self, count: int) -> None:
+        self._count += count
+        if self._rate:
+            time.sleep(max(0.0, self._count / self._rate - (time.monotonic() - self._began)))
+
+
+def _fault(fd: int, digest: str, pace: Callable[[int], object] = lambda count: None) -> str:
+    """What is wrong with a blob's bytes on the disk, "" for nothing. OSError."""
+    algorithm, _, digits = digest.partition(":")
+    hash_, before = names.hasher(algorithm), os.fstat(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
         while piece := os.read(fd, _PIECE):
-            yield piece
-            self._count += len(piece)
-            if self._rate:
-                time.sleep(max(0.0, self._count / self._rate - (time.monotonic() - self._began)))
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # nobody has asked for it
+            hash_.update(piece)
+            pace(len(piece))
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # no client has asked for it
+    after = os.fstat(fd)
+    if hash_.hexdigest() == digits or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        return ""  # or another tool is still writing it
+    return "its bytes are not those of its name"
 
 
 def _inode(path: str) -> tuple[int, int] | None:
@@ -153,18 +160,28 @@ def _inode(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _move_aside(store: Store, digest: str, inode: tuple[int, int]) -> None:
-    """Take this very file out of the pool and all repositories. Whoever has received the same blob meanwhile, and found
-    that it was here already, is told to send it again."""
-    folder = f"{store.root}/damaged"
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    with store.pool_locked(shared=False):
-        kept = f"{folder}/{digest.replace(':', '-')}"
-        for path in (store.pool_path(digest), *(store.repository(one).blob_path(digest) for one in store.names())):
-            if _inode(path) == inode:
-                os.rename(path, kept)  # where both are the same file, this does nothing: rename(2)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+def _move_aside(store: Store, digest: str, path: str) -> None:
+    """Take a file, if it is still damaged, out of the pool and all repositories. Whoever has received the same blob
+    meanwhile, and found that it was here already, is told to send it again. OSError."""
+    try:
+        fd = os.open(path, _READ)
+    except FileNotFoundError:
+        return
+    try:  # open until the end: nothing new gets its number meanwhile
+        status = os.fstat(fd)
+        if not _fault(fd, digest):
+            return
+        folder = f"{store.root}/damaged"
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        with store.pool_locked(shared=False):
+            kept = f"{folder}/{digest.replace(':', '-')}"
+            for one in (store.pool_path(digest), *(store.repository(name).blob_path(digest) for name in store.names())):
+                if _inode(one) == (status.st_dev, status.st_ino):
+                    os.rename(one, kept)  # from the second name on this does nothing, both being one file: rename(2)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(one)
+    finally:
+        os.close(fd)
 
 
 # ------------------------------------------------------------ repositories

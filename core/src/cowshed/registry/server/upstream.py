@@ -1,8 +1,9 @@
 """Another registry that this one fetches from: what is asked for and not here comes from there, and stays.
 
-A tag is asked for again after a minute. When the other registry cannot be reached, what is here is served as it is. A
-blob goes to the clients while it comes in, however many ask for it, but for its last byte: that waits until the digest
-of the whole is known to be right, so that no client takes wrong content for complete.
+A tag is asked for again after a minute. When the other registry cannot be reached, what is here is served as it is.
+However many ask for a manifest or a blob at once, it is asked for once, and a blob that came for one repository does
+not come again for another. A blob goes to the clients while it comes in, but for its last byte: that waits until the
+digest of the whole is known to be right, so that no client takes wrong content for complete.
 """
 
 from __future__ import annotations
@@ -41,15 +42,42 @@ class Upstream:
         self.registry, self._settings, self._uploads, self._journal = registry, settings, uploads, journal
         self._guard = threading.Lock()
         self._asked: dict[tuple[str, str], float] = {}
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[tuple[str, str], int] = {}  # of blobs that manifests of a repository name
+        self._asking: dict[tuple[str, str], Question] = {}
         self._running: dict[tuple[str, str], Fetch] = {}
 
     def manifest(self, repository: Repository, wanted: str) -> None:
         """See to it that a manifest is here, if it is there, and that a tag is what it is there. Refusal."""
-        here = manifests.is_here(repository, wanted)
-        asked = self._asked.get((repository.name, wanted))
-        if here and (":" in wanted or (asked is not None and time.monotonic() - asked < _CURRENT)):
+        key = (repository.name, wanted)
+        if self._current(repository, wanted):
             return
+        with self._guard:
+            question = self._asking.get(key)
+            mine = question is None
+            if question is None:
+                question = self._asking[key] = Question()
+        if not mine:
+            question.wait()
+            return
+        try:
+            if not self._current(repository, wanted):
+                self._ask(repository, wanted)
+        except BaseException as error:
+            question.error = error
+            raise
+        finally:
+            with self._guard:
+                del self._asking[key]
+            question.over.set()
+
+    def _current(self, repository: Repository, wanted: str) -> bool:
+        if not manifests.is_here(repository, wanted):
+            return False
+        asked = self._asked.get((repository.name, wanted))
+        return ":" in wanted or (asked is not None and time.monotonic() - asked < _CURRENT)
+
+    def _ask(self, repository: Repository, wanted: str) -> None:
+        here = manifests.is_here(repository, wanted)
         try:
             with self._remote(repository) as remote:
                 found = remote.head(wanted)
@@ -72,6 +100,8 @@ class Upstream:
     def blob(self, repository: Repository, digest: str) -> File:
         """A blob that is not here, as far as it has come. Refusal if it is not there either."""
         size = self._size(repository, digest)
+        if repository.link(digest):  # it came for another repository; that this one has it is what a manifest says
+            return File(*_whole(repository, digest))
         with self._guard:
             running = self._running.get((repository.name, digest))
             if running is None:
@@ -108,25 +138,26 @@ class Upstream:
             manifest = manifests.accept(self._uploads, repository, data, kind, wanted)
         except Refusal as error:
             raise RegistryError(f"{self.registry} sends a manifest that is none: {error}") from None
-        self._remember(manifest)
+        self._remember(repository, manifest)
 
-    def _remember(self, manifest: dict[str, Any]) -> None:
+    def _remember(self, repository: Repository, manifest: dict[str, Any]) -> None:
         for one in [manifest.get("config"), *(manifest.get("layers") or [])]:
             if one:
-                self._sizes[one["digest"]] = one["size"]
+                self._sizes[repository.name, one["digest"]] = one["size"]
 
     def _size(self, repository: Repository, digest: str) -> int:
         """What a manifest that is here says of a blob's size."""
-        if digest not in self._sizes and repository.exists():
+        key = (repository.name, digest)
+        if key not in self._sizes and repository.exists():
             for one, entry in repository.index().entries.items():
                 try:
                     data = repository.read_blob(names.check_digest(one), manifests.LIMIT)
-                    self._remember(manifests.parse(data, str(entry.get("mediaType"))))
+                    self._remember(repository, manifests.parse(data, str(entry.get("mediaType"))))
                 except (Refusal, FileNotFoundError):
                     continue
-        if digest not in self._sizes:
+        if key not in self._sizes:
             raise Refusal("BLOB_UNKNOWN", f"no manifest of {repository.name} that was pulled here names {digest}")
-        return self._sizes[digest]
+        return self._sizes[key]
 
     def _run(self, repository: Repository, digest: str, fetch: Fetch) -> None:
         try:
@@ -152,6 +183,23 @@ def _whole(repository: Repository, digest: str) -> tuple[int, int, int]:
     return fd, 0, size
 
 
+class Question:
+    """A manifest that is being asked for; others who want it wait for the answer."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self.error: BaseException | None = None
+
+    def wait(self) -> None:
+        """Refusal, if it could not be had."""
+        self.over.wait()
+        error = self.error
+        if isinstance(error, Refusal):
+            raise Refusal(error.code, error.message, status=error.status)
+        if error is not None:  # whoever asked tells the operator
+            raise Refusal("UNSUPPORTED", "the registry could not do it; its log says why", status=500)
+
+
 class Fetch:
     """One blob that comes in. `run` in a thread of its own; `file` for each client."""
 
@@ -163,21 +211,20 @@ class Fetch:
 
     def run(self, client: Client) -> None:
         """Bring it. CowshedError, Refusal, OSError."""
-        with self._upload as upload:
-            try:
-                for piece in client.blob(self._blob):
-                    upload.append(memoryview(piece))
-                    self._tell(min(upload.size, self._blob.size - 1))
-                upload.finish(self._blob.digest)
-            except BaseException:
-                upload.give_up()
-                raise
+        for piece in client.blob(self._blob):
+            self._upload.append(memoryview(piece))
+            self._tell(min(self._upload.size, self._blob.size - 1))
+        self._upload.finish(self._blob.digest)
         self._tell(self._blob.size)
 
     def fail(self) -> None:
-        with self._came:
-            self._failed = True
-            self._came.notify_all()
+        """Nothing of it stays, and who waits for it is told."""
+        try:
+            self._upload.give_up()
+        finally:
+            with self._came:
+                self._failed = True
+                self._came.notify_all()
 
     def file(self) -> File:
         """For one client: it closes its own descriptor."""
@@ -185,6 +232,7 @@ class Fetch:
 
     def close(self) -> None:
         """No more clients come."""
+        self._upload.close()
         os.close(self._fd)
 
     def _tell(self, there: int) -> None:
