@@ -222,7 +222,8 @@ def test_the_policy_drops_after_a_pull(store, fake, tmp_path):
     name = f"{fake.address}/a/b"
 
     def once():
-        return pull(store.layers, reference.parse(name), registries={}, durability="commit", progress=store.told)
+        return pull(store.layers, reference.parse(name), registries={}, durability="commit", progress=store.told,
+                    gate=None)  # fmt: skip
 
     row = once().image
     assert [os.path.exists(blob(store, each[0])) for each in row.blobs] == [False, False]
@@ -393,14 +394,15 @@ def test_what_was_dropped_of_a_layer_that_is_lost_is_not_here(make_store, fake, 
     image = Image(layers())
     fake.add(image)
     row = pull(store.layers, reference.parse(f"{fake.address}/a/b"), registries={}, durability="commit",
-               progress=store.told).image  # fmt: skip
+               progress=store.told, gate=None).image  # fmt: skip
     dropped(store)
     (lowest,) = store.query("select id from layers where parent is null")[0]
     os.rename(f"{store.root}/drivers/overlay/committed/{lowest}", f"{tmp_path}/away")
     assert [Archives(store.store).has(Descriptor(name, size, "")) for name, _, size in row.blobs] == [False, False]
     with pytest.raises(ImageError, match="was dropped, and no driver has its layer"):
         list(Archives(store.store).read(row.blobs[0][0]))
-    pull(store.layers, reference.parse(f"{fake.address}/a/b"), registries={}, durability="commit", progress=store.told)
+    pull(store.layers, reference.parse(f"{fake.address}/a/b"), registries={}, durability="commit", progress=store.told,
+         gate=None)  # fmt: skip
     assert [os.path.exists(blob(store, name)) for name, _, _ in row.blobs] == [True, True]
 
 
