@@ -7,6 +7,7 @@ import json
 import os
 import random
 import tarfile
+import tracemalloc
 import zlib
 
 import pytest
@@ -43,8 +44,8 @@ def layers(seed=7):
     return [lower.bytes(), upper.bytes()]
 
 
-def loaded(store, image, tmp_path, durability="commit"):
-    image.write_layout(f"{tmp_path}/{image.id[7:19]}", NAME)
+def loaded(store, image, tmp_path, durability="commit", name=NAME):
+    image.write_layout(f"{tmp_path}/{image.id[7:19]}", name)
     (done,) = load(store.layers, f"{tmp_path}/{image.id[7:19]}", durability=durability, progress=Progress())
     return done.image
 
@@ -180,6 +181,83 @@ def test_holes_are_made_again(store, tmp_path):
     assert b"".join(Archives(store.store).read(row.blobs[0][0])) == image.blobs[row.blobs[0][0]]
 
 
+FORMATS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT}
+
+
+def every_kind_of_member(form):
+    """Devices, links, long names, attributes and zeros, as one writer of archives writes them."""
+    noise = random.Random(form).randbytes(200_000)
+    long, extended = form != "ustar", {}
+    if form == "pax":
+        extended = {"SCHILY.xattr.user.x": "y", "mtime": "1700000000.123456789", "comment": "said"}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=FORMATS[form]) as tar:
+
+        def add(name, data=b"", **fields):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            for key, value in fields.items():
+                setattr(member, key, value)
+            tar.addfile(member, io.BytesIO(data))
+
+        add("d", type=tarfile.DIRTYPE, mode=0o755)
+        add("d/big", noise, mode=0o4755, pax_headers=extended)
+        add("d/hard", type=tarfile.LNKTYPE, linkname="d/big")
+        add("d/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3)
+        add("d/disk", type=tarfile.BLKTYPE, devmajor=7, devminor=200)
+        add("d/pipe", type=tarfile.FIFOTYPE)
+        add("n" * 60 + "/" + ("é" * 90 if long else "m" * 90), noise[:3000])
+        add("d/link", type=tarfile.SYMTYPE, linkname="s" * 300 if long else "s")
+        add("zeros", bytes(1 << 20) + b"x" + bytes(1 << 20))
+        add("d/.wh..wh..opq")
+        add("d/after", noise[:513])
+    return out.getvalue()
+
+
+def test_every_kind_of_member(kept, tmp_path):
+    image = Image([every_kind_of_member(form) for form in FORMATS])
+    row = loaded(kept, image, tmp_path)
+    assert len(dropped(kept)) == 3
+    for name, _, _ in row.blobs:
+        assert b"".join(Archives(kept.store).read(name)) == image.blobs[name]
+        assert os.stat(recipe(kept, name)).st_size < 2000, "what files have stands in the layer alone"
+
+
+def test_memory_does_not_grow_with_the_archive(store, tmp_path):
+    """Neither by what its files have nor by what the recipe has itself: the first of two files of one name."""
+    noise = random.Random(7).randbytes(10 << 20)
+    row = loaded(store, Image([LayerTar().file("a", noise).file("a", noise[::-1]).bytes()], compression=""), tmp_path)
+    del noise
+    tracemalloc.start()
+    try:
+        assert len(dropped(store)) == 1
+        count = sum(map(len, Archives(store.store).read(row.blobs[0][0])))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert count == row.blobs[0][2]
+
+
+def test_two_images_of_one_archive(store, tmp_path):
+    """It lies on other layers in each; one of them is enough, whichever stays."""
+    base, shared = layers()
+    first = Image([base, shared])
+    second = Image([LayerTar().dir("d").file("d/other", "x").bytes(), shared])
+    rows = [loaded(store, each, tmp_path, name=f"{NAME}.{n}") for n, each in enumerate((first, second))]
+    dropped(store)
+    name = rows[0].blobs[1][0]
+    assert name == rows[1].blobs[1][0]
+    assert not os.path.exists(blob(store, name))
+    for gone in rows:
+        with store.store.transaction() as tx:
+            images.delete(tx, gone.id)
+        store.layers.remove_unreferenced()
+        Archives(store.store).collect(store.store)
+        if gone is rows[0]:
+            assert b"".join(Archives(store.store).read(name)) == first.blobs[name]
+    assert os.listdir(f"{store.root}/blobs/recipes") == []
+
+
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-dir"])
 def test_saved_as_if_nothing_was_dropped(kept, make_store, tmp_path, kind):
     row = loaded(kept, Image(layers()), tmp_path)
@@ -272,6 +350,28 @@ def test_a_layer_that_has_changed_is_told_before_the_end(store, tmp_path):
         came.extend(Archives(store.store).read(first))
     assert len(b"".join(came)) < len(image.blobs[first])
     assert not Archives(store.store).restore(first)
+
+
+def test_nobody_gets_another_archive_of_a_layer_that_has_changed(store, fake, tmp_path):
+    image = Image(layers())
+    row = loaded(store, image, tmp_path)
+    dropped(store)
+    changed_layer(store)
+    with pytest.raises(Tampered, match="its layer or its recipe has changed"):
+        push(store.store, reference.parse(f"{fake.address}/a/b:v1"), [("v1", row)], registries={}, progress=store.told)
+    assert row.blobs[0][0] not in fake.blobs
+    assert "v1" not in fake.manifests
+    roots = chosen(store.store, [NAME], lambda word: row)
+    with pytest.raises(Tampered):
+        save(store.store, roots, str(tmp_path / "saved"), "docker-archive", progress=Progress())
+    assert not (tmp_path / "saved").exists()
+    other = Layers(store.store, "copy", open_driver(store.store, "copy", {}))
+    try:
+        with pytest.raises(ImageError, match="has changed"):
+            top_layer(other, row, "commit", Progress())
+        assert other.by_chain_id(row.chain_ids[0]) is None
+    finally:
+        other.driver.close()
 
 
 def test_a_layer_of_another_driver_helps(store, tmp_path):
