@@ -204,7 +204,7 @@ def test_an_interrupt_cancels_the_upload(fake, cowshed):
     def answer(request, handler):
         if request.method == "PUT":
             begun.release()
-            release.wait(20)
+            release.wait(120)  # longer than all below: who is cut off asks again
             handler.close_connection = True
             return True
         return False
@@ -213,9 +213,9 @@ def test_an_interrupt_cancels_the_upload(fake, cowshed):
     process = subprocess.Popen(cowshed.words("push", name), env=cowshed.env, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(3):  # of a session that has just been asked for nobody knows yet where it is
-            assert begun.acquire(timeout=20)
+            assert begun.acquire(timeout=30)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=30)
     finally:
         release.set()
     assert process.returncode == 130

@@ -25,6 +25,7 @@ class Option:
     choices: tuple[str, ...] = ()
     value: str = ""  # what --help calls the value
     hidden: bool = False  # not for people
+    secret: bool = False  # others are not to see it for longer than it takes to read it
 
     @property
     def metavar(self) -> str:
@@ -120,6 +121,8 @@ def parse(
 
 def _store(values: Values, option: Option, value: Any, what: str) -> None:
     name = option.names.split()[-1]
+    if option.secret:
+        _hide(value)
     if option.kind == "list":
         values.setdefault(option.key, []).append(value)
         return
@@ -137,6 +140,17 @@ def _store(values: Values, option: Option, value: Any, what: str) -> None:
     if option.choices and value not in option.choices:
         raise BadUsage(f"{what}: {name} is one of {', '.join(option.choices)}, not {value!r}")
     values[option.key] = value
+
+
+def _hide(text: str) -> None:
+    from cowshed_linux import arguments
+
+    try:
+        arguments.hide(text)
+    except OSError as error:
+        from cowshed import log
+
+        log.debug(f"a password stays in the list of processes: {error}")
 
 
 def size(text: str, what: str) -> int:

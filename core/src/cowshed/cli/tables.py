@@ -23,6 +23,17 @@ _FORMAT = Option("-f --format", "text", "json, or a template of fields such as '
 _FORMAT_LIST = Option(
     "--format", "text", "table, json, or a template of fields such as '{{.ID}}' or 'table {{.ID}}'", value="TEMPLATE"
 )
+_AUTHFILE = Option("--authfile", "text", "the file with the credentials, instead of the usual ones", value="FILE")
+_TLS = (
+    Option("--tls-verify", "flag", "false: let plain HTTP and any certificate do, this time; true: neither"),
+    Option("--cert-dir", "text", "certificates instead of the usual: *.crt to trust, *.cert and *.key to show",
+           value="DIRECTORY"),
+)  # fmt: skip
+_CREDS = Option(
+    "--creds", "text", "who to be for the registry, this time; it is asked for a password that is left out",
+    value="USER[:PASSWORD]", secret=True,
+)  # fmt: skip
+_REACH = (_CREDS, _AUTHFILE, *_TLS)
 _QUIET = Option("-q --quiet", "flag", "only the essential")
 _NO_TRUNC = Option("--no-trunc", "flag", "do not cut ids")
 _CREATE = (
@@ -61,6 +72,7 @@ _CREATE = (
     Option("--stop-signal", "text", "the signal that asks it to end"),
     Option("--stop-timeout", "int", "seconds until it is killed"),
     Option("--pull", "text", "always, missing or never", ("always", "missing", "never")),
+    *_REACH,
     Option("-q --quiet", "flag", "do not tell how a pull goes"),
     Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"),
     Option("--cidfile", "text", "a file to write the id to"),
@@ -75,6 +87,12 @@ _STOPPING = (
     Option("-t --timeout --time", "int", "seconds until it is killed; -1: never"),
     Option("-s --signal", "text", "the signal that asks it to end"),
 )
+_SIDES = tuple(
+    Option(f"--{side}-{option.names.removeprefix('--')}", option.kind, f"{option.names} of the {word} alone",
+           value=option.value, secret=option.secret)
+    for side, word in (("src", "source"), ("dest", "target"))
+    for option in _REACH
+)  # fmt: skip
 _FORCE = Option("-f --force", "flag", "do not ask")
 _DRY_RUN = Option("--dry-run", "flag", "only tell what would be removed, and what that would give back")
 _POLICY = (
@@ -323,6 +341,7 @@ COMMANDS = (
             _QUIET,
             Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"),
             Option("--all-platforms", "flag", "the images of all platforms; those not for this machine by digest"),
+            *_REACH,
             _HELP,
         ),
         1,
@@ -333,7 +352,7 @@ COMMANDS = (
         "registries:push",
         "NAME[:TAG]",
         "bring an image to its registry",
-        (Option("-a --all-tags", "flag", "all tags that the repository has here"), _QUIET, _HELP),
+        (Option("-a --all-tags", "flag", "all tags that the repository has here"), *_REACH, _QUIET, _HELP),
         1,
         1,
     ),
@@ -344,9 +363,12 @@ COMMANDS = (
         "keep a user's name and password for a registry, when it has accepted them",
         (
             Option("-u --username", "text", "the user's name"),
-            Option("-p --password", "text", "the password; others on this machine can see it while this runs"),
+            Option(
+                "-p --password", "text", "the password; others on this machine can see it for a moment", secret=True
+            ),
             Option("--password-stdin", "flag", "read the password from standard input"),
             Option("--authfile", "text", "the file to keep them in", value="FILE"),
+            *_TLS,
             _HELP,
         ),
         0,
@@ -375,21 +397,28 @@ COMMANDS = (
             Option("--list-tags", "flag", "the tags of the repository of that name"),
             Option("--no-trunc", "flag", "accepted for docker's sake: nothing is cut"),
             _FORMAT_LIST,
+            *_REACH,
             _HELP,
         ),
         1,
         1,
     ),
-    Command("registry tags", "registries:tags", "NAME", "list the tags of a repository", (_HELP,), 1, 1),
+    Command("registry tags", "registries:tags", "NAME", "list the tags of a repository", (*_REACH, _HELP), 1, 1),
     Command(
-        "registry catalog", "registries:catalog", "REGISTRY", "list the repositories of a registry", (_HELP,), 1, 1
+        "registry catalog",
+        "registries:catalog",
+        "REGISTRY",
+        "list the repositories of a registry",
+        (*_REACH, _HELP),
+        1,
+        1,
     ),
     Command(
         "registry referrers",
         "registries:referrers",
         "NAME[:TAG|@DIGEST]",
         "list what refers to an image: signatures, lists of contents, whatever names it as its subject",
-        (Option("--artifact-type", "text", "only those of this type", value="TYPE"), _FORMAT_LIST, _HELP),
+        (Option("--artifact-type", "text", "only those of this type", value="TYPE"), _FORMAT_LIST, *_REACH, _HELP),
         1,
         1,
     ),
@@ -401,6 +430,7 @@ COMMANDS = (
         (
             Option("--manifest", "flag", "what a tag stands for too, for registries that delete no tags alone"),
             _FORCE,
+            *_REACH,
             _HELP,
         ),
         1,
@@ -522,6 +552,9 @@ COMMANDS = (
             Option("-a --all", "flag", "all that an index names, and not only this machine's platform"),
             Option("--referrers", "flag", "also what is attached: signatures, bills of material"),
             Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT]"),
+            _AUTHFILE,
+            *_TLS,
+            *_SIDES,
             _QUIET,
             _HELP,
         ),
@@ -538,6 +571,7 @@ COMMANDS = (
             Option("--policy", "text", "another policy than the one in force", value="FILE"),
             Option("--remote", "flag", "ask the registry, also for an image that is here"),
             Option("--platform", "text", "OS/ARCHITECTURE[/VARIANT] of what a registry is asked for"),
+            *_REACH,
             _QUIET,
             _FORMAT_LIST,
             _HELP,
@@ -554,6 +588,8 @@ COMMANDS = (
             Option("-a --amend", "flag", "go on with one that is there"),
             Option("--all", "flag", "of an index all that it names"),
             Option("--annotation", "pairs", "NAME=VALUE of the index"),
+            _AUTHFILE,
+            *_TLS,
             _HELP,
         ),
         1,
@@ -563,7 +599,7 @@ COMMANDS = (
         "manifests:add",
         "LIST IMAGE…",
         "add images to such an index",
-        (Option("--all", "flag", "of an index all that it names"), *_SAID_OF_ENTRIES, _HELP),
+        (Option("--all", "flag", "of an index all that it names"), *_SAID_OF_ENTRIES, *_REACH, _HELP),
         2,
     ),
     Command(
@@ -580,7 +616,7 @@ COMMANDS = (
         "manifests:inspect",
         "[LIST] LIST|IMAGE",
         "show an index that is made here, or the manifest of an image, here or in its registry",
-        (_FORMAT, _HELP),
+        (_FORMAT, *_REACH, _HELP),
         1,
         2,
     ),
@@ -605,6 +641,7 @@ COMMANDS = (
             Option("-p --rm --purge", "flag", "and forget it here"),
             Option("-f --format", "text", "oci (default), or v2s2: docker's manifest list", ("oci", "v2s2")),
             Option("--all", "flag", "images too, which is always so", hidden=True),
+            *_REACH,
             _QUIET,
             _HELP,
         ),

@@ -18,6 +18,7 @@ from cowshed.image.transports.files import DirectoryFiles, OutputFile, TarFiles
 from cowshed.image.transports.flat import FlatContents, FlatTarget
 from cowshed.image.transports.graph import Root
 from cowshed.image.transports.layouts import LayoutSource, LayoutTarget, as_full_name, as_tag, as_word
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.state.leases import Lease
 
 TYPE_CHECKING = False
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cowshed.image.resolve import Resolved
     from cowshed.image.transports.graph import Source, Target
     from cowshed.image.transports.names import Place
+    from cowshed.registry.reach import Reach
 
     class Finishing(Target, Protocol):
         def finish(self, roots: Iterable[Root]) -> None:
@@ -47,19 +49,21 @@ def copy(
     referrers: bool = False,
     platform: Platform | None = None,
     progress: Progress,
+    reach_source: Reach = AS_CONFIGURED,
+    reach_goal: Reach = AS_CONFIGURED,
 ) -> Descriptor:
     """Copy an image between two places (`cowshed.image.transports.names`); what is at the goal then.
 
     every: all that an index names, else the manifest for the platform (None: this machine's). referrers: also what is
-    attached, and what is attached to that. Raises BadUsage, NotFound, ImageError, Tampered, RegistryError, AuthError,
-    NoSpace; then nothing has its name there.
+    attached, and what is attached to that. reach_source, reach_goal: what the command says of their registries.
+    Raises BadUsage, NotFound, ImageError, Tampered, RegistryError, AuthError, NoSpace; then nothing has its name there.
     """
     source_place, goal_place = names.parse(origin), names.parse(goal)
     with ExitStack() as opened:
-        source, wanted = open_source(engine, source_place, opened, progress)
+        source, wanted = open_source(engine, source_place, opened, progress, reach_source)
         return transfer(
             engine, source, wanted, goal_place, opened, every=every, referrers=referrers, platform=platform,
-            progress=progress, came=source_place,
+            progress=progress, came=source_place, reach=reach_goal, reach_source=reach_source,
         )  # fmt: skip
 
 
@@ -75,15 +79,18 @@ def transfer(
     referrers: bool = False,
     platform: Platform | None = None,
     came: Place | None = None,
+    reach: Reach = AS_CONFIGURED,
+    reach_source: Reach = AS_CONFIGURED,
 ) -> Descriptor:
-    """Copy what a source has to a place. came: the source's own place."""
+    """Copy what a source has to a place. came: the source's own place; reach, reach_source: what the command says of
+    the registry of the goal and of the source."""
     if goal.transport == names.STORE:
         if every and wanted.media_type in INDEXES:
             raise BadUsage("the store keeps images of one platform each", remedy="leave --all away, or use --platform")
         if referrers:
             raise BadUsage("the store keeps images, and nothing that is attached to them", remedy="copy to a layout")
-        return _into_store(engine, source, wanted, goal.name, platform, progress, came)
-    target = _open_target(engine, goal, opened, came)
+        return _into_store(engine, source, wanted, goal.name, platform, progress, came, reach_source)
+    target = _open_target(engine, goal, opened, came, reach)
     roots = [Root(wanted, _said(goal))]
     done = graph.copy(
         source, target, roots, progress=progress, every=every, platform=platform, referrers=referrers
@@ -92,12 +99,15 @@ def transfer(
     return done[0].target
 
 
-def open_source(engine: Engine, place: Place, opened: ExitStack, progress: Progress) -> tuple[Source, Descriptor]:
-    """A source for the image at a place, and its manifest or index; what is to be closed goes into opened."""
+def open_source(
+    engine: Engine, place: Place, opened: ExitStack, progress: Progress, reach: Reach = AS_CONFIGURED
+) -> tuple[Source, Descriptor]:
+    """A source for the image at a place, and its manifest or index; what is to be closed goes into opened. reach: what
+    the command says of its registry."""
     if place.reference is not None:
         from cowshed.image.transports.registries import RegistrySource
 
-        registry = opened.enter_context(RegistrySource(place.reference, engine.settings.registries))
+        registry = opened.enter_context(RegistrySource(place.reference, engine.settings.registries, reach))
         return registry, registry.root()
     blobs = BlobStore(engine.store.root)
     if place.transport == names.STORE:
@@ -161,13 +171,14 @@ def _older(contents: Contents, staging: Staging, place: Place) -> tuple[Source, 
     return _Older(resolved, staging), stored.root(resolved.image).target
 
 
-def _open_target(engine: Engine, place: Place, opened: ExitStack, came: Place | None) -> Finishing:
+def _open_target(engine: Engine, place: Place, opened: ExitStack, came: Place | None, reach: Reach) -> Finishing:
     if place.reference is not None:
         from cowshed.image.transports.registries import RegistryTarget
 
         there = came.reference if came is not None else None
         mount = (there.registry, there.repository) if there is not None else ("", "")
-        return opened.enter_context(RegistryTarget(place.reference, engine.settings.registries, mount=mount))
+        registries = engine.settings.registries
+        return opened.enter_context(RegistryTarget(place.reference, registries, mount=mount, reach=reach))
     if place.transport == "dir":
         return FlatTarget(opened.enter_context(DirectoryFiles(place.path)))
     if place.transport == "oci":
@@ -205,7 +216,7 @@ class _Origin:
 
 def _into_store(
     engine: Engine, source: Source, wanted: Descriptor, name: str, platform: Platform | None, progress: Progress,
-    came: Place | None,
+    came: Place | None, reach: Reach,
 ) -> Descriptor:  # fmt: skip
     from cowshed.image.pull import bring, origin_of
     from cowshed.image.resolve import resolve
@@ -223,7 +234,8 @@ def _into_store(
     if there is not None:  # it is pulled
         from cowshed.registry.client import Client
 
-        with Client(there.registry, there.repository, engine.settings.registries.get(there.registry) or {}) as client:
+        settings = engine.settings.registries.get(there.registry) or {}
+        with Client(there.registry, there.repository, settings, reach=reach) as client:
             row = origin_of(client, there, found, engine.gate())
     bring(
         layers, origin, found, names=[parsed.name], durability=engine.settings.durability, progress=progress, came=row

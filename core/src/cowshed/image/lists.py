@@ -15,6 +15,7 @@ from cowshed.image import reference
 from cowshed.image.archives import Archives
 from cowshed.image.manifest import DOCKER_LIST, INDEXES, OCI_INDEX, Descriptor
 from cowshed.image.transports import graph, names, stored
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.state import images, lists
 from cowshed.state.leases import Lease
 from cowshed.storage.record import record
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cowshed.engine import Engine
     from cowshed.image.progress import Progress
     from cowshed.image.transports.graph import Source
+    from cowshed.registry.reach import Reach
 
 _HERE = ""  # what is written of an entry whose manifest is in this store
 
@@ -42,6 +44,13 @@ class Said:
     features: tuple[str, ...] = ()
     os_features: tuple[str, ...] = ()
     annotations: Mapping[str, str] = {}
+
+
+def registry_of(text: str) -> str:
+    """The registry that an image is asked for at if it is not here. BadUsage."""
+    place = names.parse(text) if text.partition(":")[0] in names.KNOWN and ":" in text else None
+    told = place.reference if place is not None else reference.parse(text)
+    return told.registry if told is not None else ""
 
 
 def canonical(name: str) -> str:
@@ -60,8 +69,10 @@ def create(
     amend: bool = False,
     every: bool = False,
     annotations: Mapping[str, str] | None = None,
+    reach: Reach = AS_CONFIGURED,
 ) -> None:
-    """Begin a list. amend: one that is there gets more. Conflict, and what `add` raises; then nothing is changed."""
+    """Begin a list. amend: one that is there gets more. reach: what the command says of the images' registry. Conflict,
+    and what `add` raises; then nothing is changed."""
     key = canonical(name)
     there = lists.get(engine.store, key)
     if there is not None and not amend:
@@ -70,15 +81,16 @@ def create(
     if annotations:
         document["index"]["annotations"] = {**document["index"].get("annotations", {}), **annotations}
     for image in added:
-        _add(engine, document, image, every=every, said=Said())
+        _add(engine, document, image, every=every, said=Said(), reach=reach)
     _keep(engine, key, document)
 
 
-def add(engine: Engine, name: str, image: str, *, every: bool, said: Said) -> str:
+def add(engine: Engine, name: str, image: str, *, every: bool, said: Said, reach: Reach = AS_CONFIGURED) -> str:
     """Add an image of this store, or of a registry if there is none of that name here; the digest of what was added
-    last. every: all platforms of an index, else this machine's. NotFound, ImageError, RegistryError."""
+    last. every: all platforms of an index, else this machine's. reach: what the command says of its registry.
+    NotFound, ImageError, RegistryError."""
     key, document = _list(engine, name)
-    digest = _add(engine, document, image, every=every, said=said)
+    digest = _add(engine, document, image, every=every, said=said, reach=reach)
     _keep(engine, key, document)
     return digest
 
@@ -118,19 +130,23 @@ def index(engine: Engine, name: str) -> dict[str, Any] | None:
     return found["index"] if found is not None else None
 
 
-def show(engine: Engine, text: str, progress: Progress) -> dict[str, Any]:
-    """What a name stands for: a list here, an image here, else what a registry has."""
+def show(engine: Engine, text: str, progress: Progress, reach: Reach = AS_CONFIGURED) -> dict[str, Any]:
+    """What a name stands for: a list here, an image here, else what a registry has. reach: what the command says of
+    the registry."""
     found = index(engine, text) if "@" not in text and "://" not in text else None
     if found is not None:
         return found
     with ExitStack() as opened:
-        source, wanted, _ = _find(engine, text, opened, progress)
+        source, wanted, _ = _find(engine, text, opened, progress, reach)
         return manifests.document(graph.read(source, wanted), "the manifest")
 
 
-def push(engine: Engine, name: str, goal: str, *, docker: bool, progress: Progress) -> Descriptor:
+def push(
+    engine: Engine, name: str, goal: str, *, docker: bool, progress: Progress, reach: Reach = AS_CONFIGURED
+) -> Descriptor:
     """Copy a list, and all that it names, to a place (`cowshed.image.transports.names`), by default to the registry
-    that its name names; what is there then. docker: as docker's manifest list."""
+    that its name names; what is there then. docker: as docker's manifest list. reach: what the command says of that
+    registry, which also counts for the images that come from there."""
     from cowshed.image.copying import transfer
 
     key, document = _list(engine, name)
@@ -144,9 +160,11 @@ def push(engine: Engine, name: str, goal: str, *, docker: bool, progress: Progre
         value["mediaType"] = DOCKER_LIST
     data = json.dumps(value, separators=(",", ":")).encode()
     with ExitStack() as opened:
-        source = _Source(engine, data, document["from"], opened, progress)
+        place = names.parse(goal)
+        there = place.reference.registry if place.reference is not None else ""
+        source = _Source(engine, data, document["from"], opened, progress, (there, reach))
         return transfer(
-            engine, source, graph.describe(data), names.parse(goal), opened, every=True, progress=progress
+            engine, source, graph.describe(data), place, opened, every=True, progress=progress, reach=reach
         )  # fmt: skip
 
 
@@ -154,8 +172,11 @@ class _Source:
     """A list with all that its entries name, wherever that is."""
 
     def __init__(
-        self, engine: Engine, data: bytes, origins: dict[str, str], opened: ExitStack, progress: Progress
-    ) -> None:
+        self, engine: Engine, data: bytes, origins: dict[str, str], opened: ExitStack, progress: Progress,
+        reaches: tuple[str, Reach],
+    ) -> None:  # fmt: skip
+        """reaches: a registry, and what the command says of it."""
+        self._reaches = reaches
         self._engine, self._data, self._opened, self._progress = engine, data, opened, progress
         self._origins = origins
         self._root = graph.describe(data).digest
@@ -190,7 +211,8 @@ class _Source:
             from cowshed.image.copying import open_source
 
             place = names.parse(f"docker://{origin}@{digest}")
-            self._sources[origin] = open_source(engine, place, self._opened, self._progress)[0]
+            reach = self._reaches[1] if origin.partition("/")[0] == self._reaches[0] else AS_CONFIGURED
+            self._sources[origin] = open_source(engine, place, self._opened, self._progress, reach)[0]
         return self._sources[origin]
 
 
@@ -216,7 +238,9 @@ def _keep(engine: Engine, key: str, document: dict[str, Any]) -> None:
         lists.put(tx, key, document)
 
 
-def _find(engine: Engine, text: str, opened: ExitStack, progress: Progress) -> tuple[Source, Descriptor, str]:
+def _find(
+    engine: Engine, text: str, opened: ExitStack, progress: Progress, reach: Reach = AS_CONFIGURED
+) -> tuple[Source, Descriptor, str]:
     """An image of this store, or of a registry: its source, its manifest, and where that is."""
     from cowshed.image.copying import open_source
 
@@ -234,16 +258,16 @@ def _find(engine: Engine, text: str, opened: ExitStack, progress: Progress) -> t
             return source, wanted, _HERE
     if place.transport not in ("docker", names.STORE):
         raise BadUsage(f"{text[:100]!r} cannot be in a list", remedy="name an image of this store or of a registry")
-    source, wanted = open_source(engine, place, opened, progress)
+    source, wanted = open_source(engine, place, opened, progress, reach)
     told = place.reference
     return source, wanted, _HERE if told is None else f"{told.registry}/{told.repository}"
 
 
-def _add(engine: Engine, document: dict[str, Any], image: str, *, every: bool, said: Said) -> str:
+def _add(engine: Engine, document: dict[str, Any], image: str, *, every: bool, said: Said, reach: Reach) -> str:
     from cowshed.image import progress
 
     with ExitStack() as opened:
-        source, wanted, origin = _find(engine, image, opened, progress.Progress())
+        source, wanted, origin = _find(engine, image, opened, progress.Progress(), reach)
         if wanted.media_type in INDEXES and every:
             value = manifests.document(graph.read(source, wanted), "the index")
             found = [dict(entry) for _, entry in manifests.entries(value)]

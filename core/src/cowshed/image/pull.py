@@ -14,6 +14,7 @@ from cowshed.image.blobs import BlobStore
 from cowshed.image.realise import Kept, realise
 from cowshed.image.resolve import resolve, resolve_all
 from cowshed.registry.client import Client
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.state import images, indexes, places
 from cowshed.state.leases import Lease
 from cowshed.state.origins import OriginRow
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cowshed.image.reference import Reference
     from cowshed.image.resolve import Origin, Resolved
     from cowshed.layers.layers import Layers
+    from cowshed.registry.reach import Reach
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Store
     from cowshed.trust.gate import Gate
@@ -71,13 +73,15 @@ def pull(
     platform: Platform | None = None,
     policy: str = "always",
     gate: Gate | None,
+    reach: Reach = AS_CONFIGURED,
 ) -> Pulled:
     """Bring an image into the store and its layers into the driver.
 
     registries: the configuration's table of that name. platform: None for this machine's. policy: `always` asks the
     registry, `missing` only if no image has the name, `never` does not. gate: what an image has to pass before anything
-    of it is stored (`cowshed.trust.gate`), None for nothing. Raises NotFound, RegistryError, AuthError, Untrusted,
-    ConfigError, ImageError, Tampered, NoSpace; then nothing is left but what a repetition goes on from.
+    of it is stored (`cowshed.trust.gate`), None for nothing. reach: what the command says of the registry. Raises
+    NotFound, RegistryError, AuthError, Untrusted, ConfigError, ImageError, Tampered, NoSpace; then nothing is
+    left but what a repetition goes on from.
     """
     if policy not in POLICIES:
         raise BadUsage(f"the pull policy is one of {', '.join(POLICIES)}, not {policy!r}")
@@ -93,7 +97,7 @@ def pull(
     progress.step(f"{reference.familiar}: asking {reference.registry}")
     settings = registries.get(reference.registry) or {}
     begun = monotonic()
-    with Client(reference.registry, reference.repository, settings) as client:
+    with Client(reference.registry, reference.repository, settings, reach=reach) as client:
         asked = Sparing(store, client, reference)
         found = resolve(store, asked, reference.wanted, digest=reference.digest, platform=platform, progress=progress)
         origin = origin_of(client, reference, found, gate)
@@ -107,7 +111,7 @@ def pull(
 
 def pull_all(
     layers: Layers, reference: Reference, *, registries: Mapping[str, Any], durability: str, progress: Progress,
-    gate: Gate | None,
+    gate: Gate | None, reach: Reach = AS_CONFIGURED,
 ) -> tuple[Pulled, ...]:  # fmt: skip
     """Bring the images of all platforms that a name stands for, the one for this machine first.
 
@@ -121,7 +125,7 @@ def pull_all(
     progress.step(f"{reference.familiar}: asking {reference.registry}")
     settings = registries.get(reference.registry) or {}
     done = []
-    with Client(reference.registry, reference.repository, settings) as client:
+    with Client(reference.registry, reference.repository, settings, reach=reach) as client:
         asked = Sparing(store, client, reference)
         found = resolve_all(store, asked, reference.wanted, digest=reference.digest, progress=progress)
         best = platforms.best()

@@ -10,6 +10,7 @@ from cowshed import words
 from cowshed.errors import BadUsage, ImageError, NotFound
 from cowshed.image import manifest as manifests
 from cowshed.image.archives import Archives
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.registry.repository import PUSH, Repository
 from cowshed.state import images, places
 from cowshed.state.leases import Lease
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cowshed.image.manifest import Descriptor
     from cowshed.image.progress import Progress
     from cowshed.image.reference import Reference
+    from cowshed.registry.reach import Reach
     from cowshed.registry.upload import Source
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Store
@@ -61,17 +63,19 @@ def push(
     *,
     registries: Mapping[str, Any],
     progress: Progress,
+    reach: Reach = AS_CONFIGURED,
 ) -> tuple[Pushed, ...]:
     """Push images to the repository that reference names, each under its tag.
 
-    registries: the configuration's table of that name. Raises RegistryError, AuthError, ImageError (a blob is gone),
-    Tampered; then uploads that were begun are cancelled, and what has arrived stays for the next push.
+    registries: the configuration's table of that name; reach: what the command says beside it. Raises
+    RegistryError, AuthError, ImageError (a blob is gone), Tampered; then uploads that were begun are cancelled,
+    and what has arrived stays for the next push.
     """
     if reference.digest:
         raise BadUsage("an image is pushed under a tag, and not under a digest", remedy="leave the digest away")
     settings = registries.get(reference.registry) or {}
     archives = Archives(store)
-    with Repository(reference.registry, reference.repository, settings, actions=PUSH) as there:
+    with Repository(reference.registry, reference.repository, settings, actions=PUSH, reach=reach) as there:
         progress.step(f"The push refers to repository [{reference.registry}/{reference.repository}]")
         layers: dict[str, Descriptor] = {}
         small: dict[str, tuple[Descriptor, bytes]] = {}

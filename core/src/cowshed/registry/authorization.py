@@ -39,20 +39,17 @@ _DOING = {"pull": "pull", "pull,push": "push to", "delete,pull": "delete from", 
 class Authorizer:
     """What to send as Authorization to one endpoint for work in one repository. Safe for several threads."""
 
-    def __init__(
-        self, endpoint: Endpoint, repository: str, transport: Transport, actions: str = "pull",
-        known: Credentials | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, endpoint: Endpoint, repository: str, transport: Transport, actions: str = "pull") -> None:
         """actions: of the repository, as the token specification's scopes name them; "*" with the repository "" for
-        the catalog, "" for the registry as such. known: credentials to use instead of those that are filed."""
+        the catalog, "" for the registry as such."""
         self._endpoint, self._repository, self._transport = endpoint, repository, transport
         self._actions = actions
         own = f"repository:{repository}:{actions}" if repository else f"registry:catalog:{actions}"
         self._scopes = [own] if actions else []
         self._guard = threading.Lock()
         self._header, self._until = "", 0.0
-        self._credentials = known
-        self._searched = known is not None
+        self._credentials = endpoint.credentials
+        self._searched = endpoint.credentials is not None
 
     def header(self) -> str:
         """The value to send, "" for none (yet)."""
@@ -95,7 +92,7 @@ class Authorizer:
 
     def _known(self) -> Credentials | None:
         if not self._searched:
-            self._credentials = credentials.find(self._endpoint.account, self._repository)
+            self._credentials = credentials.find(self._endpoint.account, self._repository, self._endpoint.authfile)
             self._searched = True
         return self._credentials
 
@@ -176,7 +173,7 @@ class Authorizer:
             host = parts.hostname
         except ValueError:
             parts, host = urllib.parse.urlsplit(""), None
-        plain_is_fine = self._endpoint.scheme == "http"
+        plain_is_fine = self._endpoint.scheme != "https"
         if (
             not host
             or parts.scheme not in ("https", "http")

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 FOLDERS = ("~/.config/containers/certs.d", "/etc/containers/certs.d", "/etc/docker/certs.d")
 
 
-def context(host: str, trust: Trust | None, *, own: bool) -> ssl.SSLContext:
+def context(host: str, trust: Trust | None, *, own: bool, verify: bool = True) -> ssl.SSLContext:
     """What connections to a registry, its token server and storage are made with. ConfigError for a file that cannot be
     used.
 
     host: the registry's HOST[:PORT]. own: for a connection to the registry itself; nobody else is shown who we are.
+    verify: False for a host whose certificate does not matter.
     """
     made = ssl.create_default_context()
+    if not verify:
+        made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
     if trust is not None and trust.ca:
         _load(made, trust.ca)
-    folder = _folder(host)
-    names = sorted(os.listdir(folder)) if folder else []
+    folder = trust.folder if trust is not None and trust.folder else _folder(host)
+    names = _listed(folder) if folder else []
     for name in names:
         if name.endswith(".crt"):
             _load(made, f"{folder}/{name}")
@@ -56,6 +59,13 @@ def _folder(host: str) -> str:
         if os.path.isdir(path):
             return path
     return ""
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise ConfigError(f"the certificates in {folder} cannot be used: {error.strerror}") from None
 
 
 def _load(made: ssl.SSLContext, path: str) -> None:

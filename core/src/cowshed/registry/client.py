@@ -11,6 +11,7 @@ from cowshed.image.manifest import document
 from cowshed.image.reference import check_digest
 from cowshed.registry.endpoints import endpoints
 from cowshed.registry.place import LONGEST_WAIT, TRIES, Missing, Place, Refused
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.registry.referrers import entries_of, tag_of
 from cowshed.registry.transport import Broken
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from cowshed.image.manifest import Descriptor
+    from cowshed.registry.reach import Reach
     from cowshed.registry.transport import Response
 
     _T = TypeVar("_T")
@@ -36,11 +38,20 @@ _PROGRESS = 256 << 10  # bytes after which a download counts as getting on
 class Client:
     """One repository of one registry. Safe for several threads; close it."""
 
-    def __init__(self, registry: str, repository: str, settings: Mapping[str, Any], *, pause: float = 0.5) -> None:
+    def __init__(
+        self,
+        registry: str,
+        repository: str,
+        settings: Mapping[str, Any],
+        *,
+        pause: float = 0.5,
+        reach: Reach = AS_CONFIGURED,
+    ) -> None:
         """settings: the registry's table of the configuration (`cowshed.registry.endpoints`). pause: seconds before
-        the first repetition of what failed; it doubles. ConfigError, RegistryError (blocked)."""
+        the first repetition of what failed; it doubles. reach: what the command says of the registry. ConfigError,
+        RegistryError (blocked)."""
         self.registry, self.repository, self._pause = registry, repository, pause
-        self._places = [Place(e, repository, pause=pause) for e in endpoints(registry, settings)]
+        self._places = [Place(e, repository, pause=pause) for e in endpoints(registry, settings, reach)]
 
     def __enter__(self) -> Client:
         return self

@@ -49,21 +49,24 @@ def files() -> list[str]:
     ]
 
 
-def find(account: str, repository: str) -> Credentials | None:
-    """What is filed for a registry: under the longest prefix of account/repository, else under the account.
+def find(account: str, repository: str, path: str = "") -> Credentials | None:
+    """What is filed for a registry: under the longest prefix of account/repository, else under the account. path: of
+    the only file to look into, instead of the usual ones.
 
     None if nothing is. AuthError if the file or a helper cannot be used: going on without them would look like a
     refusal by the registry.
     """
-    for path in files():
-        config = read(path)
+    if path and not os.path.exists(path):
+        raise AuthError(f"there is no file of credentials {path}", remedy=f"cowshed login --authfile {path}")
+    for each in [path] if path else files():
+        config = read(each)
         auths, helpers = table(config, "auths"), table(config, "credHelpers")
         for key in _keys(account, repository):
             if helpers.get(key):
                 return _from_helper(str(helpers[key]), key)
             entry = auths.get(key)
             if isinstance(entry, dict):
-                found = _from_entry(entry, key, path)
+                found = _from_entry(entry, key, each)
                 if found is not None:
                     return found
         if config.get("credsStore"):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import urllib.parse
 
 from cowshed.errors import ConfigError, RegistryError
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.storage.record import record
 
 TYPE_CHECKING = False
@@ -26,34 +27,48 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from cowshed.registry.credentials import Credentials
+    from cowshed.registry.reach import Reach
+
 _HUB = {"docker.io": "registry-1.docker.io"}
 _TRUST_KEYS = {"insecure": bool, "ca": str, "client_cert": str, "client_key": str}
 _KEYS = {
     "mirrors": list, "fallback": bool, "token_servers": list, "blocked": bool, "short_names": bool, **_TRUST_KEYS,
 }  # fmt: skip
 _MIRROR_KEYS = {"url": str, **_TRUST_KEYS}
+EITHER = ""  # of an endpoint that may speak TLS or not: it is tried (`cowshed.registry.place`)
 
 
 @record(frozen=True)
 class Trust:
-    """Paths of certificates, "" for none."""
+    """Whose certificates are accepted, and which one is shown. Paths, "" for none."""
 
     ca: str = ""  # further ones to trust
     client_cert: str = ""  # what we show
     client_key: str = ""
+    folder: str = ""  # directory of certificates instead of the usual ones
+    verify: bool = True  # False: any certificate of the registry is accepted
 
 
 @record(frozen=True)
 class Endpoint:
     """One place that serves a registry's content."""
 
-    scheme: str  # http, https
+    scheme: str  # http, https, or EITHER
     host: str  # with the port, if one was written
     prefix: str  # path before the repository: "" or "a/b/"
     mirrors: str  # the registry that it is a mirror of; "" for the registry itself
     account: str  # what credentials are filed under
     trust: Trust
     token_servers: tuple[str, ...]
+    credentials: Credentials | None = None  # to be used whatever is filed
+    authfile: str = ""  # the only file in which credentials are looked for
+
+    def with_scheme(self, scheme: str) -> Endpoint:
+        return Endpoint(
+            scheme, self.host, self.prefix, self.mirrors, self.account, self.trust, self.token_servers,
+            self.credentials, self.authfile,
+        )  # fmt: skip
 
     @property
     def url(self) -> str:
@@ -62,7 +77,7 @@ class Endpoint:
     @property
     def name(self) -> str:
         """The host without its port."""
-        return (urllib.parse.urlsplit(self.url).hostname or "").lower()
+        return (urllib.parse.urlsplit(f"//{self.host}").hostname or "").lower()
 
     def path(self, repository: str, kind: str, name: str) -> str:
         """The target of a request; mirrors are told whose content is wanted (distribution-spec, Registry Proxying)."""
@@ -70,31 +85,35 @@ class Endpoint:
         return f"/v2/{self.prefix}{repository}/{kind}/{name}{query}"
 
 
-def endpoints(registry: str, settings: Mapping[str, Any]) -> tuple[Endpoint, ...]:
-    """The places to ask, in order. ConfigError for a wrong table, RegistryError for a blocked registry."""
+def endpoints(registry: str, settings: Mapping[str, Any], reach: Reach = AS_CONFIGURED) -> tuple[Endpoint, ...]:
+    """The places to ask, in order. settings: the registry's table; reach: what a command says beside it.
+    ConfigError for a wrong table, RegistryError for a blocked registry."""
     where = f'registries."{registry}"'
     _check(settings, _KEYS, where)
     if settings.get("blocked"):
         raise RegistryError(f"the configuration blocks the registry {registry}", remedy=f"see {where}.blocked")
-    found = [_mirror(m, registry, where) for m in settings.get("mirrors") or ()]
+    found = [_mirror(m, registry, where, reach) for m in settings.get("mirrors") or ()]
     if not found or settings.get("fallback", True):
-        found.append(itself(registry, settings))
+        found.append(itself(registry, settings, reach))
     return tuple(found)
 
 
-def itself(registry: str, settings: Mapping[str, Any]) -> Endpoint:
+def itself(registry: str, settings: Mapping[str, Any], reach: Reach = AS_CONFIGURED) -> Endpoint:
     """The registry, whatever mirrors it has: what is written goes there. Raises as `endpoints` does."""
     where = f'registries."{registry}"'
     _check(settings, _KEYS, where)
     if settings.get("blocked"):
         raise RegistryError(f"the configuration blocks the registry {registry}", remedy=f"see {where}.blocked")
     host = _HUB.get(registry, registry)
-    plain = settings.get("insecure", is_loopback(host))
+    scheme = "http" if settings.get("insecure", is_loopback(host)) else "https"
+    if reach.tls_verify is not None:
+        scheme = "https" if reach.tls_verify else EITHER
     servers = tuple(str(s) for s in settings.get("token_servers") or ())
-    return Endpoint("http" if plain else "https", host, "", "", registry, _trust(settings), servers)
+    trust = _trust(settings, reach.cert_dir, reach.tls_verify is not False)
+    return Endpoint(scheme, host, "", "", registry, trust, servers, reach.credentials, reach.authfile)
 
 
-def _mirror(said: Any, registry: str, where: str) -> Endpoint:
+def _mirror(said: Any, registry: str, where: str, reach: Reach) -> Endpoint:
     table = {"url": said} if isinstance(said, str) else said
     if not isinstance(table, dict) or not table.get("url"):
         raise ConfigError(f"{where}.mirrors has an entry without a url", remedy='write "https://HOST[:PORT][/PREFIX]"')
@@ -110,12 +129,14 @@ def _mirror(said: Any, registry: str, where: str) -> Endpoint:
                           remedy='write "https://HOST[:PORT][/PREFIX]"')  # fmt: skip
     prefix = parts.path.strip("/").removeprefix("v2").strip("/")
     scheme = "http" if table.get("insecure") else parts.scheme
+    if reach.tls_verify:
+        scheme = "https"
     prefix = f"{prefix}/" if prefix else ""
-    return Endpoint(scheme, parts.netloc, prefix, registry, parts.netloc, _trust(table), ())
+    return Endpoint(scheme, parts.netloc, prefix, registry, parts.netloc, _trust(table), (), None, reach.authfile)
 
 
-def _trust(table: Mapping[str, Any]) -> Trust:
-    return Trust(table.get("ca", ""), table.get("client_cert", ""), table.get("client_key", ""))
+def _trust(table: Mapping[str, Any], folder: str = "", verify: bool = True) -> Trust:
+    return Trust(table.get("ca", ""), table.get("client_cert", ""), table.get("client_key", ""), folder, verify)
 
 
 def _check(table: Mapping[str, Any], keys: Mapping[str, type], where: str) -> None:

@@ -10,6 +10,7 @@ from cowshed.errors import AuthError, BadUsage
 from cowshed.registry import credentials
 from cowshed.registry.endpoints import itself
 from cowshed.registry.place import Place
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed_linux import files, locks
 
 TYPE_CHECKING = False
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cowshed.registry.credentials import Credentials
+    from cowshed.registry.reach import Reach
 
 _HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 
@@ -33,9 +35,10 @@ def account_of(text: str) -> str:
     return "docker.io" if host in _HUB else host
 
 
-def check(account: str, settings: Mapping[str, Any], known: Credentials) -> bool:
-    """Try credentials. Whether the registry has asked for them at all. AuthError if they are refused, RegistryError."""
-    place = Place(itself(account, settings), "", actions="", known=known)
+def check(account: str, settings: Mapping[str, Any], known: Credentials, reach: Reach = AS_CONFIGURED) -> bool:
+    """Try credentials. reach: what the command says beside the settings. Whether the registry has asked for them at
+    all. AuthError if they are refused, RegistryError."""
+    place = Place(itself(account, settings, reach.with_credentials(known)), "", actions="")
     try:
         place.ask(f"{place.endpoint.url}/v2/{place.endpoint.prefix}", what="").close()
         return bool(place.authorizer.header())

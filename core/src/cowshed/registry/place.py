@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from cowshed import log
 from cowshed.errors import AuthError, NotFound, RegistryError
 from cowshed.registry.authorization import Authorizer
+from cowshed.registry.endpoints import EITHER
 from cowshed.registry.transport import Broken, Transport, origin, printable
 
 TYPE_CHECKING = False
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from http.client import HTTPMessage
 
-    from cowshed.registry.credentials import Credentials
     from cowshed.registry.endpoints import Endpoint
     from cowshed.registry.transport import Body, Response
 
@@ -53,15 +53,22 @@ class Refused(RegistryError):
 class Place:
     """An endpoint, its connections, and what lets us in. Safe for several threads."""
 
-    def __init__(
-        self, endpoint: Endpoint, repository: str, *, actions: str = "pull", pause: float = 0.5,
-        known: Credentials | None = None,
-    ) -> None:  # fmt: skip
-        """actions and known: see Authorizer. pause: seconds before the first repetition of what failed; it doubles."""
-        self.endpoint, self.repository, self._pause = endpoint, repository, pause
+    def __init__(self, endpoint: Endpoint, repository: str, *, actions: str = "pull", pause: float = 0.5) -> None:
+        """actions: see Authorizer. pause: seconds before the first repetition of what failed; it doubles."""
+        self._endpoint, self.repository, self._pause = endpoint, repository, pause
         self.transport = Transport(endpoint.host, trust=endpoint.trust)
-        self.authorizer = Authorizer(endpoint, repository, self.transport, actions, known)
+        self.authorizer = Authorizer(endpoint, repository, self.transport, actions)
         self.dead = self.aborted = False
+        self._trying = threading.Lock()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it is; of one that may speak TLS or not, found out by trying when it is first needed. RegistryError."""
+        with self._trying:
+            if self._endpoint.scheme == EITHER:
+                scheme = "https" if self.transport.speaks_tls() else "http"
+                self._endpoint = self._endpoint.with_scheme(scheme)
+            return self._endpoint
 
     def url(self, kind: str, name: str) -> str:
         """Of something in the repository: kind is `manifests`, `blobs`, …"""

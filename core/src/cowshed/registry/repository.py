@@ -21,6 +21,7 @@ from cowshed.registry import referrers
 from cowshed.registry.client import ACCEPT
 from cowshed.registry.endpoints import itself
 from cowshed.registry.place import Missing, Place, Refused
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.registry.transport import Body, joined, origin
 from cowshed.registry.upload import PIECE, WHOLE, Upload
 from cowshed.storage.record import record
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cowshed.image.manifest import Descriptor
+    from cowshed.registry.reach import Reach
     from cowshed.registry.upload import Source
 
 PULL, PUSH, DELETE = "pull", "pull,push", "delete,pull"
@@ -54,13 +56,14 @@ class Repository:
 
     def __init__(
         self, registry: str, repository: str, settings: Mapping[str, Any], *, actions: str = PULL, pause: float = 0.5,
-        whole: int = WHOLE, piece: int = PIECE,
+        whole: int = WHOLE, piece: int = PIECE, reach: Reach = AS_CONFIGURED,
     ) -> None:  # fmt: skip
-        """actions: PULL (look only), PUSH or DELETE. whole: bytes of the largest blob that is sent in one request,
-        piece: of the parts of larger ones. pause: seconds before the first repetition of what failed."""
+        """actions: PULL (look only), PUSH or DELETE. reach: what the command says of the registry. whole: bytes of
+        the largest blob that is sent in one request, piece: of the parts of larger ones. pause: seconds before
+        the first repetition of what failed."""
         self.registry, self.repository = registry, repository
         self._pause, self._whole, self._piece = pause, whole, piece
-        self._place = Place(itself(registry, settings), repository, actions=actions, pause=pause)
+        self._place = Place(itself(registry, settings, reach), repository, actions=actions, pause=pause)
 
     def __enter__(self) -> Repository:
         return self
@@ -244,9 +247,11 @@ class Repository:
         yield from pages(self._place, url, what)
 
 
-def catalog(registry: str, settings: Mapping[str, Any], *, pause: float = 0.5) -> Iterator[str]:
+def catalog(
+    registry: str, settings: Mapping[str, Any], *, pause: float = 0.5, reach: Reach = AS_CONFIGURED
+) -> Iterator[str]:
     """The names of all repositories that a registry lists. Many registries refuse that. RegistryError, AuthError."""
-    place = Place(itself(registry, settings), "", actions="*", pause=pause)
+    place = Place(itself(registry, settings, reach), "", actions="*", pause=pause)
     try:
         for page in pages(place, f"{place.endpoint.url}/v2/{place.endpoint.prefix}_catalog", "the catalog"):
             yield from _texts(page.get("repositories"))

@@ -161,7 +161,7 @@ class Transport:
         self._idle: dict[Origin, list[http.client.HTTPConnection]] = {}
         self._busy: set[http.client.HTTPConnection] = set()
         self._guard = threading.Lock()
-        self._contexts: dict[bool, SSLContext] = {}  # for the host that we were made for, and for others
+        self._contexts: dict[tuple[bool, bool], SSLContext] = {}  # by: for whom we were made, to be verified
         self._local: set[str] = set()  # hosts named by the user that turned out to be this machine
         self._aborted = False
 
@@ -210,6 +210,22 @@ class Transport:
                 raise self._distrust(f"redirects to {target[:100]!r}")
         raise RegistryError(f"{self._what} redirects more than {redirects} times" if redirects
                             else f"{self._what} redirects a request that must not be")  # fmt: skip
+
+    def speaks_tls(self) -> bool:
+        """Whether the other side speaks TLS, of a host that may or may not: it is connected to, and the connection is
+        kept. RegistryError if it cannot be told."""
+        from ssl import SSLError
+
+        where = self._split(f"https://{self._what}")
+        try:
+            connection = self._connect(where, proxy_for(*where), "")
+        except (ConnectionError, TimeoutError, SSLError) as error:
+            log.debug(f"{self._what} does not speak TLS: {reason(error)}")
+            return False
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error, where) from None
+        self._keep(where, connection)
+        return True
 
     def close(self) -> None:
         with self._guard:
@@ -286,10 +302,11 @@ class Transport:
         text = reason(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
             remedy = (
-                f"if its certificate is your own, put its authority into /etc/containers/certs.d/{self._what}/ca.crt"
+                f"if its certificate is your own, put its authority into /etc/containers/certs.d/{self._what}/ca.crt, "
+                "or name its directory by --cert-dir"
             )
         elif "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text:
-            remedy = "if it speaks plain HTTP, set `insecure = true` in the registry's settings"
+            remedy = "if it speaks plain HTTP, set `insecure = true` in the registry's settings, or --tls-verify=false"
         return RegistryError(f"{self._what} cannot be reached at {origin[1]}:{origin[2]}: {text}", remedy=remedy)
 
     def _connect(self, origin: Origin, proxy: Proxy | None, home: str) -> http.client.HTTPConnection:
@@ -315,13 +332,15 @@ class Transport:
         return connection
 
     def _tls(self, host: str, port: int) -> SSLContext:
-        own = origin(f"https://{self._what}") == ("https", host, port)
+        mine = origin(f"https://{self._what}")
+        own = mine == ("https", host, port)
+        verify = self._trust is None or self._trust.verify or mine is None or mine[1] != host
         with self._guard:
-            if own not in self._contexts:
+            if (own, verify) not in self._contexts:
                 from cowshed.registry import certificates
 
-                self._contexts[own] = certificates.context(self._what, self._trust, own=own)
-            return self._contexts[own]
+                self._contexts[own, verify] = certificates.context(self._what, self._trust, own=own, verify=verify)
+            return self._contexts[own, verify]
 
     # ------------------------------------------------------------ where we may go
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cowshed.errors import NotFound, Untrusted
 from cowshed.image import reference as references
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.state import origins
 from cowshed.trust import find, gate, policy, signature
 from cowshed.trust.policy import ANY, SIGNED, Identity, Requirement
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cowshed.image.platform import Platform
     from cowshed.image.progress import Progress
     from cowshed.image.reference import Reference
+    from cowshed.registry.reach import Reach
     from cowshed.state.rows import ImageRow
     from cowshed.trust.signature import Claim
 
@@ -29,12 +31,14 @@ def verify(
     remote: bool = False,
     platform: Platform | None = None,
     progress: Progress,
+    reach: Reach = AS_CONFIGURED,
 ) -> tuple[str, tuple[Claim, ...]]:
     """(why the image is accepted, the signatures that counted). Untrusted if it is not.
 
     keys: files of public keys, any of which has to have signed it, for whatever name; without any the policy counts, in
     policy_file or else the one in force. remote: what the registry has, else of an image that is here what was kept
-    when it was pulled. Raises NotFound, ConfigError, and what a registry raises.
+    when it was pulled. reach: what the command says of the registry. Raises NotFound, ConfigError, and what a registry
+    raises.
     """
     image = None
     if not remote:
@@ -44,7 +48,7 @@ def verify(
             references.parse(said)  # BadUsage, if it cannot be in a registry either
     if keys:
         requirement = Requirement(SIGNED, paths=tuple(keys), identity=Identity(ANY))
-        return _by_keys(engine, said, image, requirement, platform, progress)
+        return _by_keys(engine, said, image, requirement, platform, progress, reach)
     path = policy_file or engine.settings.policy_file
     if not path:
         return "there is no policy", ()
@@ -54,17 +58,19 @@ def verify(
     else:
         wanted = references.parse(said)
         rule = judge.before(wanted)
-        claims = judge.judge(rule, wanted, *_asked(engine, wanted, platform, progress)) if rule.needs_signatures else ()
+        claims = ()
+        if rule.needs_signatures:
+            claims = judge.judge(rule, wanted, *_asked(engine, wanted, platform, progress, reach))
     return f"{rule.scope}, {path}", claims
 
 
 def _by_keys(
     engine: Engine, said: str, image: ImageRow | None, requirement: Requirement, platform: Platform | None,
-    progress: Progress,
+    progress: Progress, reach: Reach,
 ) -> tuple[str, tuple[Claim, ...]]:  # fmt: skip
     if image is None:
         wanted = references.parse(said)
-        there = [(wanted, *_asked(engine, wanted, platform, progress))]
+        there = [(wanted, *_asked(engine, wanted, platform, progress, reach))]
     else:
         there = [
             (references.parse(o.name), (o.digest, o.manifest), signature.unpack(o.evidence), "")
@@ -81,14 +87,15 @@ def _by_keys(
 
 
 def _asked(
-    engine: Engine, wanted: Reference, platform: Platform | None, progress: Progress
+    engine: Engine, wanted: Reference, platform: Platform | None, progress: Progress, reach: Reach
 ) -> tuple[tuple[str, str], tuple[signature.Evidence, ...], str]:
     """(digests, signatures, what went wrong) of what a registry has."""
     from cowshed.image.resolve import resolve
     from cowshed.registry.client import Client
 
     progress.step(f"{wanted.familiar}: asking {wanted.registry}")
-    with Client(wanted.registry, wanted.repository, engine.settings.registries.get(wanted.registry) or {}) as client:
+    settings = engine.settings.registries.get(wanted.registry) or {}
+    with Client(wanted.registry, wanted.repository, settings, reach=reach) as client:
         found = resolve(engine.store, client, wanted.wanted, digest=wanted.digest, platform=platform, progress=progress)
         digests = found.digest, found.image.manifest_digest
         return digests, *find.gather(client, digests)

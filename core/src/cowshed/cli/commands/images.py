@@ -29,27 +29,29 @@ _CREATED_BY = 45
 # ---------------------------------------------------------------- in
 
 
-def fetch(engine: Engine, text: str, *, platform: str | None, quiet: bool, stream: TextIO) -> ImageRow:
-    """Pull an image, with bars or a line for each step on stream."""
-    return _pull(engine, text, platform, quiet, stream).image
+def fetch(engine: Engine, text: str, said: Values, stream: TextIO) -> ImageRow:
+    """Pull an image, with bars or a line for each step on stream. said: of pull, or of what needs one."""
+    return _pull(engine, text, said, stream).image
 
 
-def _pull(engine: Engine, text: str, platform: str | None, quiet: bool, stream: TextIO) -> Pulled:
+def _pull(engine: Engine, text: str, said: Values, stream: TextIO) -> Pulled:
+    from cowshed.cli import reaching
     from cowshed.cli.commands.registries import allow_short
     from cowshed.image import progress
     from cowshed.image.pull import pull as pull_
 
     allow_short(engine, text)
-    settings = engine.settings
-    with progress.choose(stream, quiet=quiet) as shown:
+    settings, reach = engine.settings, reaching.reach(said)
+    with progress.choose(stream, quiet=bool(said.quiet)) as shown:
         return pull_(
             engine.layers(),
             reference.parse(text),
-            platform=_platform(platform),
+            platform=_platform(said.platform),
             registries=settings.registries,
             durability=settings.durability,
             progress=shown,
             gate=engine.gate(),
+            reach=reach,
         )
 
 
@@ -64,7 +66,7 @@ def pull(engine: Engine, said: Values) -> int:
     parsed = reference.parse(text)
     if said.all_platforms:
         return _pull_all(engine, text, said)
-    pulled = _pull(engine, text, said.platform, bool(said.quiet), sys.stderr)
+    pulled = _pull(engine, text, said, sys.stderr)
     if not said.quiet:
         print(f"Digest: {pulled.digest}")
         status = "Downloaded newer image for" if pulled.new else "Image is up to date for"
@@ -74,6 +76,7 @@ def pull(engine: Engine, said: Values) -> int:
 
 
 def _pull_all(engine: Engine, text: str, said: Values) -> int:
+    from cowshed.cli import reaching
     from cowshed.cli.commands.registries import allow_short
     from cowshed.errors import BadUsage
     from cowshed.image import progress
@@ -82,12 +85,12 @@ def _pull_all(engine: Engine, text: str, said: Values) -> int:
     if said.platform:
         raise BadUsage("--platform and --all-platforms exclude each other")
     allow_short(engine, text)
-    settings = engine.settings
+    settings, reach = engine.settings, reaching.reach(said)
     parsed = reference.parse(text)
     with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
         done = pull_all(
             engine.layers(), parsed, registries=settings.registries, durability=settings.durability, progress=shown,
-            gate=engine.gate(),
+            gate=engine.gate(), reach=reach,
         )  # fmt: skip
     if not said.quiet:
         print(f"Digest: {done[0].digest}")

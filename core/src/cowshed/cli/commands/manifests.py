@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cowshed.cli import output
+from cowshed.cli import output, reaching
 from cowshed.image import lists, progress
 
 TYPE_CHECKING = False
@@ -19,10 +19,12 @@ def copy(engine: Engine, said: Values) -> int:
     from cowshed.image.copying import copy as copy_
 
     source, target = said["operands"]
+    ends = reaching.reach(said, "src"), reaching.reach(said, "dest")
     with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
         done = copy_(
             engine, source, target, every=bool(said.all), referrers=bool(said.referrers),
             platform=platform.parse(said.platform) if said.platform else None, progress=shown,
+            reach_source=ends[0], reach_goal=ends[1],
         )  # fmt: skip
     if target.rpartition(":")[2] != "-":
         print(done.digest)
@@ -33,7 +35,10 @@ def create(engine: Engine, said: Values) -> int:
     from cowshed.image import reference
 
     name, *images = said["operands"]
-    lists.create(engine, name, images, amend=bool(said.amend), every=bool(said.all), annotations=said.annotation)
+    lists.create(
+        engine, name, images, amend=bool(said.amend), every=bool(said.all), annotations=said.annotation,
+        reach=reaching.reach(said),
+    )  # fmt: skip
     print(f"Created manifest list {reference.familiar(lists.canonical(name))}")
     return 0
 
@@ -52,8 +57,9 @@ def _said(said: Values) -> Said:
 
 def add(engine: Engine, said: Values) -> int:
     name, *images = said["operands"]
+    reach = reaching.reach(said, registries=[lists.registry_of(image) for image in images])
     for image in images:
-        print(lists.add(engine, name, image, every=bool(said.all), said=_said(said)))
+        print(lists.add(engine, name, image, every=bool(said.all), said=_said(said), reach=reach))
     return 0
 
 
@@ -74,7 +80,7 @@ def inspect(engine: Engine, said: Values) -> int:
         lists.canonical(said["operands"][0])
     from cowshed_runtime.fastjson import pretty
 
-    value = lists.show(engine, text, progress.Progress())
+    value = lists.show(engine, text, progress.Progress(), reaching.reach(said))
     if said.format:
         output.one(value, said.format)
     else:
@@ -104,8 +110,9 @@ def exists(engine: Engine, said: Values) -> int:
 
 def push(engine: Engine, said: Values) -> int:
     name, *rest = said["operands"]
+    goal, reach = rest[0] if rest else "", reaching.reach(said)
     with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
-        done = lists.push(engine, name, rest[0] if rest else "", docker=said.format == "v2s2", progress=shown)
+        done = lists.push(engine, name, goal, docker=said.format == "v2s2", progress=shown, reach=reach)
     print(done.digest)
     if said.purge:
         lists.remove(engine, name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from cowshed.cli import output
+from cowshed.cli import output, reaching
+from cowshed.cli.parser import Values
 from cowshed.errors import BadUsage, NotFound
 from cowshed.image import reference
 
@@ -12,9 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cowshed.cli.parser import Values
     from cowshed.engine import Engine
     from cowshed.image.reference import Reference
+    from cowshed.registry.reach import Reach
     from cowshed.registry.repository import Repository
 
 _LIMIT = 25  # docker's
@@ -37,8 +38,9 @@ def push(engine: Engine, said: Values) -> int:
     else:
         wanted = [(parsed.tag, engine.image(text))]
     allow_short(engine, text)
+    settings, reach = engine.settings, reaching.reach(said)
     with progress.choose(sys.stderr, quiet=bool(said.quiet)) as shown:
-        done = push_(engine.store, parsed, wanted, registries=engine.settings.registries, progress=shown)
+        done = push_(engine.store, parsed, wanted, registries=settings.registries, progress=shown, reach=reach)
     if said.quiet:
         print(whole if said.all_tags else parsed.name)
         return 0
@@ -67,9 +69,10 @@ def login(engine: Engine, said: Values) -> int:
     from cowshed.registry.credentials import Credentials
 
     account = logins.account_of(said["operands"][0] if said["operands"] else "docker.io")
+    reach = reaching.reach(Values((key, said[key]) for key in ("tls_verify", "cert_dir") if key in said))
     user, password = _asked(said)
     known = Credentials(user, password)
-    asked = logins.check(account, engine.settings.registries.get(account) or {}, known)
+    asked = logins.check(account, engine.settings.registries.get(account) or {}, known, reach)
     where = logins.store(account, known, said.authfile or "")
     if not asked:
         sys.stderr.write(f"cowshed: {account} lets everybody in; nobody has looked at the password\n")
@@ -125,11 +128,11 @@ def logout(engine: Engine, said: Values) -> int:
 # ---------------------------------------------------------------- looking
 
 
-def _there(engine: Engine, parsed: Reference, actions: str) -> Repository:
+def _there(engine: Engine, parsed: Reference, actions: str, reach: Reach) -> Repository:
     from cowshed.registry.repository import Repository
 
     settings = engine.settings.registries.get(parsed.registry) or {}
-    return Repository(parsed.registry, parsed.repository, settings, actions=actions)
+    return Repository(parsed.registry, parsed.repository, settings, actions=actions, reach=reach)
 
 
 def search(engine: Engine, said: Values) -> int:
@@ -144,7 +147,7 @@ def search(engine: Engine, said: Values) -> int:
         raise BadUsage("--limit is a number of 1 or more")
     if said.list_tags:
         parsed = reference.parse(text)
-        with _there(engine, parsed, repository.PULL) as there:
+        with _there(engine, parsed, repository.PULL, reaching.reach(said)) as there:
             rows = [{"Name": _named(parsed), "Tag": tag} for tag in islice(there.tags(), limit)]
         output.listing(rows, ("Name", "Tag"), said.format, what="tags")
         return 0
@@ -153,7 +156,7 @@ def search(engine: Engine, said: Values) -> int:
         host, rest = "docker.io", text
     wanted = rest.lower()
     settings = engine.settings.registries.get(host) or {}
-    names = (name for name in repository.catalog(host, settings) if wanted in name.lower())
+    names = (name for name in repository.catalog(host, settings, reach=reaching.reach(said)) if wanted in name.lower())
     rows = [
         {"Name": f"{host}/{name}", "Description": "", "Stars": "0", "Official": "", "Automated": ""}
         for name in islice(names, limit)
@@ -169,7 +172,7 @@ def _named(parsed: Reference) -> str:
 def tags(engine: Engine, said: Values) -> int:
     from cowshed.registry.repository import PULL
 
-    with _there(engine, reference.parse(said["operands"][0]), PULL) as there:
+    with _there(engine, reference.parse(said["operands"][0]), PULL, reaching.reach(said)) as there:
         for tag in there.tags():
             print(tag)
     return 0
@@ -180,7 +183,7 @@ def catalog(engine: Engine, said: Values) -> int:
     from cowshed.registry.repository import catalog as catalog_
 
     account = account_of(said["operands"][0])
-    for name in catalog_(account, engine.settings.registries.get(account) or {}):
+    for name in catalog_(account, engine.settings.registries.get(account) or {}, reach=reaching.reach(said)):
         print(name)
     return 0
 
@@ -189,7 +192,7 @@ def referrers(engine: Engine, said: Values) -> int:
     from cowshed.registry.repository import PULL
 
     parsed = reference.parse(said["operands"][0])
-    with _there(engine, parsed, PULL) as there:
+    with _there(engine, parsed, PULL, reaching.reach(said)) as there:
         digest = parsed.digest or _digest(there, parsed)
         found = there.referrers(digest, said.artifact_type or "")
     rows: list[dict[str, Any]] = [
@@ -233,12 +236,13 @@ def delete(engine: Engine, said: Values) -> int:
         if not parsed.digest and not text.endswith(f":{parsed.tag}"):
             raise BadUsage(f"{text!r} has neither a tag nor a digest", remedy="name what is to be deleted")
         wanted.append(parsed)
+    reach = reaching.reach(said, registries=[each.registry for each in wanted])
     if not said.force and not agreed("in the registry: " + ", ".join(each.familiar for each in wanted)):
         return 0
     status = 0
     for parsed in wanted:
         try:
-            with _there(engine, parsed, DELETE) as there:
+            with _there(engine, parsed, DELETE, reach) as there:
                 if parsed.digest or said.manifest:
                     digest = parsed.digest or _digest(there, parsed)
                     there.delete_manifest(digest)

@@ -128,7 +128,7 @@ def _image(engine: Engine, text: str, said: Values) -> ImageRow:
                 raise
     from cowshed.cli.commands import images
 
-    return images.fetch(engine, text, platform=said.platform, quiet=bool(said.quiet), stream=sys.stderr)
+    return images.fetch(engine, text, said, sys.stderr)
 
 
 def _runs_on(image: ImageRow, wanted: str) -> bool:

@@ -17,6 +17,7 @@ _HEADINGS = {"DIGEST": "SIGNED DIGEST", "IDENTITY": "FOR"}
 def verify(engine: Engine, said: Values) -> int:
     import os
 
+    from cowshed.cli import reaching
     from cowshed.errors import BadUsage
     from cowshed.image import platform, progress
     from cowshed.trust.verify import verify as verify_
@@ -33,6 +34,7 @@ def verify(engine: Engine, said: Values) -> int:
             remote=bool(said.remote),
             platform=platform.parse(said.platform) if said.platform else None,
             progress=shown,
+            reach=reaching.reach(said),
         )
     if said.quiet:
         return 0

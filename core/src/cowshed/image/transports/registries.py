@@ -6,6 +6,7 @@ from cowshed.errors import BadUsage
 from cowshed.image import manifest as manifests
 from cowshed.image.transports.graph import describe
 from cowshed.registry.client import Client
+from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.registry.repository import PULL, PUSH, Repository
 
 TYPE_CHECKING = False
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
     from cowshed.image.manifest import Descriptor
     from cowshed.image.reference import Reference
     from cowshed.image.transports.graph import Root
+    from cowshed.registry.reach import Reach
 
 
 class RegistrySource:
     """A repository, read, from mirrors too. A context manager."""
 
-    def __init__(self, reference: Reference, registries: Mapping[str, Any]) -> None:
-        self._reference = reference
+    def __init__(self, reference: Reference, registries: Mapping[str, Any], reach: Reach = AS_CONFIGURED) -> None:
+        self._reference, self._reach = reference, reach
         self._settings = registries.get(reference.registry) or {}
-        self._client = Client(reference.registry, reference.repository, self._settings)
+        self._client = Client(reference.registry, reference.repository, self._settings, reach=reach)
         self._known: dict[str, bytes] = {}  # what was asked for by its name
 
     def __enter__(self) -> RegistrySource:
@@ -47,7 +49,8 @@ class RegistrySource:
         return self._client.blob(blob, offset)
 
     def referrers(self, subject: Descriptor) -> list[Descriptor]:
-        with Repository(self._reference.registry, self._reference.repository, self._settings, actions=PULL) as there:
+        of = self._reference
+        with Repository(of.registry, of.repository, self._settings, actions=PULL, reach=self._reach) as there:
             listed = there.referrers(subject.digest)
         return [manifests.descriptor(entry, "a referrer") for entry in listed]
 
@@ -56,15 +59,16 @@ class RegistryTarget:
     """A repository, written. A context manager; uploads that were begun are cancelled on an error."""
 
     def __init__(
-        self, reference: Reference, registries: Mapping[str, Any], *, mount: tuple[str, str] = ("", "")
-    ) -> None:
+        self, reference: Reference, registries: Mapping[str, Any], *, mount: tuple[str, str] = ("", ""),
+        reach: Reach = AS_CONFIGURED,
+    ) -> None:  # fmt: skip
         """mount: registry and repository that the blobs come from. BadUsage for a digest."""
         if reference.digest:
             raise BadUsage("an image is copied to a tag, and not to a digest", remedy="write docker://NAME:TAG")
         self._tag = reference.tag
         self._mount = (mount[1],) if mount[0] == reference.registry else ()
         settings = registries.get(reference.registry) or {}
-        self._there = Repository(reference.registry, reference.repository, settings, actions=PUSH)
+        self._there = Repository(reference.registry, reference.repository, settings, actions=PUSH, reach=reach)
         self._documents: dict[str, tuple[bytes, str]] = {}
 
     def __enter__(self) -> RegistryTarget:
