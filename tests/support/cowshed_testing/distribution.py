@@ -71,6 +71,18 @@ class Client:
         assert answer.status == 201, answer.body
         return digest(data)
 
+    def whole(self, name, wanted):
+        """The digest of an image all of which is there, as it says."""
+        answer = self("GET", f"/v2/{name}/manifests/{wanted}")
+        assert answer.status == 200, (wanted, answer.body)
+        assert digest(answer.body) == answer["Docker-Content-Digest"]
+        manifest = answer.json
+        for one in (manifest["config"], *manifest["layers"]):
+            blob = self("GET", f"/v2/{name}/blobs/{one['digest']}")
+            found = digest(blob.body, one["digest"].partition(":")[0])
+            assert (blob.status, len(blob.body), found) == (200, one["size"], one["digest"]), (wanted, blob.status)
+        return digest(answer.body)
+
 
 def digest(data, algorithm="sha256"):
     return f"{algorithm}:{digests.new(algorithm, data).hexdigest()}"
