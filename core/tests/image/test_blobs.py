@@ -313,3 +313,30 @@ def test_publishing_over_a_file_of_a_wrong_size(blobs):
         staging.add([b"hello"])
         assert staging.publish(blob.digest)
     assert b"".join(blobs.read(blob.digest)) == b"hello"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_blob_that_another_command_has_completed_meanwhile(blobs, damaged):
+    """Readers count on its digest, as if it had come here."""
+    blob = named()
+    it = blobs.receive(blob, lambda at: pieces(DATA, at))
+    with open(blobs.path(blob.digest), "wb") as file:
+        file.write(DATA[:-1] + b"?" if damaged else DATA)
+    it.run()
+    try:
+        if damaged:
+            with pytest.raises(Tampered, match="is damaged"):
+                list(it.chunks())
+        else:
+            assert b"".join(it.chunks()) == DATA
+            assert it.resumed == len(DATA)
+    finally:
+        it.close()
+
+
+def test_the_disk_gets_to_work_while_more_comes(blobs, monkeypatch):
+    begun = []
+    monkeypatch.setattr(incoming, "_WRITEBACK", 300_000)
+    monkeypatch.setattr(incoming.files, "begin_writeback", lambda fd, at, count: begun.append((at, count)))
+    assert bring(blobs, named(), lambda at: pieces(DATA, at)) == DATA
+    assert begun == [(0, 300_000), (300_000, 300_000), (600_000, 300_000)]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import tarfile
 import threading
+from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 from backports import zstd
@@ -90,22 +91,35 @@ def test_an_unpacked_docker_archive(store, tmp_path):
     loaded(store, str(folder))
 
 
-def test_from_a_pipe(store, layout):
-    """Standard input is a descriptor that cannot seek."""
-    data = tar_of(layout(small()))
+@contextmanager
+def piped(data):
+    """A descriptor that cannot seek, as standard input may be."""
     reader, writer = os.pipe()
 
     def feed():
-        with os.fdopen(writer, "wb") as pipe:
+        with suppress(BrokenPipeError), os.fdopen(writer, "wb") as pipe:
             pipe.write(data)
 
     thread = threading.Thread(target=feed)
     thread.start()
     try:
-        loaded(store, reader)
+        yield reader
     finally:
         os.close(reader)
         thread.join()
+
+
+@pytest.mark.parametrize("form", [tar_of, lambda folder: docker_archive(small(), [NAME])], ids=["layout", "docker"])
+def test_from_a_pipe(store, layout, form):
+    with piped(form(layout(small()))) as reader:
+        loaded(store, reader)
+
+
+def test_from_a_descriptor_that_stands_within_a_file(store, layout, tmp_path):
+    path = write(tmp_path, b"something else" + tar_of(layout(small())))
+    with open(path, "rb") as file:
+        file.seek(len(b"something else"))
+        loaded(store, file.fileno())
 
 
 def test_what_skopeo_writes(store, tmp_path, real):
@@ -206,12 +220,13 @@ def test_removed_with_all_that_it_brought(store, tmp_path):
 
 @pytest.fixture
 def fails(store, layout, tmp_path):
-    def check(source, error, match):
-        if isinstance(source, bytes):
+    def check(source, error, match, *, feed=False):
+        """feed: it is read from a pipe, and so as a whole before anything is made of it."""
+        if isinstance(source, bytes) and not feed:
             source = write(tmp_path, source)
         before = store.contents()
-        with pytest.raises(error, match=match) as caught:
-            store.load(str(source))
+        with pytest.raises(error, match=match) as caught, piped(source) if feed else nullcontext(str(source)) as it:
+            store.load(it)
         assert isinstance(caught.value, CowshedError)
         assert "\n" not in str(caught.value)
         assert store.contents() == before
@@ -236,9 +251,9 @@ def test_cut_archives(fails, layout):
     fails(zstd.compress(whole)[:-30], ImageError, "cut short")
 
 
-@pytest.mark.parametrize("archive", [False, True], ids=["directory", "archive"])
+@pytest.mark.parametrize("kind", ["directory", "archive", "pipe"])
 @pytest.mark.parametrize("how", ["changed", "longer", "missing", "a link out"])
-def test_tampered_blobs(fails, layout, tmp_path, how, archive):
+def test_tampered_blobs(fails, layout, tmp_path, how, kind):
     image = small()
     folder = layout(image)
     blob = folder / "blobs/sha256" / json.loads(image.manifest)["layers"][1]["digest"][7:]
@@ -254,23 +269,60 @@ def test_tampered_blobs(fails, layout, tmp_path, how, archive):
         os.rename(blob, tmp_path / "blob")
         os.symlink("../../../blob", blob)
     match = {
-        "changed": "has the digest" if archive else "came with other bytes|gzip data is",
-        "longer": "has the digest" if archive else "has .* bytes, its manifest says",
+        "changed": "has the digest" if kind == "pipe" else "came with other bytes|gzip data is",
+        "longer": "has the digest" if kind == "pipe" else "has .* bytes, its manifest says",
     }.get(how, "is missing in the")
-    fails(tar_of(folder) if archive else folder, ImageError, match)
+    fails(folder if kind == "directory" else tar_of(folder), ImageError, match, feed=kind == "pipe")
 
 
 def test_a_tampered_configuration_and_layer_of_a_docker_archive(fails):
     image = small()
     data = docker_archive(image, ["a:1"])
     fails(data.replace(b'"/bin', b'"/nib').replace(b":/bin", b":/nib"), Tampered, "has the digest")
-    fails(data.replace(b"3" * 512, b"4" * 512), Tampered, "layer 2 of 3: it has the digest")
+    changed = data.replace(b"3" * 512, b"4" * 512)
+    fails(changed, Tampered, "came with other bytes")
+    fails(changed, Tampered, "layer 2 of 3: it has the digest", feed=True)
+
+
+def test_a_docker_archive_whose_configuration_says_other_layers(fails):
+    """What a layer is said to be is never taken for what it is."""
+    image = small()
+    diff_ids = json.loads(image.blobs[image.id])["rootfs"]["diff_ids"]
+
+    def exchange(config):
+        config["rootfs"]["diff_ids"] = [diff_ids[0], diff_ids[2], diff_ids[1]]
+
+    wrong = with_config(image, exchange)
+    fails(docker_archive(wrong, ["a:1"]), Tampered, "came with other bytes")
+    fails(docker_archive(wrong, ["a:1"]), Tampered, "it has the digest", feed=True)
+
+
+def test_only_what_is_wanted_of_a_file_is_read(store, tmp_path, monkeypatch):
+    """Nothing is staged of one that is not packed, and what lies beside an image costs nothing."""
+    image = small()
+    data = docker_archive(image, [NAME])
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        first = tar.next()
+    beside = tarfile.TarInfo("beside")
+    beside.size = 64 << 20
+    path = tmp_path / "large.tar"
+    with open(path, "wb") as file:
+        file.write(beside.tobuf())
+        file.seek(beside.size, os.SEEK_CUR)
+        file.write(data)
+    assert first.name.endswith(".json")
+    monkeypatch.setattr("cowshed.image.staging.Staging.add", None)
+    came = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: came.append(pread(*args)) or came[-1])
+    loaded(store, str(path))
+    assert sum(map(len, came)) < 1 << 20
 
 
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
-        ({"Layers": ["../../../etc/passwd"]}, "missing in the archive"),
+        ({"Layers": ["../../../etc/passwd"] * 3}, "missing in the archive"),
         ({"Config": "../../../etc/passwd"}, "missing in the archive"),
         ({"Layers": [7]}, "list of names"),
         ({"RepoTags": "a:1"}, "list of names"),

@@ -1,4 +1,4 @@
-"""Files and directories: syncfs(2), FICLONE, inode flags, directory fsync."""
+"""Files and directories: syncfs(2), sync_file_range(2), FICLONE, inode flags, directory fsync."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import fcntl
 import os
 from _struct import pack, unpack
 
-from cowshed_linux.libc import FSTATFS, GETDENTS64, C, check, ffi, syscall
+from cowshed_linux.libc import FSTATFS, GETDENTS64, SYNC_FILE_RANGE, C, check, ffi, syscall
 
 _FICLONE = 0x40049409
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
 FS_IMMUTABLE, FS_APPEND = 0x10, 0x20
+_SYNC_FILE_RANGE_WRITE = 2
 
 
 def syncfs(fd: int) -> None:
     """Write back the file system of fd. Reports errors only since fd was opened: open it before the first write."""
     check(C.syncfs(fd), "syncfs")
+
+
+def begin_writeback(fd: int, at: int, count: int) -> None:
+    """Let the kernel begin to write a range of a file (sync_file_range(2)), without waiting for its end."""
+    syscall("sync_file_range", SYNC_FILE_RANGE, fd, at, count, _SYNC_FILE_RANGE_WRITE)
 
 
 def sync_directory(path: str) -> None:

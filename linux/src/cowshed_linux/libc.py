@@ -29,8 +29,10 @@ QUOTACTL_FD = 443
 _machine = os.uname().machine
 if _machine == "x86_64":
     SECCOMP, RENAMEAT2, KEYCTL, GETDENTS64, FSTATFS, RT_SIGACTION = 317, 316, 250, 217, 138, 13
+    SYNC_FILE_RANGE = 277
 else:  # the generic table: aarch64, riscv64, loongarch64
     SECCOMP, RENAMEAT2, KEYCTL, GETDENTS64, FSTATFS, RT_SIGACTION = 277, 276, 219, 61, 44, 134
+    SYNC_FILE_RANGE = 84
 
 
 def string(value: str | bytes) -> Any:

@@ -10,7 +10,7 @@ from cowshed.errors import BadUsage, ImageError, NotFound
 from cowshed.image import dockerarchive, layout, reference
 from cowshed.image.archives import Archives
 from cowshed.image.blobs import BlobStore
-from cowshed.image.contents import Archive, Directory
+from cowshed.image.contents import Directory, archive
 from cowshed.image.manifest import INDEXES, Descriptor
 from cowshed.image.staging import Staging
 from cowshed.image.transports import graph, names, stored
@@ -124,7 +124,7 @@ def open_source(
         return found, found.find(place.name)
     if place.transport != "docker-archive":
         raise ImageError(f"{place.path} is no image layout: it has no oci-layout file")
-    return _older(contents, staging, place)
+    return _older(contents, place)
 
 
 def _contents(place: Place, staging: Staging, opened: ExitStack, progress: Progress) -> Contents:
@@ -140,14 +140,14 @@ def _contents(place: Place, staging: Staging, opened: ExitStack, progress: Progr
     if is_directory:
         return Directory(fd, staging)
     progress.step("reading the archive")
-    return Archive(fd, staging)
+    return archive(fd, staging)
 
 
 class _Older:
     """An image of a docker archive from before version 25, whose manifest is made here."""
 
-    def __init__(self, resolved: Resolved, staging: Staging) -> None:
-        self._image, self._staging = resolved.image, staging
+    def __init__(self, resolved: Resolved, contents: Contents) -> None:
+        self._image, self._contents = resolved.image, contents
 
     def document(self, wanted: Descriptor) -> bytes:
         return self._image.manifest
@@ -155,20 +155,20 @@ class _Older:
     def blob(self, blob: Descriptor, offset: int = 0) -> Iterator[bytes]:
         if blob.digest == self._image.id:
             return iter((self._image.config[offset:],))
-        return self._staging.read(blob.digest, offset)
+        return self._contents.blob(blob, offset)
 
     def referrers(self, subject: Descriptor) -> list[Descriptor]:
         return []
 
 
-def _older(contents: Contents, staging: Staging, place: Place) -> tuple[Source, Descriptor]:
+def _older(contents: Contents, place: Place) -> tuple[Source, Descriptor]:
     wanted = reference.parse(place.name).name if place.name else ""
     found = [entry for entry in dockerarchive.saved(contents) if not wanted or wanted in entry.names]
     if len(found) != 1:
         raise ImageError(f"{place.path} has {len(found)} images{f' {place.name}' * bool(place.name)}",
                          remedy="name one behind a colon: docker-archive:FILE:NAME")  # fmt: skip
-    resolved = dockerarchive.resolve(contents, staging, found[0])
-    return _Older(resolved, staging), stored.root(resolved.image).target
+    resolved = dockerarchive.resolve(contents, found[0])
+    return _Older(resolved, contents), stored.root(resolved.image).target
 
 
 def _open_target(engine: Engine, place: Place, opened: ExitStack, came: Place | None, reach: Reach) -> Finishing:

@@ -9,6 +9,7 @@ import hashlib
 import json
 
 from cowshed.errors import BadUsage, ImageError, Tampered
+from cowshed.image import config as configs
 from cowshed.image import manifest as manifests
 from cowshed.image import reference
 from cowshed.image.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cowshed.image.contents import Contents
-    from cowshed.image.staging import Staging
 
 _IMAGES = 1024
 _LAYERS = 512
@@ -65,8 +65,8 @@ def _entry(entry: Any) -> Saved:
     return Saved(config, names, tuple(layers))
 
 
-def resolve(contents: Contents, staging: Staging, entry: Saved) -> Resolved:
-    """An image of a docker archive, its layers staged. Tampered, ImageError."""
+def resolve(contents: Contents, entry: Saved) -> Resolved:
+    """An image of a docker archive. Tampered, ImageError."""
     config = contents.small(entry.config)
     if config is None:
         raise ImageError(f"the configuration {entry.config!r} is missing in the archive")
@@ -74,10 +74,11 @@ def resolve(contents: Contents, staging: Staging, entry: Saved) -> Resolved:
     named = entry.config.rpartition("/")[2].removesuffix(".json")
     if len(named) == 64 and set(named) <= set("0123456789abcdef") and named != digits:
         raise Tampered(f"the configuration {named[:12]} has the digest {digits[:12]}", remedy="copy the archive again")
+    diff_ids = configs.check(manifests.document(config, "the image's configuration"), len(entry.layers))
     layers = []
-    for name in entry.layers:
-        digest = contents.stage(name)
-        layers.append({"mediaType": _kind(staging, digest), "digest": digest, "size": staging.sizes[digest]})
+    for name, diff_id in zip(entry.layers, diff_ids, strict=True):
+        layer = contents.layer(name, diff_id)
+        layers.append({"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size})
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -95,10 +96,3 @@ def resolve(contents: Contents, staging: Staging, entry: Saved) -> Resolved:
                 remedy="copy the archive again",
             )
     return Resolved(image, parsed, image.manifest_digest)
-
-
-def _kind(staging: Staging, digest: str) -> str:
-    first = next(staging.read(digest), b"")
-    if first.startswith(b"\x1f\x8b"):
-        return f"{OCI_LAYER}+gzip"
-    return f"{OCI_LAYER}+zstd" if first.startswith(b"\x28\xb5\x2f\xfd") else OCI_LAYER

@@ -9,7 +9,7 @@ import stat
 from cowshed.errors import Conflict, ImageError, NotFound
 from cowshed.image import dockerarchive, layout
 from cowshed.image.archives import Archives
-from cowshed.image.contents import Archive, Directory
+from cowshed.image.contents import Directory, archive
 from cowshed.image.manifest import document, parse_manifest
 from cowshed.image.pull import bring
 from cowshed.image.reference import familiar
@@ -55,15 +55,15 @@ def load(
     blobs = Archives(layers.store)
     try:
         with Staging(blobs) as staging:
-            contents: Contents
             status = os.fstat(fd)
+            contents: Contents
             if stat.S_ISDIR(status.st_mode):
                 contents = Directory(fd, staging)
             else:
                 progress.step("reading the archive")
                 if stat.S_ISREG(status.st_mode):
                     progress.begin("archive", "archive", status.st_size)
-                contents = Archive(fd, staging, lambda done: progress.advance("archive", done))
+                contents = archive(fd, staging, lambda done: progress.advance("archive", done))
                 progress.end("archive")
             return _load(layers, contents, staging, blobs, durability, progress, platform, replace)
     finally:
@@ -94,7 +94,7 @@ def _load(
             found.append((resolved, tuple(dict.fromkeys((*listed.names, *said)))))
     else:
         for entry in saved:
-            resolved = dockerarchive.resolve(contents, staging, entry)
+            resolved = dockerarchive.resolve(contents, entry)
             known = _known(layers, blobs, resolved.image.id)
             if known is not None:
                 here.add(known.image.id)

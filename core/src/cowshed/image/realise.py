@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     class Source(Protocol):
         """The archive of one layer, as it is kept or as it comes."""
 
+        @property
+        def held_against(self) -> str:
+            """The digest that `chunks` hold their bytes against before their end, "" for none."""
+
         def chunks(self) -> Iterable[bytes]: ...
 
         def cancel(self) -> None:
@@ -111,7 +115,7 @@ def realise(
                 where = f"layer {n + 1} of {len(image.diff_ids)}"
                 try:
                     chunks = _typed(source.chunks(), media_type, progress, where)
-                    unpack(chunks, tree, diff_id=diff, cancel=source.cancel)
+                    unpack(chunks, tree, diff_id=diff, verified=source.held_against == diff, cancel=source.cancel)
                 except ImageError as error:
                     error.args = (f"{where}: {error}",)
                     raise
@@ -150,6 +154,8 @@ def _release(layers: Layers, taken: list[int]) -> None:
 
 class Kept:
     """A layer's blob in the store, or made again."""
+
+    held_against = ""
 
     def __init__(self, blobs: BlobStore, digest: str, image_id: str) -> None:
         self._blobs, self._digest, self._image_id = blobs, digest, image_id

@@ -271,6 +271,14 @@ def _text(field: bytes) -> bytes:
     return field if end < 0 else field[:end]
 
 
+def is_header(block: bytes) -> bool:
+    """Whether an archive may begin so, which is not packed."""
+    try:
+        return len(block) == BLOCK and _sum_fits(block)
+    except NoHeader:
+        return False
+
+
 def _sum_fits(head: bytes) -> bool:
     """Whether a header's checksum is right: the sum of its bytes, those of the checksum itself taken as spaces.
 
