@@ -18,7 +18,7 @@ from .conftest import COMMAND
 
 KILLS = int(os.environ.get("COWSHED_REGISTRY_KILLS", "3"))
 LATEST = 0.6  # seconds until a kill: longer than what is killed takes
-COLLECTED = (b"MANIFEST_BLOB_UNKNOWN", b"BLOB_UPLOAD_UNKNOWN", b"while it was")  # what a push may meet without grace
+COLLECTED = ("MANIFEST_BLOB_UNKNOWN", "BLOB_UPLOAD_UNKNOWN", "while it was")  # what a push may meet without grace
 
 
 def cowshed(*words, status=0):
@@ -107,7 +107,7 @@ class Pusher(threading.Thread):
             try:
                 return self.push_once(name, tag, layer)
             except AssertionError as error:
-                if not any(word in error.args[0] for word in COLLECTED):
+                if not any(word in str(error) for word in COLLECTED):
                     raise
 
     def push_once(self, name, tag, layer):

@@ -11,7 +11,7 @@ import threading
 import pytest
 from cowshed_testing.distribution import Client, digest
 
-from cowshed.registry.server import connection, message
+from cowshed.registry.server import connection, message, refusals
 from cowshed.registry.server.journal import Journal
 from cowshed.registry.server.service import context
 
@@ -238,7 +238,44 @@ def test_noise(served):
         answer = exchange(served.address, bytes(data))
         for part in answer.split(b"HTTP/1.1 ")[1:]:
             assert int(part[:3]) < 500 or int(part[:3]) == 501, (bytes(data), part)
+            if int(part[:3]) >= 400 and (body := part.partition(b"\r\n\r\n")[2]):
+                _hold_errors(json.loads(body))
     assert served.client("GET", "/v2/a/b/manifests/v1")["Docker-Content-Digest"] == found
+
+
+CODES = {
+    "BLOB_UNKNOWN", "BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN", "DIGEST_INVALID", "MANIFEST_BLOB_UNKNOWN",
+    "MANIFEST_INVALID", "MANIFEST_UNKNOWN", "NAME_INVALID", "NAME_UNKNOWN", "SIZE_INVALID", "UNAUTHORIZED", "DENIED",
+    "UNSUPPORTED", "TOOMANYREQUESTS",
+}  # fmt: skip
+
+
+def _hold_errors(body):
+    assert body["errors"]
+    for one in body["errors"]:
+        assert one["code"] in CODES
+        assert isinstance(one["message"], str)
+        assert set(one) <= {"code", "message", "detail"}
+
+
+def test_each_error_has_the_form_and_a_code_of_the_specification(served):
+    assert set(refusals.CODES) == CODES
+    ask, nothing = served.client, digest(b"none")
+    ask.image()
+    for code, answer in {
+        "BLOB_UNKNOWN": ask("GET", f"/v2/a/b/blobs/{nothing}"),
+        "BLOB_UPLOAD_INVALID": ask("PATCH", ask.begin(), b"a", Content_Range="5-5"),
+        "BLOB_UPLOAD_UNKNOWN": ask("PATCH", "/v2/a/b/blobs/uploads/none", b"a"),
+        "DIGEST_INVALID": ask("GET", "/v2/a/b/blobs/sha256:x"),
+        "MANIFEST_INVALID": ask("PUT", "/v2/a/b/manifests/v1", b"{", Content_Type="a/b"),
+        "MANIFEST_UNKNOWN": ask("GET", "/v2/a/b/manifests/none"),
+        "NAME_INVALID": ask("GET", "/v2/A/tags/list"),
+        "NAME_UNKNOWN": ask("GET", "/v2/none/tags/list"),
+        "SIZE_INVALID": ask("GET", "/v2/a/b/tags/list?n=x"),
+        "UNSUPPORTED": ask("POST", "/v2/_catalog", b""),
+    }.items():
+        assert (answer.code, answer["Content-Type"]) == (code, "application/json")
+        _hold_errors(answer.json)
 
 
 def test_the_log_tells_each_request_and_what_went_wrong(serving, tmp_path):

@@ -6,6 +6,8 @@ import urllib.parse
 import pytest
 from cowshed_testing.distribution import INDEX, MANIFEST, descriptor, digest, manifest
 
+from cowshed.registry.server import listings
+
 DATA = b"".join(number.to_bytes(2, "big") for number in range(1024))
 
 
@@ -117,6 +119,17 @@ def test_pages_of_tags(ask):
     assert ask("GET", "/v2/a/b/tags/list?n=-1").status == 400
 
 
+def test_there_is_a_most_of_what_is_listed_at_once(ask, monkeypatch):
+    monkeypatch.setattr(listings, "_MOST", 2)
+    data = manifest(ask.blob(b"config"))
+    ask("PUT", f"/v2/a/b/manifests/{digest(data)}?tag=a&tag=b&tag=c", data, Content_Type=MANIFEST)
+    for path in ("/v2/a/b/tags/list", "/v2/a/b/tags/list?n=999999999"):
+        answer = ask("GET", path)
+        assert (answer.json["tags"], answer["Link"]) == (["a", "b"], '</v2/a/b/tags/list?n=2&last=b>; rel="next"')
+    for many in ("9" * 10, "x", "", "1.5"):
+        assert ask("GET", f"/v2/a/b/tags/list?n={many}").status == 400
+
+
 def test_pages_of_repositories(ask):
     for name in ("b", "a/x", "a"):
         ask.image(name)
@@ -132,15 +145,21 @@ def test_referrers(ask):
     typed = ask.image(
         tag="", blobs=(b"sbom",), subject=about, artifactType="application/x-sbom", annotations={"k": "v"}
     )
-    index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "subject": about}).encode()
-    assert ask("PUT", f"/v2/a/b/manifests/{digest(index)}", index, Content_Type=INDEX).status == 201
+    plain = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "subject": about}
+    index = json.dumps(plain).encode()
+    other = json.dumps({**plain, "artifactType": "application/x-list", "annotations": {"a": "b"}}).encode()
+    for data in (index, other):
+        assert ask("PUT", f"/v2/a/b/manifests/{digest(data)}", data, Content_Type=INDEX).status == 201
     ask.image(tag="other", blobs=(b"other",))
 
     answer = ask("GET", f"/v2/a/b/referrers/{subject}")
     assert (answer.status, answer["Content-Type"]) == (200, INDEX)
     assert answer.json["mediaType"] == INDEX
     found = {one["digest"]: one for one in answer.json["manifests"]}
-    assert set(found) == {by_config, typed, digest(index)}
+    assert set(found) == {by_config, typed, digest(index), digest(other)}
+    assert found[digest(other)] == {
+        **descriptor(digest(other), len(other), INDEX), "artifactType": "application/x-list", "annotations": {"a": "b"}
+    }  # fmt: skip
     assert found[by_config]["artifactType"] == "application/vnd.oci.image.config.v1+json"
     assert (found[typed]["artifactType"], found[typed]["annotations"]) == ("application/x-sbom", {"k": "v"})
     assert "artifactType" not in found[digest(index)]
@@ -210,6 +229,11 @@ def test_deleting_a_manifest_takes_its_tags_along(ask):
         assert ask("GET", f"/v2/a/b/manifests/{wanted}").status == 404
     assert ask("DELETE", f"/v2/a/b/manifests/{found}").status == 404
     assert ask("GET", "/v2/a/b/manifests/v3")["Docker-Content-Digest"] == other
+
+
+def test_deleting_in_a_repository_that_is_none(ask):
+    for path in (f"manifests/{digest(b'x')}", "manifests/v1", f"blobs/{digest(b'x')}"):
+        assert ask("DELETE", f"/v2/no/such/{path}").status == 404
 
 
 def test_a_deleted_referrer_is_no_longer_listed(ask):

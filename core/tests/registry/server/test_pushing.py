@@ -63,6 +63,15 @@ def test_a_stream_without_a_length(ask):
 
 
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
+def test_the_first_chunk_begins_at_the_beginning(ask, method):
+    location = ask.begin()
+    query = f"?digest={digest(DATA)}" if method == "PUT" else ""
+    assert ask(method, location + query, DATA, Content_Range=f"1-{len(DATA)}").status == 416
+    assert ask("GET", location).status == 204
+    assert ask("PUT", f"{location}?digest={digest(DATA)}", DATA, Content_Range=f"0-{len(DATA) - 1}").status == 201
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
 @pytest.mark.parametrize(("first", "last"), [(2000, 2099), (999, 1098), (0, 99)])
 def test_chunks_out_of_order(ask, method, first, last):
     location = ask("PATCH", ask.begin(), DATA[:1000], Content_Range="0-999")["Location"]
@@ -81,9 +90,12 @@ def test_a_chunk_has_the_length_that_its_range_says(ask):
 
 def test_a_wrong_digest(ask):
     location = ask.begin()
-    answer = ask("PUT", f"{location}?digest={digest(b'other')}", DATA)
-    assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
-    assert ask("GET", f"/v2/a/b/blobs/{digest(b'other')}").status == 404
+    for answer in (
+        ask("PUT", f"{location}?digest={digest(b'other')}", DATA),
+        ask("POST", f"/v2/a/b/blobs/uploads/?digest={digest(b'other')}", DATA, Content_Type="application/octet-stream"),
+    ):
+        assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
+        assert ask("GET", f"/v2/a/b/blobs/{digest(b'other')}").status == 404
     assert ask("GET", location).code == "BLOB_UPLOAD_UNKNOWN"
 
 

@@ -232,6 +232,28 @@ def test_what_is_pushed_again_in_the_meantime_stays(served):
     assert ask("GET", "/v2/a/b/tags/list").json["tags"] == ["v1", "v2"]
 
 
+def test_who_pushes_what_is_being_moved_aside_is_told_to_push_again(served, monkeypatch):
+    """The upload was thrown away because the blob was here already, and then it is not."""
+    ask = served.client
+    ask.image("a/b", "v1", IMAGE)
+    damage(served, digest(LAYER))
+    (one,) = found(served)
+    real = served.store.publish
+
+    def publish(path, wanted):
+        new = real(path, wanted)
+        assert not new
+        scrub.mend(served.store, one)
+        return new
+
+    monkeypatch.setattr(served.store, "publish", publish)
+    answer = ask("PUT", f"{ask.begin()}?digest={digest(LAYER)}", LAYER)
+    assert (answer.status, answer.code) == (503, "BLOB_UPLOAD_INVALID")
+    monkeypatch.undo()
+    ask.blob(LAYER)
+    assert ask("GET", f"/v2/a/b/blobs/{digest(LAYER)}").body == LAYER
+
+
 def test_no_more_bytes_in_a_second_than_there_may_be(served, monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(

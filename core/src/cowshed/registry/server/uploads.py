@@ -89,7 +89,7 @@ class Upload:
         self._uploads, self._repository, self.name, self._path, self._fd = uploads, repository, name, path, fd
         self.size = os.fstat(fd).st_size
         self._state = kept if kept is not None and kept[0] == self.size else None
-        self._over = False
+        self._over = self._synced = False
 
     def __enter__(self) -> Upload:
         return self
@@ -114,6 +114,7 @@ class Upload:
         count = len(piece)
         self._repository.store.reserve(count)
         self._state = None  # should writing fail, the hash has more than the file
+        self._synced = False
         try:
             hash_.update(piece)
             at = self.size
@@ -133,7 +134,9 @@ class Upload:
 
     def sync(self) -> None:
         """Bring what came to the disk, so that `finish` takes no time for it."""
-        os.fdatasync(self._fd)
+        if not self._synced:  # a second time would still flush the disk's cache
+            os.fdatasync(self._fd)
+            self._synced = True
 
     def finish(self, digest: str) -> None:
         """Make it a blob of its repository. Refusal if it has another digest: then it is gone."""
@@ -145,7 +148,7 @@ class Upload:
         if found != digest:
             self.cancel()
             raise Refusal("DIGEST_INVALID", f"what was received is {found}, not {digest}")
-        os.fdatasync(self._fd)
+        self.sync()
         store = self._repository.store
         if not store.publish(self._path, digest):
             store.release(self.size)
