@@ -18,6 +18,8 @@ def test_loopback_is_plain_http(host):
     assert is_loopback(host)
     assert urls(host)[0].startswith("http://")
     assert urls(host, insecure=False)[0].startswith("https://")
+    for named in ("ca", "client_cert"):  # who names a certificate means that it is used
+        assert urls(host, **{named: "/c.pem"})[0].startswith("https://")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1.evil.example", "localhost.evil.example", "example.org:127"])

@@ -3,7 +3,7 @@
 [registries."docker.io"]
 mirrors = ["http://10.0.0.2:5000", {url = "https://mirror.example/prefix", insecure = true}]
 fallback = false          # ask the mirrors only; default true: the registry itself comes last
-insecure = true           # plain HTTP; the default for a registry on loopback, and for no other
+insecure = true           # plain HTTP; the default for a registry on loopback without certificates, and for no other
 ca = "/etc/cowshed/ca.pem"  # certificates to trust beside the system's
 client_cert = "/etc/cowshed/client.pem"  # what we show who we are with, its key in client_key or the same file
 client_key = "/etc/cowshed/client.key"
@@ -105,7 +105,8 @@ def itself(registry: str, settings: Mapping[str, Any], reach: Reach = AS_CONFIGU
     if settings.get("blocked"):
         raise RegistryError(f"the configuration blocks the registry {registry}", remedy=f"see {where}.blocked")
     host = _HUB.get(registry, registry)
-    scheme = "http" if settings.get("insecure", is_loopback(host)) else "https"
+    certified = settings.get("ca") or settings.get("client_cert") or reach.cert_dir
+    scheme = "http" if settings.get("insecure", is_loopback(host) and not certified) else "https"
     if reach.tls_verify is not None:
         scheme = "https" if reach.tls_verify else EITHER
     servers = tuple(str(s) for s in settings.get("token_servers") or ())
