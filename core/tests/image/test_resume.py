@@ -6,11 +6,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections import Counter
 
 import pytest
 from cowshed_testing.fake_registry import send
 from cowshed_testing.images import Image, LayerTar
+from cowshed_testing.passing import Passing
 
 from cowshed.errors import RegistryError
 from cowshed.image import incoming, segments
@@ -22,40 +22,6 @@ def large(sizes):
     return Image([LayerTar().file(f"f{n}", os.urandom(size)).bytes() for n, size in enumerate(sizes)], compression="")
 
 
-class Cutting:
-    """Serves blobs of a fake registry, and cuts a share of the connections at a random moment. `sent` counts the bytes
-    of each blob that have gone out; a connection is ended so that what has gone out arrives."""
-
-    def __init__(self, fake, share, seed):
-        self.fake, self.share, self.chance = fake, share, random.Random(seed)
-        self.sent = Counter()
-        self.cut = 0
-        self.guard = threading.Lock()
-        fake.answer = self
-
-    def __call__(self, request, handler):
-        with self.guard:
-            cut, where = self.chance.random() < self.share, self.chance.random()
-        data = self.fake.blobs.get(request.path.rpartition("/")[2])
-        if cut and data is None:
-            self.cut += 1
-            handler.close_connection = True  # no answer at all
-            return True
-        if data is None:
-            return False
-        first, _, last = request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
-        start, end = int(first), int(last or len(data) - 1) + 1
-        headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"} if "range" in request.headers else {}
-        part = data[start:end]
-        if cut:
-            self.cut += 1
-            part = part[: int(where * len(part))]
-        with self.guard:
-            self.sent[request.path.rpartition("/")[2]] += len(part)
-        send(handler, 206 if headers else 200, part, headers, length=end - start)
-        return True
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """No pauses, and parts of blobs that are not so large."""
@@ -65,17 +31,57 @@ def quick(monkeypatch):
     monkeypatch.setattr(incoming, "_SLOW", 0.01)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_five_of_a_hundred_connections_are_cut(fake, store, quick, seed):
-    cutting = Cutting(fake, 0.05, seed)
-    for n in range(3):
+@pytest.fixture(params=["scripted", "docker-registry", "ours"])
+def there(request):
+    """(the registry's address, a function that puts an image into it under a tag of test/cut)."""
+    if request.param == "scripted":
+        other = request.getfixturevalue("other")
+        return other.address, other.add
+    registry = request.getfixturevalue({"docker-registry": "real"}.get(request.param, request.param))
+    return registry.address, lambda image, tag: registry.push(image, "test/cut", tag)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("COWSHED_CUTS", "1"))))
+def test_five_of_a_hundred_connections_are_cut(fake, store, quick, there, seed):
+    """Whatever is asked: a request is not answered, or an answer ends somewhere. COWSHED_CUTS: how many sequences."""
+    address, put = there
+    passing = Passing(fake, address, share=0.05, seed=seed)
+    for n in range(4):
         image = large([50_000, 700_000, 1_500_000, 900_000])
-        fake.add(image, f"v{n}")
-        assert store.pull(f"{fake.address}/a/b:v{n}").image.id == image.id
-    assert cutting.cut > 1
-    layers = {d: size for d, size in cutting.sent.items() if size > 10_000}
-    assert len(layers) == 12
-    assert layers == {d: len(fake.blobs[d]) for d in layers}, "no byte that has come is fetched again"
+        put(image, f"v{n}")
+        pulled = store.pull(f"{fake.address}/test/cut:v{n}")
+        assert (pulled.image.id, pulled.image.manifest) == (image.id, image.manifest)
+        sizes = {digest: len(data) for digest, data in image.blobs.items()}
+        assert {digest: passing.sent[digest] for digest in sizes} == sizes, "no byte that has come is fetched again"
+        tree = store.tree(pulled.image)
+        assert sorted(map(len, tree.values())) == [50_000, 700_000, 900_000, 1_500_000]
+    assert passing.cut > 1
+    assert not [f for f in store.contents()[0] if "partial/" in f]
+
+
+def test_pulls_that_fail_go_on_from_each_other(fake, make_store, quick, there, monkeypatch):
+    """Cut so often that pulls fail: each goes on from what the ones before have left, in a store that is opened anew.
+    (One layer by one connection: what is on its way to others when a pull is given up does not arrive.)"""
+    monkeypatch.setattr(incoming, "WORTH", 1)  # as a rule less than a megabyte is not kept for another pull
+    monkeypatch.setattr(incoming, "LARGE", 1 << 30)
+    address, put = there
+    passing = Passing(fake, address)
+    image = large([3_000_000])
+    put(image, "latest")
+    failed = 0
+    for turn in range(100):
+        passing.share, passing.chance = (0.8, random.Random(turn)) if turn < 80 else (0.0, random.Random(turn))
+        store = make_store("more")
+        try:
+            assert store.pull(f"{fake.address}/test/cut").image.id == image.id
+            break
+        except RegistryError:
+            failed += 1
+        finally:
+            store.close()
+    assert failed > 1
+    layer = next(digest for digest in image.blobs if digest != image.id)
+    assert passing.sent[layer] == len(image.blobs[layer])
 
 
 def test_finished_layers_stay_when_a_pull_fails(fake, store):
