@@ -1,13 +1,10 @@
 """`cowshed registry serve` from outside, with other programs as clients."""
 
 import contextlib
-import functools
 import json
-import os
 import subprocess
 
 import pytest
-from cowshed_testing import peers
 from cowshed_testing.distribution import Client, digest
 from cowshed_testing.images import Image, LayerTar
 from cowshed_testing.registry import Ours
@@ -72,44 +69,3 @@ def test_a_running_request_is_finished_when_the_registry_is_stopped(ours):
         client = Client(again.address)
         assert client("GET", f"/v2/a/b/blobs/{digest(data)}").body == data
         client.close()
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory):
-    """podman and docker of Debian, each as a function that calls it."""
-    if os.geteuid():
-        pytest.skip("needs root: it mounts, and starts a daemon")
-    tree = peers.available("bookworm")
-    if tree is None:
-        pytest.skip("podman and docker are not there: tools/peers bookworm")
-    made = peers.Peers(tree, tmp_path_factory.mktemp("engines") / "peers")
-    try:
-        made.start_docker()
-        yield {"podman": functools.partial(made.run, "podman"), "docker": made.docker}
-    finally:
-        made.close()
-
-
-def test_podman_and_docker_push_and_pull(ours, engines):
-    """Each pulls what we were given, pushes it under another name, and gets what the other one pushed. What each says
-    of a digest is the digest of the bytes that are here."""
-    client = Client(ours.address)
-    source = Image([LayerTar().file("a", "x" * 100_000).bytes(), LayerTar().file("b", "y").bytes()], {"Cmd": ["a"]})
-    ours.push(source, "source/image", "1")
-    insecure = {"podman": ["--tls-verify=false"], "docker": []}
-    told = {"podman": ["--digestfile", "/dev/stdout"], "docker": []}
-    digests = {}
-    for name, engine in engines.items():
-        engine("pull", *insecure[name], f"{ours.address}/source/image:1")
-        engine("tag", f"{ours.address}/source/image:1", f"{ours.address}/by/{name}:1")
-        said = engine("push", *insecure[name], *told[name], f"{ours.address}/by/{name}:1")
-        digests[name] = client.whole(f"by/{name}", "1")
-        assert digests[name] in said
-    config = json.loads(source.manifest)["config"]["digest"]
-    for name, engine in engines.items():
-        other = "docker" if name == "podman" else "podman"
-        engine("pull", *insecure[name], f"{ours.address}/by/{other}@{digests[other]}")
-        found = engine("inspect", "--format", "{{.Id}}", f"{ours.address}/by/{other}@{digests[other]}").strip()
-        assert found.removeprefix("sha256:") == config.removeprefix("sha256:")
-        engine("rmi", "-f", config.removeprefix("sha256:"))
-    client.close()

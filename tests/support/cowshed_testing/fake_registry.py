@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
 
     from cowshed_testing.images import Image
 
@@ -63,7 +64,10 @@ class FakeRegistry:
                 pass
 
             def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    body = b"".join(_chunks(self.rfile))
+                else:
+                    body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 request = Request(self, body)
                 fake.requests.append(request)
                 if not fake.answer(request, self):
@@ -102,7 +106,9 @@ class FakeRegistry:
 
     def _serve(self, request: Request, handler: http.server.BaseHTTPRequestHandler) -> None:
         kind, name = request.path.split("/")[-2:]
-        if "/blobs/uploads/" in request.path:
+        if request.path == "/v2/":
+            send(handler, 200, b"{}")
+        elif "/blobs/uploads/" in request.path:
             self._upload(request, handler, name)
         elif kind == "manifests" and request.method in ("PUT", "DELETE"):
             self._change(request, handler, name)
@@ -201,6 +207,15 @@ class FakeRegistry:
             self.referrers.setdefault(subject["digest"], []).append(entry)
             headers["OCI-Subject"] = subject["digest"]
         send(handler, 201, b"", headers)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    """A body that comes in chunks (RFC 9112 section 7.1)."""
+    while size := int(file.readline().partition(b";")[0] or b"0", 16):
+        yield file.read(size)
+        file.readline()
+    while file.readline().strip():
+        pass
 
 
 def _digest(data: bytes, algorithm: str = "sha256") -> str:

@@ -1,0 +1,158 @@
+"""Images that go between Cowshed, skopeo, podman and docker by way of a registry, each way: Debian's docker-registry,
+our own, and a scripted one that cuts our connections. Manifests stay byte for byte what they were."""
+
+import functools
+import hashlib
+import http.client
+import json
+import os
+import random
+import subprocess
+
+import pytest
+from cowshed_testing import peers
+from cowshed_testing.fake_registry import FakeRegistry
+from cowshed_testing.images import Image, LayerTar
+from cowshed_testing.registry import Ours
+
+from .conftest import COMMAND
+
+ACCEPT = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+PLAIN = {"podman": ["--tls-verify=false"], "docker": []}
+
+
+@pytest.fixture
+def driver():
+    """One is enough: nothing here is about them."""
+    return "overlay"
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """podman and docker of Debian, each as a function that calls it."""
+    if os.geteuid():
+        pytest.skip("needs root: it mounts, and starts a daemon")
+    tree = peers.available("bookworm")
+    if tree is None:
+        pytest.skip("podman and docker are not there: tools/peers bookworm")
+    made = peers.Peers(tree, tmp_path_factory.mktemp("engines") / "peers")
+    try:
+        made.start_docker()
+        yield {"podman": functools.partial(made.run, "podman"), "docker": made.docker}
+    finally:
+        made.close()
+
+
+@pytest.fixture(params=["docker-registry", "ours", "scripted"])
+def address(request, tmp_path):
+    if request.param == "docker-registry":
+        yield request.getfixturevalue("registry").address
+    elif request.param == "ours":
+        with Ours(COMMAND, str(tmp_path / "registry")) as ours:
+            yield ours.address
+    else:
+        with FakeRegistry() as fake:
+            chance, cut = random.Random(1), []
+
+            def answer(asked, handler):
+                ours = asked.headers.get("user-agent") == "cowshed"
+                if ours and chance.random() < 0.1:
+                    cut.append(asked)
+                    handler.close_connection = True
+                    return True
+                return False
+
+            fake.answer = answer
+            yield fake.address
+            assert cut
+
+
+@pytest.fixture
+def source(tmp_path):
+    """An image, and where its layout is."""
+    image = Image(
+        [LayerTar().file("a", os.urandom(100_000)).bytes(), LayerTar().file("b", "y").bytes()], {"Cmd": ["a"]}
+    )
+    image.write_layout(str(tmp_path / "source"), "1")
+    return image, f"oci:{tmp_path}/source:1"
+
+
+def skopeo(*words):
+    done = subprocess.run(["skopeo", *words], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def manifest(address, tag):
+    """The bytes that the registry has."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request("GET", f"/v2/team/app/manifests/{tag}", headers={"Accept": ", ".join(ACCEPT)})
+        answer = connection.getresponse()
+        data = answer.read()
+        assert answer.status == 200, data
+        return data
+    finally:
+        connection.close()
+
+
+def digest(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def on(engine, name, tag):
+    """Pull what is under a name, and push it on as we have it, under a tag."""
+    engine.ok("pull", "-q", name)
+    target = f"{name.partition('/')[0]}/team/app:{tag}"
+    engine.ok("tag", name, target)
+    engine.ok("push", "-q", target)
+
+
+def test_skopeo_and_we(engine, address, source, tmp_path):
+    """Ours is what skopeo reads; what it has pushed goes through our store as it is, in both forms of a manifest."""
+    image, layout = source
+    name = f"{address}/team/app"
+    engine.ok("image", "copy", "-q", layout, "cowshed:mine")
+    engine.ok("tag", "mine", f"{name}:ours")
+    engine.ok("push", "-q", f"{name}:ours")
+    assert manifest(address, "ours") == image.manifest
+    skopeo("copy", "--src-tls-verify=false", f"docker://{name}:ours", f"oci:{tmp_path}/read:1")
+    assert skopeo("inspect", "--raw", f"oci:{tmp_path}/read:1") == image.manifest
+    for form in ("oci", "v2s2"):
+        skopeo("copy", "--dest-tls-verify=false", "--format", form, layout, f"docker://{name}:{form}")
+        on(engine, f"{name}:{form}", f"{form}-on")
+        there = manifest(address, form)
+        assert manifest(address, f"{form}-on") == there
+        assert f"{name}@{digest(there)}" in engine.ok("image", "inspect", "-f", "{{.RepoDigests}}", f"{name}:{form}")
+        assert skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{name}:{form}-on") == there
+        engine.ok("image", "copy", "-q", f"docker://{name}:{form}", f"docker://{name}:{form}-copied")
+        assert manifest(address, f"{form}-copied") == there
+
+
+def test_podman_docker_and_we(engine, address, source, engines):
+    """Each gets what we have pushed and pushes it; we get that and push it on; each gets from the other, and by the
+    digest that it is to have, what went through our store."""
+    image, layout = source
+    name = f"{address}/team/app"
+    engine.ok("image", "copy", "-q", layout, "cowshed:mine")
+    engine.ok("tag", "mine", f"{name}:ours")
+    engine.ok("push", "-q", f"{name}:ours")
+    there = {}
+    for by, call in engines.items():
+        call("pull", *PLAIN[by], f"{name}:ours")
+        call("tag", f"{name}:ours", f"{name}:{by}")
+        call("push", *PLAIN[by], f"{name}:{by}")
+        there[by] = manifest(address, by)
+        assert json.loads(there[by])["config"]["digest"] == image.id
+        call("rmi", "-f", image.id.removeprefix("sha256:"))
+        on(engine, f"{name}:{by}", f"{by}-on")
+        assert manifest(address, f"{by}-on") == there[by]
+        assert f"{name}@{digest(there[by])}" in engine.ok("image", "inspect", "-f", "{{.RepoDigests}}", f"{name}:{by}")
+    for by, call in engines.items():
+        (other,) = (each for each in engines if each != by)
+        call("pull", *PLAIN[by], f"{name}:{other}-on")
+        wanted = f"{name}@{digest(there[other])}"
+        call("pull", *PLAIN[by], wanted)
+        found = call("inspect", "--format", "{{.Id}}", wanted).strip()
+        assert found.removeprefix("sha256:") == image.id.removeprefix("sha256:")
+        call("rmi", "-f", image.id.removeprefix("sha256:"))
