@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import subprocess
+import threading
 
 import pytest
 from cowshed_testing.images import Image, LayerTar, digest
@@ -316,3 +317,69 @@ def test_inspect_of_an_image_is_its_manifest(several, cowshed):
     assert json.loads(shown) == json.loads(several.index)
     shown = cowshed("manifest", "inspect", "--format", "{{.schemaVersion}}", several.name).stdout
     assert shown == "2\n"
+
+
+# ---------------------------------------------------------------- several blobs at once
+
+
+def meeting(fake, method, part):
+    """Requests of a kind are answered only when four of them are there."""
+    barrier = threading.Barrier(4)
+
+    def answer(request, handler):
+        if request.method == method and part in request.path:
+            barrier.wait(60)
+        return False
+
+    fake.answer = answer
+
+
+def of_three_layers():
+    return Image([LayerTar().file(f"f{n}", os.urandom(3000)).bytes() for n in range(3)])
+
+
+@pytest.mark.parametrize("goal", ["oci:{}/out:one", "dir:{}/out"])
+def test_blobs_come_from_a_registry_side_by_side(fake, cowshed, tmp_path, goal):
+    image = of_three_layers()
+    fake.add(image)
+    meeting(fake, "GET", "/blobs/")
+    cowshed("image", "copy", f"docker://{fake.address}/a/b:latest", goal.format(tmp_path))
+    there = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert set(image.blobs.values()) <= set(there)
+
+
+def test_blobs_go_to_a_registry_side_by_side(fake, cowshed, tmp_path):
+    image = of_three_layers()
+    image.write_layout(f"{tmp_path}/layout", "example.org/a:1")
+    cowshed("load", "-q", "-i", f"{tmp_path}/layout")
+    cowshed("storage", "gc", "-f", "--archives")
+    meeting(fake, "POST", "/uploads/")
+    cowshed("image", "copy", "cowshed:example.org/a:1", f"docker://{fake.address}/a/b:latest")
+    assert fake.blobs == image.blobs
+    assert fake.manifests["latest"][0] == image.manifest
+
+
+def test_the_first_error_ends_what_is_under_way(fake, cowshed, tmp_path):
+    """One blob is damaged, and the others keep their readers waiting."""
+    image = of_three_layers()
+    fake.add(image)
+    damaged = json.loads(image.manifest)["layers"][1]["digest"]
+    fake.blobs[damaged] = fake.blobs[damaged][:-1] + b"?"
+    waiting, over = threading.Semaphore(0), threading.Event()
+
+    def answer(request, handler):
+        if "/blobs/" not in request.path:
+            return False
+        if damaged in request.path:
+            return not all(waiting.acquire(timeout=60) for _ in range(3))
+        waiting.release()
+        return over.wait(60)
+
+    fake.answer = answer
+    try:
+        done = cowshed("image", "copy", f"docker://{fake.address}/a/b:latest", f"oci:{tmp_path}/out", status=125)
+        assert "has other bytes than it is named for" in done.stderr
+        assert not over.is_set()
+    finally:
+        over.set()
+    assert not (tmp_path / "out").exists()

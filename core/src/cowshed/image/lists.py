@@ -22,7 +22,7 @@ from cowshed.storage.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from cowshed.engine import Engine
@@ -194,6 +194,14 @@ class _Source:
     def blob(self, blob: Descriptor, offset: int = 0) -> Iterable[bytes]:
         assert self._now is not None
         return self._now.blob(blob, offset)
+
+    def reader(self, blob: Descriptor, opened: ExitStack) -> Callable[[int], Iterable[bytes]]:
+        assert self._now is not None
+        return graph.reader(self._now, blob, opened)
+
+    def abort(self) -> None:
+        for source in self._sources.values():
+            getattr(source, "abort", lambda: None)()
 
     def referrers(self, subject: Descriptor) -> list[Descriptor]:
         return []

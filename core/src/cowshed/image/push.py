@@ -9,6 +9,7 @@ from time import monotonic
 from cowshed import words
 from cowshed.errors import BadUsage, ImageError, NotFound
 from cowshed.image import manifest as manifests
+from cowshed.image import together
 from cowshed.image.archives import Archives
 from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.registry.repository import PUSH, Repository
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Store
 
-_PARALLEL = 4
 _TOLD = {"there": "Layer already exists", "mounted": "Mounted", "sent": "Pushed"}  # docker's words
 
 
@@ -116,24 +116,12 @@ class _Sending:
         ]
         self._guard = threading.Lock()
         self._bytes = dict.fromkeys(_TOLD, 0)
-        self._error: BaseException | None = None
         self.arrived: list[str] = []
 
     def run(self) -> None:
         """Until all are there; raises the first error."""
         since = monotonic()
-        threads = [threading.Thread(target=self._work, name="upload") for _ in range(min(_PARALLEL, len(self._queue)))]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException as error:  # an interrupt: uploads that are open are cancelled by their threads
-            self._failed(error)
-            for thread in threads:
-                thread.join()
-        if self._error is not None:
-            raise self._error
+        together.each(self._queue, self._send, abort=self._there.abort, name="upload")
         took = monotonic() - since
         sent = self._bytes["sent"]
         parts = [f"sent {words.size(sent)}" + (f" ({words.size(sent / took)}/s)" if sent and took else "")]
@@ -143,40 +131,26 @@ class _Sending:
             parts.append(f"{words.size(self._bytes['there'])} were there")
         self._progress.step(", ".join(parts))
 
-    def _work(self) -> None:
-        while True:
-            with self._guard:
-                if not self._queue or self._error is not None:
-                    return
-                layer, mount = self._queue.pop(0)
-            key, name = layer.digest, layer.digest[7:19]
-            begun = False
+    def _send(self, item: tuple[Descriptor, Sequence[str]]) -> None:
+        layer, mount = item
+        key, name = layer.digest, layer.digest[7:19]
+        begun = False
 
-            def told(sent: int, key: str = key, name: str = name, size: int = layer.size) -> None:
-                nonlocal begun
-                if not begun:
-                    begun = True
-                    self._progress.begin(key, name, size)
-                self._progress.advance(key, sent)
+        def told(sent: int) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                self._progress.begin(key, name, layer.size)
+            self._progress.advance(key, sent)
 
-            try:
-                how = self._there.send(layer, self._sources[layer.digest], mount=mount, told=told)
-            except BaseException as error:
-                self._progress.end(key)
-                self._failed(error)
-                return
+        try:
+            how = self._there.send(layer, self._sources[layer.digest], mount=mount, told=told)
+        finally:
             self._progress.end(key)
-            self._progress.step(f"{name}: {_TOLD[how]}")
-            with self._guard:
-                self._bytes[how] += layer.size
-                self.arrived.append(key)
-
-    def _failed(self, error: BaseException) -> None:
+        self._progress.step(f"{name}: {_TOLD[how]}")
         with self._guard:
-            if self._error is not None:
-                return
-            self._error = error
-        self._there.abort()
+            self._bytes[how] += layer.size
+            self.arrived.append(key)
 
 
 def _source(archives: Archives, layer: Descriptor, opened: ExitStack) -> Source:

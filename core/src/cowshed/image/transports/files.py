@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Files(Protocol):
+        side_by_side: bool  # whether several may be put at once, in threads
+
         def put(self, name: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
             """A file of exactly size bytes. Raises what pieces raises, and NoSpace."""
 
@@ -52,6 +54,8 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
 class TarFiles:
     """A tar archive, written from its beginning to its end to a descriptor that need not be a file."""
 
+    side_by_side = False
+
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._names: set[str] = set()
@@ -81,6 +85,8 @@ class TarFiles:
 class DirectoryFiles:
     """A directory, new or with more in it; each file comes into its place whole. `with` takes away again what was put
     if it ends by an error."""
+
+    side_by_side = True
 
     def __init__(self, path: str) -> None:
         self._path = path

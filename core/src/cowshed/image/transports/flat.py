@@ -26,6 +26,10 @@ class FlatTarget:
         self._files = files
         self._documents: dict[str, tuple[Descriptor, bytes]] = {}
 
+    @property
+    def side_by_side(self) -> bool:
+        return self._files.side_by_side
+
     def has(self, blob: Descriptor) -> bool:
         return self._files.has(name_of(blob.digest), blob.size)
 

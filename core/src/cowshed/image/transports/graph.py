@@ -6,12 +6,14 @@ Documents are copied as their bytes are, of unknown types too; everything is hel
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from functools import partial
 
 from cowshed import digests
 from cowshed.errors import ImageError, Tampered
 from cowshed.image import manifest as manifests
 from cowshed.image import platform as platforms
+from cowshed.image import together
 from cowshed.image.manifest import INDEXES, MANIFESTS, Descriptor
 from cowshed.image.resolve import verify
 from cowshed.storage.record import record
@@ -29,12 +31,19 @@ if TYPE_CHECKING:
             """The bytes of a manifest or index; the caller verifies them."""
 
         def blob(self, blob: Descriptor, offset: int = 0) -> Iterable[bytes]:
-            """The bytes of a blob; the caller verifies them."""
+            """The bytes of a blob; the caller verifies them. In any thread: a source that cannot do that has a `reader`
+            (see below). One that may keep its reader waiting has an `abort`, which ends that."""
 
         def referrers(self, subject: Descriptor) -> list[Descriptor]:
             """The manifests that name this one as their subject: signatures, bills of material."""
 
     class Target(Protocol):
+        """One that may be kept waiting has an `abort`, which ends that."""
+
+        @property
+        def side_by_side(self) -> bool:
+            """Whether `has` and `blob` may be called in several threads at once."""
+
         def has(self, blob: Descriptor) -> bool:
             """Whether a blob is there already."""
 
@@ -103,6 +112,12 @@ def read(source: Source, wanted: Descriptor) -> bytes:
     return data
 
 
+def reader(source: Source, blob: Descriptor, opened: ExitStack) -> Callable[[int], Iterable[bytes]]:
+    """What gives the bytes of a blob from an offset on, in any thread, until `opened` is closed."""
+    own: Callable[[Descriptor, ExitStack], Callable[[int], Iterable[bytes]]] | None = getattr(source, "reader", None)
+    return own(blob, opened) if own is not None else partial(source.blob, blob)
+
+
 def describe(data: bytes, said: str = "", digest: str = "") -> Descriptor:
     """The descriptor of a document whose bytes are here. digest: its name, if it is another than that by sha256."""
     value = manifests.document(data, "the manifest")
@@ -131,6 +146,7 @@ class _Copying:
         self._source, self._target, self._progress = source, target, progress
         self._referrers = referrers
         self._done: set[str] = set()
+        self._over = False
 
     def tree(self, wanted: Descriptor, depth: int) -> None:
         if wanted.digest in self._done:
@@ -146,29 +162,51 @@ class _Copying:
         documents, blobs = named(value, kind)
         for each in documents:
             self.tree(each, depth + 1)
-        for each in blobs:
-            self._blob(each)
+        self._blobs(blobs)
         self._target.document(Descriptor(wanted.digest, wanted.size, kind or wanted.media_type), data)
         if self._referrers:
             for each in self._source.referrers(wanted):
                 self.tree(each, depth + 2)
 
-    def _blob(self, blob: Descriptor) -> None:
-        if blob.digest in self._done:
+    def _blobs(self, blobs: Iterable[Descriptor]) -> None:
+        """Those that did not come yet, several at once where the target can take them so."""
+        wanted = {blob.digest: blob for blob in blobs if blob.digest not in self._done}
+        self._done.update(wanted)
+        if not self._target.side_by_side:
+            for blob in wanted.values():
+                with ExitStack() as stack:
+                    self._blob((blob, reader(self._source, blob, stack)))
             return
-        self._done.add(blob.digest)
+        with ExitStack() as stack:
+            items = [(blob, reader(self._source, blob, stack)) for blob in wanted.values()]
+            together.each(items, self._blob, abort=self._abort, name="copy")
+
+    def _abort(self) -> None:
+        self._over = True
+        for end in (self._source, self._target):
+            getattr(end, "abort", lambda: None)()
+
+    def _blob(self, item: tuple[Descriptor, Callable[[int], Iterable[bytes]]]) -> None:
+        blob, read_from = item
         short = blob.digest.partition(":")[2][:12]
         if self._target.has(blob):
             self._progress.step(f"{short}: already there")
             return
         self._progress.begin(blob.digest, short, blob.size)
-        self._target.blob(blob, partial(self._pieces, blob))
+        self._target.blob(blob, partial(self._pieces, blob, read_from))
         self._progress.end(blob.digest)
 
-    def _pieces(self, blob: Descriptor, offset: int) -> Iterable[bytes]:
+    def _pieces(
+        self, blob: Descriptor, read_from: Callable[[int], Iterable[bytes]], offset: int
+    ) -> Iterable[bytes]:  # fmt: skip
         if offset:  # what comes before went to the target earlier, which looks at the whole itself
-            return self._source.blob(blob, offset)
-        return verified(blob, self._source.blob(blob), partial(self._progress.advance, blob.digest))
+            return read_from(offset)
+        return verified(blob, read_from(0), partial(self._told, blob.digest))
+
+    def _told(self, digest: str, done: int) -> None:
+        if self._over:
+            raise ImageError("the copy was cancelled")
+        self._progress.advance(digest, done)
 
 
 def verified(

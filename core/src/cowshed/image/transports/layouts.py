@@ -47,6 +47,10 @@ class LayoutTarget:
         self._images: dict[str, dict[str, Any]] = {}  # manifests by digest, for manifest.json
         self._attached: list[dict[str, Any]] = []
 
+    @property
+    def side_by_side(self) -> bool:
+        return self._files.side_by_side
+
     def has(self, blob: Descriptor) -> bool:
         return self._files.has(path_of(blob), blob.size)
 

@@ -35,6 +35,9 @@ class RegistrySource:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
+    def abort(self) -> None:
+        self._client.abort()
+
     def root(self) -> Descriptor:
         """What the reference names. NotFound, RegistryError, ImageError."""
         data, said = self._client.manifest(self._reference.wanted)
@@ -58,6 +61,8 @@ class RegistrySource:
 class RegistryTarget:
     """A repository, written. A context manager; uploads that were begun are cancelled on an error."""
 
+    side_by_side = True
+
     def __init__(
         self, reference: Reference, registries: Mapping[str, Any], *, mount: tuple[str, str] = ("", ""),
         reach: Reach = AS_CONFIGURED,
@@ -78,6 +83,9 @@ class RegistryTarget:
         if kind is not None:
             self._there.abort()
         self._there.close()
+
+    def abort(self) -> None:
+        self._there.abort()
 
     def has(self, blob: Descriptor) -> bool:
         """A layer that may not be passed on counts as one that is there: it is pulled from its `urls`."""
