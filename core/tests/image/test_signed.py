@@ -9,8 +9,9 @@ from cowshed_testing.samples import small
 from cowshed_testing.signing import EMPTY, Signer, referring, requirement, tagged, text
 
 from cowshed import digests
-from cowshed.errors import ConfigError, CowshedError, RegistryError, Untrusted
+from cowshed.errors import ConfigError, CowshedError, RegistryError, Tampered, Untrusted
 from cowshed.image import reference
+from cowshed.image.archives import Archives
 from cowshed.image.pull import pull_all
 from cowshed.state import images, origins, records
 from cowshed.trust import policy
@@ -267,6 +268,34 @@ def test_there_is_a_limit_to_what_is_looked_at(gated, store, fake, signer, image
     refused(store, name, "there are too many signatures")
     tagged(fake, image.digest, good, *bad)
     store.pull(name)
+
+
+def test_a_registry_that_has_another_image_once_the_first_was_judged(gated, store, fake, signer, image, name):
+    """What was judged is what comes: a tag is asked for once, and all below it by digest."""
+    evil = small(Cmd=["evil"])
+    tagged(fake, image.digest, signer.simple(image.digest, name))
+
+    def answer(request, handler):
+        if request.path.endswith(".sig"):
+            fake.add(evil)
+        return False
+
+    fake.answer = answer
+    assert store.pull(name).image.id == image.id
+    refused(store, name, "it has no signature")
+    fake.answer = lambda request, handler: False
+    fake.add(image)
+    for digest_ in image.blobs:  # a signature holds for every byte below the manifest
+        other = bytes([fake.blobs[digest_][0] ^ 1]) + fake.blobs[digest_][1:]
+        good, fake.blobs[digest_] = fake.blobs[digest_], other
+        with store.store.transaction() as tx:
+            images.delete(tx, image.id)
+        store.layers.remove_unreferenced()
+        Archives(store.store).collect(store.store)
+        with pytest.raises(Tampered):
+            store.pull(name)
+        assert images.exact(store.store, image.id) is None
+        fake.blobs[digest_] = good
 
 
 def test_from_a_mirror(gated, store, fake, other, signer, tmp_path):
