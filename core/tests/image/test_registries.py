@@ -68,6 +68,94 @@ def test_tags_catalog_and_search(fake, cowshed):
     assert cowshed.lines("search", "--list-tags", "--format", "{{.Tag}}", f"{fake.address}/a/b") == ["1", "2"]
 
 
+def results(*names, **more):
+    """What a registry answers to a search."""
+    return [{"name": name, "description": f"about {name}", "star_count": n, **more} for n, name in enumerate(names)]
+
+
+def searched(fake, pages):
+    """fake answers a search with these pages of results; what it was asked."""
+    asked = []
+
+    def answer(request, handler):
+        if request.path != "/v1/search":
+            return False
+        asked.append({key: value[0] for key, value in request.query.items()})
+        page = int(request.query["page"][0])
+        send(handler, 200, json.dumps({"results": pages[page - 1] if page <= len(pages) else []}).encode())
+        return True
+
+    fake.answer = answer
+    return asked
+
+
+def test_search_as_docker_does(fake, cowshed):
+    """A registry that can be searched is; the fields have both engines' names."""
+    official = {"name": "bee", "description": "\u001b[31mA " + "long " * 20, "star_count": 70, "is_official": True}
+    asked = searched(fake, [[*results("a/b", is_automated=True), official, {"name": 7}, "nonsense", None]])
+    there = f"{fake.address}/be"
+    found = cowshed.lines("search", there)
+    assert asked == [{"q": "be", "n": "25", "page": "1"}]
+    assert [line.split()[0] for line in found] == ["NAME", f"{fake.address}/a/b", f"{fake.address}/bee"]
+    assert found[2].split()[-2:] == ["70", "[OK]"]
+    assert "\u2026" in found[2]
+    assert "\x1b" not in found[2]
+    fields = (
+        "{{.Index}} {{.Name}} {{.Stars}}={{.StarCount}} {{.Official}}={{.IsOfficial}} {{.Automated}}={{.IsAutomated}}"
+    )
+    assert cowshed.lines("search", "--format", fields, there) == [
+        f"{fake.address} {fake.address}/a/b 0=0 = [OK]=[OK]", f"{fake.address} {fake.address}/bee 70=70 [OK]=[OK] =",
+    ]  # fmt: skip
+    whole = "{{.Description}}"
+    assert max(map(len, cowshed.lines("search", "--format", whole, there))) > 90
+    assert "long long long long long long long long long long" in cowshed("search", "--no-trunc", there).stdout
+    for words, names in (
+        (["stars=1"], ["bee"]), (["is-official"], ["bee"]), (["is-official=false"], ["a/b"]),
+        (["is-automated=true", "stars=1"], []),
+    ):  # fmt: skip
+        options = [word for each in words for word in ("--filter", each)]
+        assert cowshed.lines("search", *options, "--format", "{{.Name}}", there) == [
+            f"{fake.address}/{n}" for n in names
+        ]
+    for wrong in ("stars=x", "is-official=no", "size=1"):
+        assert "--filter" in cowshed("search", "--filter", wrong, there, status=125).stderr
+    assert "--list-tags" in cowshed("search", "--filter", "stars=1", "--list-tags", there, status=125).stderr
+
+
+def test_search_goes_on_to_the_next_page_only_where_it_has_to(fake, cowshed):
+    names = [f"team/n{n:03}" for n in range(250)]
+    asked = searched(fake, [results(*names[n : n + 100]) for n in range(0, 250, 100)])
+    wanted = ("search", "--format", "{{.Name}}", "--limit")
+    assert len(cowshed.lines(*wanted, "100", f"{fake.address}/n")) == 100
+    assert [each["page"] for each in asked] == ["1"]
+    found = cowshed.lines(*wanted, "1000", f"{fake.address}/n")
+    assert found == [f"{fake.address}/{name}" for name in names]
+    endless = searched(fake, [results(*names[:5])] * 100)
+    assert len(cowshed.lines(*wanted, "5", f"{fake.address}/n")) == 5
+    assert len(cowshed.lines(*wanted, "5", "--filter", "stars=4", f"{fake.address}/n")) == 1
+    assert len(endless) == 3, "what comes again is no more"
+
+
+@pytest.mark.parametrize("said", [(404, b""), (401, b""), (403, b"{}"), (200, b"<html>"), (200, b"[]"), (405, b"")])
+def test_a_registry_that_cannot_be_searched(fake, cowshed, said):
+    """Its catalog is gone through, where it tells that; else it is said why not."""
+
+    def answer(request, handler):
+        if request.path == "/v1/search":
+            send(handler, *said)
+        elif "_catalog" in request.path:
+            send(handler, 200, json.dumps({"repositories": ["a/b", "c/d"]}).encode())
+        else:
+            return False
+        return True
+
+    fake.answer = answer
+    assert cowshed.lines("search", "--format", "{{.Name}}", f"{fake.address}/B") == [f"{fake.address}/a/b"]
+    assert len(cowshed.lines("search", "--format", "{{.Name}}", f"{fake.address}/")) == 2
+    fake.answer = lambda request, handler: send(handler, *said) or True
+    assert cowshed("search", f"{fake.address}/b", status=125).stderr.count("\n") == 1
+
+
 def test_delete(fake, cowshed):
     image = small()
     for tag in ("1", "2"):

@@ -17,6 +17,7 @@ from cowshed.image.manifest import Descriptor
 from cowshed.registry import place, transport
 from cowshed.registry.client import Client
 from cowshed.registry.repository import PUSH, Repository, catalog
+from cowshed.registry.searching import search
 
 DATA = b"some bytes" * 1000
 BLOB = Descriptor("sha256:" + hashlib.sha256(DATA).hexdigest(), len(DATA), "")
@@ -231,12 +232,13 @@ def everything(address):
         yield lambda: list(there.tags())
         yield lambda: there.referrers(BLOB.digest, "x")
     yield lambda: list(catalog(address, {}, pause=0))
+    yield lambda: list(search(address, "x", {}, pause=0))
 
 
 @pytest.mark.parametrize("seed", [int(os.environ.get("COWSHED_ANSWERS_SEED", "1"))])
 def test_whatever_a_server_says_is_an_answer_or_an_error_in_one_line(seed, monkeypatch, slept):
     """Generated answers, thousands of them: each ends in a result or in an error of ours, and never in a crash.
-    COWSHED_ANSWERS says how many rounds of twelve requests."""
+    COWSHED_ANSWERS says how many rounds of thirteen requests."""
     chance = random.Random(seed)
     monkeypatch.setattr(place, "_told", set())
     monkeypatch.setattr(transport, "TIMEOUT", 2.0)

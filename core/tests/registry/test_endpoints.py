@@ -1,7 +1,7 @@
 import pytest
 
 from cowshed.errors import ConfigError, RegistryError
-from cowshed.registry.endpoints import endpoints, is_loopback
+from cowshed.registry.endpoints import endpoints, is_loopback, itself
 
 
 def urls(registry, **settings):
@@ -57,6 +57,11 @@ def test_mirrors_come_first_and_the_registry_last():
 def test_a_wrong_table_is_named(settings):
     with pytest.raises(ConfigError, match=r'registries\."docker\.io"'):
         endpoints("docker.io", settings)
+
+
+def test_where_it_is_searched():
+    assert itself("docker.io", {}, searched=True).host == "index.docker.io"
+    assert itself("example.org", {}, searched=True).host == "example.org"
 
 
 def test_a_blocked_registry():

@@ -221,7 +221,7 @@ def _referring(place: Place, digest: str) -> list[dict[str, Any]]:
     except Missing:
         documents = []
     except Refused as error:
-        if error.status not in (400, 405, 501):
+        if error.answered not in (400, 405, 501):
             raise
     found = [entry for each in documents for entry in entries_of(each)]
     if found:

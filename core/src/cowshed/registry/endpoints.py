@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cowshed.registry.reach import Reach
 
 _HUB = {"docker.io": "registry-1.docker.io"}
+_SEARCHED = {"docker.io": "index.docker.io"}  # which alone can be searched
 _TRUST_KEYS = {"insecure": bool, "ca": str, "client_cert": str, "client_key": str}
 _KEYS = {
     "mirrors": list, "fallback": bool, "token_servers": list, "blocked": bool, "short_names": bool, **_TRUST_KEYS,
@@ -98,13 +99,16 @@ def endpoints(registry: str, settings: Mapping[str, Any], reach: Reach = AS_CONF
     return tuple(found)
 
 
-def itself(registry: str, settings: Mapping[str, Any], reach: Reach = AS_CONFIGURED) -> Endpoint:
-    """The registry, whatever mirrors it has: what is written goes there. Raises as `endpoints` does."""
+def itself(
+    registry: str, settings: Mapping[str, Any], reach: Reach = AS_CONFIGURED, *, searched: bool = False
+) -> Endpoint:
+    """The registry, whatever mirrors it has: what is written goes there; searched: where it is searched.
+    Raises as `endpoints` does."""
     where = f'registries."{registry}"'
     _check(settings, _KEYS, where)
     if settings.get("blocked"):
         raise RegistryError(f"the configuration blocks the registry {registry}", remedy=f"see {where}.blocked")
-    host = _HUB.get(registry, registry)
+    host = (_SEARCHED if searched else _HUB).get(registry, registry)
     certified = settings.get("ca") or settings.get("client_cert") or reach.cert_dir
     scheme = "http" if settings.get("insecure", is_loopback(host) and not certified) else "https"
     if reach.tls_verify is not None:

@@ -43,11 +43,11 @@ class Missing(RegistryError, NotFound):
 
 
 class Refused(RegistryError):
-    """The registry answers with a status that nobody wants."""
+    """The registry answers with a status that nobody wants: `answered` (`status` is the command's)."""
 
-    def __init__(self, status: int, text: str, *, remedy: str = "") -> None:
+    def __init__(self, answered: int, text: str, *, remedy: str = "") -> None:
         super().__init__(text, remedy=remedy)
-        self.status = status
+        self.answered = answered
 
 
 class Place:
@@ -121,7 +121,7 @@ class Place:
                     continue
                 failures += 1
                 if answer.status not in (_REFUSED_UNREAD if once else _TRANSIENT) or failures >= TRIES:
-                    raise refusal(answer.status, said, f"{self.endpoint.host}/{self.repository}", what)
+                    raise refusal(answer.status, said, f"{self.endpoint.host}/{self.repository}".rstrip("/"), what)
                 wait = seconds(answer.headers.get("Retry-After"))
                 if wait is not None and waited + wait > _PATIENCE:
                     raise RegistryError(
@@ -242,7 +242,7 @@ def words(said: bytes, status: int) -> str:
 
 def refusal(status: int, said: bytes, where: str, wanted: str) -> RegistryError:
     """The error for an answer that is not what was hoped for."""
-    what = f"{where}{'@' if ':' in wanted else ':'}{wanted[:80]}" if wanted else where
+    what = _called(where, wanted)
     text = words(said, status)
     if status in (401, 403):
         return AuthError(f"the registry does not let us have {what}: {text}", remedy="check the name, or log in")
@@ -251,3 +251,10 @@ def refusal(status: int, said: bytes, where: str, wanted: str) -> RegistryError:
     return Refused(
         status, f"the registry answers {what} with status {status}: {text}", remedy=_REMEDIES.get(status, "")
     )
+
+
+def _called(where: str, wanted: str) -> str:
+    """What was asked for, as errors name it."""
+    if not wanted or "/" not in where:
+        return f"{wanted[:80]} of {where}" if wanted else where
+    return f"{where}{'@' if ':' in wanted else ':'}{wanted[:80]}"

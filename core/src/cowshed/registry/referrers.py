@@ -105,7 +105,7 @@ def _update(there: Repository, subject: str, change: Callable[[Entries], Entries
         try:
             there.put_manifest(data, OCI_INDEX, tag=tag_of(subject), if_match=entity)
         except Refused as error:
-            if error.status == 412:
+            if error.answered == 412:
                 continue
             raise
         if entity or change(_read(there, subject)[0]) == changed:

@@ -204,7 +204,7 @@ class Repository:
                 listed = page.get("manifests")
                 found += [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
         except (Missing, Refused) as error:
-            if isinstance(error, Refused) and error.status not in (400, 405, 501):
+            if isinstance(error, Refused) and error.answered not in (400, 405, 501):
                 raise
             found = referrers.fallback(self, digest)
             return referrers.of_type(self, found, artifact_type)

@@ -134,9 +134,9 @@ class Upload:
                 self._failed(error)
                 self._piece = min(self._piece, _AFTER_BREAK)
             except Refused as error:
-                if error.status == 413 and max(self._least, _SMALLEST) < self._piece:
+                if error.answered == 413 and max(self._least, _SMALLEST) < self._piece:
                     self._piece = min(self._piece, self._blob.size) // 4  # more than a proxy lets through
-                elif error.status in _PASSING:
+                elif error.answered in _PASSING:
                     self._failed(error)
                 else:
                     raise

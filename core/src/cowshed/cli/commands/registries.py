@@ -11,14 +11,17 @@ from cowshed.image import reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from cowshed.engine import Engine
     from cowshed.image.reference import Reference
     from cowshed.registry.reach import Reach
     from cowshed.registry.repository import Repository
+    from cowshed.registry.searching import Found
 
 _LIMIT = 25  # docker's
+_DESCRIPTION = 45  # characters, docker's
 _INPUT = 64 << 10  # bytes of a password
 _HEADINGS = {"ARTIFACTTYPE": "TYPE"}
 
@@ -136,33 +139,59 @@ def _there(engine: Engine, parsed: Reference, actions: str, reach: Reach) -> Rep
 
 
 def search(engine: Engine, said: Values) -> int:
-    """The distribution specification has no search; its catalog is gone through (docker's own registry has none)."""
     from itertools import islice
 
-    from cowshed.registry import repository
+    from cowshed.registry.repository import PULL
+    from cowshed.registry.searching import search as search_
 
-    text = said["operands"][0]
+    text, reach = said["operands"][0], reaching.reach(said)
     limit = said.limit if said.limit is not None else _LIMIT
     if limit < 1:
         raise BadUsage("--limit is a number of 1 or more")
+    accepted = _filter(said.filter or ())
     if said.list_tags:
+        if said.filter:
+            raise BadUsage("--filter is about repositories, and --list-tags lists tags")
         parsed = reference.parse(text)
-        with _there(engine, parsed, repository.PULL, reaching.reach(said)) as there:
+        with _there(engine, parsed, PULL, reach) as there:
             rows = [{"Name": _named(parsed), "Tag": tag} for tag in islice(there.tags(), limit)]
         output.listing(rows, ("Name", "Tag"), said.format, what="tags")
         return 0
-    host, slash, rest = text.partition("/")
+    host, slash, wanted = text.partition("/")
     if not slash or reference.is_short(text):
-        host, rest = "docker.io", text
-    wanted = rest.lower()
+        host, wanted = "docker.io", text
     settings = engine.settings.registries.get(host) or {}
-    names = (name for name in repository.catalog(host, settings, reach=reaching.reach(said)) if wanted in name.lower())
-    rows = [
-        {"Name": f"{host}/{name}", "Description": "", "Stars": "0", "Official": "", "Automated": ""}
-        for name in islice(names, limit)
-    ]
+    found = filter(accepted, search_(host, wanted, settings, about=limit, reach=reach))
+    rows = [_row(host, each, whole=bool(said.no_trunc or said.format)) for each in islice(found, limit)]
     output.listing(rows, ("Name", "Description", "Stars", "Official"), said.format, what="repositories")
     return 0
+
+
+def _row(host: str, found: Found, *, whole: bool) -> dict[str, Any]:
+    """With the names of both, podman's and docker's, for what they tell."""
+    about = found.description
+    if not whole and len(about) > _DESCRIPTION:
+        about = about[: _DESCRIPTION - 1] + "…"
+    official, automated = "[OK]" * found.official, "[OK]" * found.automated
+    return {
+        "Index": host, "Name": f"{host}/{found.name}", "Description": about, "Stars": str(found.stars),
+        "Official": official, "Automated": automated, "StarCount": str(found.stars), "IsOfficial": official,
+        "IsAutomated": automated,
+    }  # fmt: skip
+
+
+def _filter(said: Iterable[str]) -> Callable[[Found], bool]:
+    """stars=NUMBER, is-official[=true|false], is-automated[=true|false]. BadUsage."""
+    least, wanted = 0, {}
+    for each in said:
+        key, _, value = each.partition("=")
+        if key == "stars" and value.isascii() and value.isdigit():
+            least = max(least, int(value))
+        elif key in ("is-official", "is-automated") and value in ("", "true", "false"):
+            wanted[key[3:]] = value != "false"
+        else:
+            raise BadUsage(f"--filter {each}: write stars=NUMBER, is-official=true or is-automated=false")
+    return lambda found: found.stars >= least and all(getattr(found, key) is value for key, value in wanted.items())
 
 
 def _named(parsed: Reference) -> str:
@@ -251,7 +280,7 @@ def delete(engine: Engine, said: Values) -> int:
                     try:
                         there.delete_tag(parsed.tag)
                     except Refused as error:
-                        if error.status in (400, 405):
+                        if error.answered in (400, 405):
                             error.remedy = "if it deletes no tags alone: --manifest deletes what the tag stands for"
                         raise
                     print(f"Untagged: {parsed.familiar}")
