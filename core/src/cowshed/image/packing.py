@@ -6,9 +6,9 @@ which it gets them. So nothing is concluded from a name: a way of packing is the
 
 from __future__ import annotations
 
-import sys
 import zlib
 
+from cowshed import codecs
 from cowshed.errors import ImageError
 from cowshed.image.outgoing import PIECE, Plain
 from cowshed.layers.unpack import decompress
@@ -97,7 +97,7 @@ def _candidates(first: bytes) -> Iterator[Packing]:
     if first.startswith(_GZIP):
         head = _gzip_header(first)
         for codec, level in _DEFLATE if head else ():
-            if codec != "isal" or _isal() is not None:
+            if codec != "isal" or codecs.isal() is not None:
                 yield Packing(codec, level, version(codec), head)
     elif first.startswith(_ZSTD):
         if len(first) > 4 and not first[4] & _SIZE_FLAGS:  # a stream, whose size nobody knew before
@@ -125,29 +125,13 @@ def _gzip_header(first: bytes) -> bytes:
     return first[:at] if at < len(first) else b""
 
 
-def _isal() -> Any:
-    try:
-        from isal import isal_zlib
-    except ImportError:  # no wheel for this machine
-        return None
-    return isal_zlib
-
-
-def _zstd() -> Any:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
-
-
 def version(codec: str) -> str:
     """The version of a codec's library that is here, "" if there is none."""
     if codec == "zlib":
         return zlib.ZLIB_RUNTIME_VERSION
     if codec == "zstd":
-        return str(_zstd().zstd_version)
-    if codec == "isal" and _isal() is not None:
+        return str(codecs.zstd().zstd_version)
+    if codec == "isal" and codecs.isal() is not None:
         import isal
 
         return str(isal.__version__)
@@ -158,13 +142,13 @@ def _packer(packing: Packing) -> Any:
     if packing.codec == "zlib":
         return zlib.compressobj(packing.level, zlib.DEFLATED, _RAW)
     if packing.codec == "zstd":
-        zstd = _zstd()
+        zstd = codecs.zstd()
         names = zstd.CompressionParameter
         return zstd.ZstdCompressor(
             options={names.compression_level: packing.level, names.checksum_flag: int(packing.checksum)}
         )
     if packing.codec == "isal":
-        isal = _isal()
+        isal = codecs.isal()
         if isal is None:
             raise ImageError("it was compressed by isal, which is not here", remedy="install isal, or pull again")
         return isal.compressobj(packing.level, isal.DEFLATED, _RAW)

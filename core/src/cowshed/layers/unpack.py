@@ -6,7 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 
-from cowshed import digests
+from cowshed import codecs, digests
 from cowshed.errors import ImageError, Tampered
 from cowshed.layers.apply import apply
 
@@ -172,12 +172,7 @@ def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _gzip(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
-    zlib: Any
-    try:
-        from isal import isal_zlib as zlib
-    except ImportError:  # no wheel for this machine: the same interface, at half the speed
-        import zlib
-
+    zlib = codecs.deflate()
     decoder = zlib.decompressobj(31)
     data: bytes | None = first
     ended = False
@@ -203,14 +198,7 @@ def _gzip(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _zstd(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
-    import sys
-
-    zstd: Any
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-
+    zstd = codecs.zstd()
     options = {zstd.DecompressionParameter.window_log_max: 27}  # 128 MiB, what the command takes too
     decoder = zstd.ZstdDecompressor(options=options)
     data: bytes | None = first
