@@ -147,24 +147,28 @@ def test_an_archive_is_whole_or_not_there_whenever_its_maker_is_killed(pulled, t
     assert (folder / "image.tar").read_bytes() == whole
 
 
-def test_the_same_tree_gives_the_same_archives_on_every_driver(engine_of, greeting, tmp_path):
+WORK = """
+    set -e; rm one; echo more >> three; mkdir -p /new/dir; cd /new; echo x > file; ln file hard; ln -s file link
+    mkfifo pipe; chmod 4750 file; chown 5:6 dir; rm -r /var; mkdir /var; echo y > /var/y
+    dd of=holes bs=1 seek=1000000 < file
+"""
+
+
+@pytest.mark.parametrize("where", ["overlay", "btrfs", "aufs", "aufs@fuse-overlayfs", "devicemapper", "zfs"])
+def test_the_same_tree_gives_the_same_archives_as_on_copy(engine_on, greeting_image, tmp_path, where):
     """export, and the layers that commit makes: bytes are of the tree alone."""
     epoch = {"SOURCE_DATE_EPOCH": "1700000000"}
-    script = "rm /srv/one; mkdir -p /new/dir; cd /new; echo x > file; ln file hard; ln -s file link; chmod 4750 file"
     exported, layers = set(), set()
-    for driver in ("overlay", "copy"):
-        (folder := tmp_path / driver).mkdir()
-        engine = engine_of(folder, driver)
-        try:
-            engine.ok("pull", "-q", greeting)
-            engine.ok("run", "--name", "box", greeting, "sh", "-c", script)
-            done = engine("export", "box", env=epoch)
+    greeting_image.write_layout(f"{tmp_path}/image", "test/greeting")
+    with engine_on(where, tmp_path) as engine:
+        engine.ok("load", "-q", "-i", f"{tmp_path}/image")
+        for driver, options in ((engine.driver, engine.options), ("copy", ())):
+            engine.driver, engine.options = driver, options
+            engine.ok("run", "--name", driver, "test/greeting", "sh", "-c", WORK)
+            done = engine("export", driver, env=epoch)
             assert done.returncode == 0, done.stderr
             exported.add(done.stdout)
-            engine.ok("commit", "box", "test/made", env=epoch)
-            layers.add(json.loads(engine.ok("image", "inspect", "test/made"))[0]["Layers"][-1]["Digest"])
-        finally:
-            engine.close()
-        engine.assert_clean()
+            engine.ok("commit", driver, f"test/on-{driver}", env=epoch)
+            layers.add(json.loads(engine.ok("image", "inspect", f"test/on-{driver}"))[0]["Layers"][-1]["Digest"])
     assert len(exported) == 1
     assert len(layers) == 1

@@ -40,6 +40,7 @@ QUOTA = """
 # Of tests/drivers, on what each driver there can have: a script takes a quarter of a minute in a guest.
 MEANING = """
     COWSHED_BACKINGS="ext4 zpool" run tests/drivers -k "again or attributes or names or moves or special or usage"
+    run tests/e2e/test_export.py -k "same_tree and (devicemapper or zfs)"
 """
 # Of the runtime's tests, those of which the kernel decides: that a defence can be taken away is no matter of it.
 _RUNTIME = (
