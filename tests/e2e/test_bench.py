@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cowshed_testing import plugins
+from cowshed_testing.places import with_loops
 
 from cowshed.bench import devices
 from cowshed_linux import loops, process
@@ -111,6 +112,17 @@ def test_the_control_and_the_bytes_of_copying_up(engine, bench, tmp_path):
     large = rows[f"copy-up/first/{32 << 20}"]
     assert set(large) == {"overlay@ext4", "bare@ext4"}
     assert large["overlay@ext4"]["written"] >= 32 << 20 > large["bare@ext4"]["written"] > 0
+    assert left(tmp_path) == []
+
+
+def test_bytes_of_a_layer_that_is_a_file_system_of_its_own_are_told(engine_of, bench, tmp_path):
+    """They come to the device by way of that file system, which is synced too."""
+    engine = engine_of(tmp_path, command=with_loops(tmp_path))
+    words = bench(*TINY, "--subject", "loops@ext4", "--scenario", "W6", "--format", "json")
+    (scenario,) = json.loads(engine.ok(*words))["scenarios"]
+    assert scenario["failures"] == {}
+    (first,) = [row["figures"] for row in scenario["rows"] if row["key"] == f"copy-up/first/{1 << 20}"]
+    assert first["loops@ext4"]["written"] >= first["bare@ext4"]["written"] > 0
     assert left(tmp_path) == []
 
 

@@ -12,6 +12,8 @@ from cowshed.bench.scenarios.life import Aging
 class Recorder:
     """A store of directories, and what was done to it."""
 
+    trees = ()
+
     def __init__(self, folder):
         self.folder, self.done, self.mounted, self.most = folder, [], 0, 0
         folder.mkdir()

@@ -11,6 +11,8 @@ from cowshed_linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cowshed.bench.scratch import FileSystem, Place
 
 
@@ -18,11 +20,14 @@ class Meter:
     """`with Meter(system, device=True) as meter:` and then `meter.sample`.
 
     device: also what came to and from the file system's device (/sys/block/*/stat), the writing back of it included,
-    which is no part of the time. of: how many operations the block has; times are of one.
+    which is no part of the time. of: how many operations the block has; times are of one. trees: descriptors of mounted
+    layers, each of which may be a file system of its own above the system's.
     """
 
-    def __init__(self, system: FileSystem | Place, *, device: bool = False, of: int = 1) -> None:
-        self._system, self._device, self._of = system, device, of
+    def __init__(
+        self, system: FileSystem | Place, *, device: bool = False, of: int = 1, trees: Sequence[int] = ()
+    ) -> None:
+        self._system, self._device, self._of, self._trees = system, device, of, trees
 
     def __enter__(self) -> Meter:
         self.sample = Sample(0.0)
@@ -39,6 +44,8 @@ class Meter:
         it.value, it.cpu = wall * 1000 / self._of, cpu * 1000 / self._of
         it.memory = max(0, _memory("VmHWM") - self._memory)
         if self._io is not None and kind is None:
+            for tree in self._trees:
+                sync(f"/proc/self/fd/{tree}")
             sync(self._system.path)
             now = self._system.transferred()
             if now is not None:

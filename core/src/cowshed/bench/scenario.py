@@ -84,7 +84,7 @@ class Scenario:
     @contextlib.contextmanager
     def timed(self, it: Subject, row: Row, *, device: bool = False, of: int = 1) -> Iterator[None]:
         """What the block takes is a sample, unless it fails."""
-        with Meter(it.system, device=device, of=of) as meter:
+        with Meter(it.system, device=device, of=of, trees=it.store.trees) as meter:
             yield
         self.record(it, row, meter.sample)
 

@@ -37,6 +37,7 @@ class Store:
 
     def __init__(self, plugin: api.DriverPlugin, root: str, options: Options) -> None:
         self.root, self._plugin, self._options = root, plugin, options
+        self.trees: list[int] = []  # that are mounted by `tree` now
         self._host = EngineHost()
         self._number = 0
         self._id = plugin.init(root, options, self._host)
@@ -106,9 +107,11 @@ class Store:
         finally:
             if api.has_activation(driver):
                 driver.deactivate(layer)
+        self.trees.append(fd)
         try:
             yield fd
         finally:
+            self.trees.remove(fd)
             release(fd, plan)
 
     @contextlib.contextmanager
@@ -152,6 +155,8 @@ class Store:
 
 class Bare:
     """The same work without a driver: layers are directories, and a child is its parent itself, changed in place."""
+
+    trees = ()  # none is mounted
 
     def __init__(self, root: str) -> None:
         self.root = root

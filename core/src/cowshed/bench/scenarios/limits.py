@@ -52,7 +52,7 @@ class Quota(Scenario):
                 layer = store.new(it.layers["image"], quota=limit)
             with store.mount(layer) as root, self.timed(it, write, device=True):
                 Recipe().many("data", files, 16 << 10).write(root)
-                sync(it.system.path)
+                sync(root)  # which may be a file system of its own
             store.remove(layer)
             it.settle()
 
