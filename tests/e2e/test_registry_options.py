@@ -129,6 +129,9 @@ def test_collecting(tmp_path):
         }  # fmt: skip
         assert client("GET", f"/v2/team/app/blobs/{loose}").status == 404
         assert client("GET", "/v2/team/app/manifests/1").body == IMAGE.manifest
+        with open(f"{folder}/repositories/team+app/index.json", "w") as file:
+            file.write("{")
+        assert "nothing of this repository was removed" in cowshed(*words, status=1)
         client.close()
 
 

@@ -150,6 +150,21 @@ def test_half_written_files_of_the_dead_go(served):
     assert not os.path.exists(left)
 
 
+def test_a_repository_that_cannot_be_read_keeps_what_it_has(served):
+    ask = served.client
+    ask.image("a/b")
+    ask.image("c/d", blobs=(b"other", b"layer"))
+    ask.blob(b"loose", "c/d")
+    kept = there(served) - {digest(b"loose")}
+    age(served)
+    with open(f"{served.store.root}/repositories/a+b/index.json", "w") as file:
+        file.write("{")
+    done = garbage.collect(served.store, untagged=True)
+    (why,) = done.unreadable
+    assert "a+b/index.json cannot be understood" in why
+    assert (done.links, there(served)) == (1, kept)
+
+
 def test_a_quota(serving):
     served = serving(quota=10_000)
     ask = served.client

@@ -74,15 +74,18 @@ def collect(flags: Values, said: Values) -> int:
         "Manifests": done.manifests, "Links": done.links, "Uploads": done.uploads, "Blobs": done.blobs,
         "Freed": done.freed,
     }  # fmt: skip
+    for why in done.unreadable:
+        sys.stderr.write(f"cowshed: {why}: nothing of this repository was removed\n")
+    status = 1 if done.unreadable else 0
     if said.format:
         output.one(row, said.format)
-        return 0
+        return status
     does = "would remove" if said.dry_run else "removed"
     print(
         f"{does} {done.manifests} manifests, {done.links} blobs of repositories, {done.uploads} uploads; "
         f"{done.blobs} blobs, {done.freed} bytes on the disk"
     )
-    return 0
+    return status
 
 
 def check(flags: Values, said: Values) -> int:
@@ -199,6 +202,8 @@ def _collect_at_times(store: Store, journal: Journal, pause: float, grace: float
         except Exception as error:
             journal.failure(f"garbage collection: {type(error).__name__}: {error}")
             continue
+        for why in done.unreadable:
+            journal.failure(f"garbage collection: {why}: nothing of this repository was removed")
         journal.event(
             "collected",
             manifests=done.manifests,

@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 
+from cowshed.errors import StoreError
 from cowshed.registry.server import manifests, names, uploads
 from cowshed.registry.server.refusals import Refusal
 from cowshed.storage.record import record
@@ -34,6 +35,7 @@ class Collected:
     uploads: int  # that nobody goes on with
     blobs: int  # of the pool
     freed: int  # bytes
+    unreadable: tuple[str, ...]  # what is wrong with repositories that were left as they are
 
 
 def collect(store: Store, *, grace: float = GRACE, untagged: bool = False, dry_run: bool = False) -> Collected:
@@ -41,6 +43,7 @@ def collect(store: Store, *, grace: float = GRACE, untagged: bool = False, dry_r
     no index that stays, and have no subject that stays. OSError."""
     before = time.time() - grace
     dropped = links = 0
+    unreadable = []
     counted: dict[tuple[int, int], int] = {}  # by inode: names in repositories that a dry run only thinks away
     for name in store.names():
         repository = store.repository(name)
@@ -51,13 +54,16 @@ def collect(store: Store, *, grace: float = GRACE, untagged: bool = False, dry_r
                 links += one.sweep()
         except FileNotFoundError:
             continue
+        except StoreError as error:  # what it refers to is not known: it keeps all that it has, and others go on
+            unreadable.append(str(error))
+            continue
         for inode in one.unlinked:
             counted[inode] = counted.get(inode, 0) + 1
     given_up, freed = _sweep_uploads(store, before, dry_run=dry_run)
     blobs, more = _sweep_pool(store, before, counted if dry_run else {}, dry_run=dry_run)
     if not dry_run:
         store.release(freed + more)
-    return Collected(dropped, links, given_up, blobs, freed + more)
+    return Collected(dropped, links, given_up, blobs, freed + more, tuple(unreadable))
 
 
 class _Repository:
