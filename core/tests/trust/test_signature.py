@@ -62,6 +62,17 @@ def test_another_key_or_another_byte(signers, kind):
     assert sig
 
 
+@pytest.mark.parametrize("made", [
+    b"", b"\0", b"\x30\x80", b"\x30\x06\x02\x01\x00\x02\x01\x00", b"\x30\x06\x02\x01\x01\x02\x01\x01",
+    b"\x30\x84\xff\xff\xff\xff", b"\xff" * 4096, bytes(64), bytes(256),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_signature_at_all(signers, kind, made):
+    """No DER, numbers that are zero, other lengths: not of the key, and no error of the library's."""
+    with pytest.raises(BadSignature, match="is not of the key"):
+        signature.verify(Evidence(SIMPLE, signers[kind].simple(D, NAME)[0], made), [key(signers[kind])])
+
+
 @pytest.mark.parametrize(("change", "why"), [
     ({"type": "atomic container signature"}, "is for something else"),
     ({"type": None}, "is for something else"),
@@ -145,6 +156,8 @@ def test_keys_that_are_not_used(tmp_path):
     for data in (b"", b"x", Signer().public[:60], b"-----BEGIN PUBLIC KEY-----\n!\n-----END PUBLIC KEY-----\n"):
         with pytest.raises(ConfigError, match="is no public key"):
             Key(data, "k.pub")
+    with pytest.raises(ConfigError, match=r"k.pub has more than one key"):
+        Key(Signer().public + Signer().public, "k.pub")
     with pytest.raises(ConfigError, match=r"none.pub cannot be read \(No such file"):
         signature.key_file(str(tmp_path / "none.pub"))
 

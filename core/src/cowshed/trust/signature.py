@@ -65,6 +65,9 @@ class Key:
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
         self.source = source
+        if data.count(b"-----BEGIN ") > 1:  # of which the library would take the first
+            raise ConfigError(f"{source} has more than one key, so no image is accepted that needs it",
+                              remedy="name each by itself: keyPaths, keyDatas, --key")  # fmt: skip
         try:
             key = load_pem_public_key(data)
         except (ValueError, UnsupportedAlgorithm):
