@@ -758,6 +758,12 @@ def test_a_disk_that_is_full_sooner_than_was_thought_ends_it_clean(one):
     assert "Converted to copy: 3 layers, 1 containers" in one.ok("storage", "convert", "--to", "copy", "--all", "-q")
 
 
+def told(engine, *words):
+    """The verdict of each driver."""
+    listed = json.loads(engine.ok(*words, "driver", "why", "--format", "json"))["Drivers"]
+    return {driver["Name"]: driver["Verdict"] for driver in listed}
+
+
 @pytest.fixture
 def ways(tmp_path, engine_on):
     """A store on btrfs, where copies share, and the drivers that it can go through on this machine, with options."""
@@ -772,9 +778,9 @@ def ways(tmp_path, engine_on):
             subprocess.run(["modprobe", "dm_thin_pool"], check=True)
         with contextlib.suppress(NotHere):
             options["zfs"] = (f"dataset={stack.enter_context(zfs_pool(tmp_path))}",)
-        verdicts = {
-            d["Name"]: d["Verdict"] for d in json.loads(engine.ok("driver", "why", "--format", "json"))["Drivers"]
-        }
+        verdicts = told(engine)
+        for dataset in options.get("zfs", ()):  # without one of its own it has none here
+            verdicts["zfs"] = told(engine, "--driver", "zfs", "--driver-option", dataset)["zfs"]
         order = ("btrfs", "zfs", "devicemapper", "aufs", "loops", "copy", "overlay")
         usable = [name for name in order if name in options and verdicts.get(name, "unusable") != "unusable"]
         yield engine, [(name, options[name]) for name in usable]
