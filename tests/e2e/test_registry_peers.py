@@ -156,3 +156,28 @@ def test_podman_docker_and_we(engine, address, source, engines):
         found = call("inspect", "--format", "{{.Id}}", wanted).strip()
         assert found.removeprefix("sha256:") == image.id.removeprefix("sha256:")
         call("rmi", "-f", image.id.removeprefix("sha256:"))
+
+
+def short(tar):
+    """An archive that ends as Go's do, with two empty blocks: podman 4 writes no more of them into zstd:chunked, which
+    is then no archive of the layer's diff id."""
+    return tar.rstrip(b"\0").ljust(-(-len(tar.rstrip(b"\0")) // 512) * 512 + 1024, b"\0")
+
+
+def test_layers_that_podman_has_packed_as_zstd_chunked(engine, registry, engines, tmp_path):
+    """Frames for the chunks of files, and skippable ones with their table: an archive like others."""
+    podman, plain = engines["podman"], PLAIN["podman"]
+    layers = [LayerTar().file("a", os.urandom(100_000)).bytes(), LayerTar().file("b", "y").bytes()]
+    image = Image([short(layer) for layer in layers])
+    name = registry.push(image, "team/chunked")
+    podman("pull", *plain, name)
+    with Ours(COMMAND, str(tmp_path / "registry")) as ours:  # to the same one podman would push what is there already
+        there = f"{ours.address}/team/chunked:1"
+        podman("push", *plain, "--compression-format", "zstd:chunked", name, f"docker://{there}")
+        engine.ok("pull", "-q", there)
+    podman("rmi", "-f", image.id.removeprefix("sha256:"))
+    listed = json.loads(engine.ok("manifest", "inspect", there))["layers"]
+    assert {layer["mediaType"].rpartition("+")[2] for layer in listed} == {"zstd"}
+    assert all(any("zstd-chunked" in key for key in layer["annotations"]) for layer in listed)
+    engine.ok("create", "--name", "box", there, "a")
+    assert len(engine("cp", "box:/a", "-").stdout) > 100_000

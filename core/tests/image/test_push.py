@@ -108,6 +108,26 @@ def test_all_tags(store, fake):
         tagged(store.store, reference.parse(f"{fake.address}/nothing"))
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_tags_of_one_image_go_with_one_manifest(store, fake, at_once):
+    """Where the registry takes several tags at once; else one after another."""
+    image, other = unlike(), unlike()
+    for each, names in ((image, "134"), (other, "2")):
+        fake.add(each, "source")
+        row = store.pull(f"{fake.address}/a/b:source").image
+        for name in names:
+            tag(store, row, f"{fake.address}/c/d:{name}")
+    fake.multiple_tags = at_once
+    fake.requests.clear()
+    parsed = reference.parse(f"{fake.address}/c/d")
+    done = push(store.store, parsed, tagged(store.store, parsed), registries={}, progress=store.told)
+    assert [each.tag for each in done] == ["1", "2", "3", "4"]
+    assert [each.digest == image.digest for each in done] == [True, False, True, True]
+    assert [fake.manifests[name][0] == image.manifest for name in "1234"] == [True, False, True, True]
+    puts = [r.target for r in fake.requests if r.method == "PUT" and "/manifests/" in r.target]
+    assert len(puts) == (2 if at_once else 5)
+
+
 def test_a_blob_that_is_gone(store, fake):
     fake.add(unlike())
     name = f"{fake.address}/a/b"

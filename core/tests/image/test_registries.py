@@ -175,6 +175,17 @@ def test_delete(fake, cowshed):
     assert cowshed.lines("registry", "delete", "-f", "--manifest", f"{name}:3") == [f"Deleted: {image.digest}"]
 
 
+def test_delete_a_blob(fake, cowshed):
+    image = small()
+    fake.add(image)
+    name, blob = f"{fake.address}/a/b", next(iter(image.blobs))
+    assert "NAME@DIGEST" in cowshed("registry", "delete", "-f", "--blob", f"{name}:latest", status=125).stderr
+    assert cowshed.lines("registry", "delete", "-f", "--blob", f"{name}@{blob}") == [f"Deleted: {blob}"]
+    assert blob not in fake.blobs
+    assert image.digest in fake.manifests
+    assert "not in the registry" in cowshed("registry", "delete", "-f", "--blob", f"{name}@{blob}", status=1).stderr
+
+
 def test_referrers(fake, cowshed):
     image = small()
     fake.add(image)

@@ -109,6 +109,28 @@ def test_what_is_no_time(text, seconds):
     assert place.seconds(text) == seconds
 
 
+def test_an_error_without_end(fake):
+    """Of what an error says no more than a megabyte is read."""
+    told = b'{"errors": [{"code": "DENIED", "message": "no"}]}'
+    sent = []
+
+    def answer(request, handler):
+        handler.send_response(403)
+        handler.send_header("Content-Length", str(1 << 40))
+        handler.end_headers()
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            handler.wfile.write(told + b" " * (1 << 20))
+            while True:
+                sent.append(handler.wfile.write(b" " * (1 << 20)))
+        return True
+
+    fake.answer = answer
+    with pytest.raises(RegistryError, match="does not let us have"):
+        asked(fake)
+    assert len(sent) < 100
+
+
 # ------------------------------------------------------------ names that lead to this machine
 
 

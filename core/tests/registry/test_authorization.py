@@ -79,6 +79,16 @@ def test_an_anonymous_token(fake):
     assert "scope=repository%3Aa%2Fb%3Apull" in asked[0], "we ask for pulling, whatever the registry says"
 
 
+def test_a_token_as_oauth2_calls_it(fake):
+    fake.put("latest", {})
+    tokens(fake)
+    inner = fake.answer
+    fake.answer = lambda r, h: (send(h, 200, b'{"access_token": "T1"}') or True) if r.path == "/token" else inner(r, h)
+    with client(fake) as it:
+        it.manifest("latest")
+    assert fake.requests[-1].authorization == "Bearer T1"
+
+
 def test_a_token_for_credentials(fake, no_credentials):
     fake.put("latest", {})
     tokens(fake)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from cowshed_testing.fake_registry import FakeRegistry, send
 
-from cowshed.errors import ConfigError, RegistryError
+from cowshed.errors import ConfigError, CowshedError, RegistryError
 from cowshed.registry import certificates as certificates_of
 from cowshed.registry.client import Client
 
@@ -114,3 +114,45 @@ def test_an_upload_over_tls(tls, folders, certificates, tmp_path):
     with Repository(tls.address, "a/b", settings, actions=PUSH) as there:
         assert there.send(blob, str(tmp_path / "blob")) == "sent"
     assert tls.blobs[blob.digest] == data
+
+
+def test_nothing_leads_from_tls_to_plain_http(tls, fake, folders, certificates, no_credentials, tmp_path):
+    """Neither a redirect, nor a token server, nor the place of an upload, nor the next page of a list."""
+    import base64
+    import json
+
+    from cowshed.image.manifest import Descriptor
+    from cowshed.registry.repository import PUSH, Repository
+
+    pair = base64.b64encode(b"me:secret").decode()
+    (no_credentials / "config.json").write_text(json.dumps({"auths": {tls.address: {"auth": pair}}}))
+    plain = f"http://{fake.address}"
+    settings = {**SECURE, "ca": f"{certificates.folder}/ca.crt"}
+    blob = Descriptor("sha256:" + "0" * 64, 3, "")
+    answers = {
+        "redirect": (307, {"Location": f"{plain}/v2/a/b/manifests/latest"}),
+        "realm": (401, {"WWW-Authenticate": f'Bearer realm="{plain}/token"'}),
+        "upload": (202, {"Location": f"{plain}/v2/a/b/blobs/uploads/1"}),
+        "page": (200, {"Link": f'<{plain}/v2/a/b/tags/list>; rel="next"'}),
+    }
+    for status, headers in answers.values():
+
+        def answer(request, handler, status=status, headers=headers):
+            if request.method == "HEAD":
+                return False
+            send(handler, status, b"{}", headers)
+            return True
+
+        tls.answer = answer
+        with Repository(tls.address, "a/b", settings, actions=PUSH, pause=0) as there:
+            for ask in (
+                lambda there=there: there.manifest("latest"),
+                lambda there=there: there.send(blob, lambda at: (b"abc"[at:],)),
+                lambda there=there: list(there.tags()),
+            ):
+                if (status, ask.__code__.co_names[0]) == (200, "manifest"):
+                    continue
+                with pytest.raises(CowshedError):
+                    ask()
+    assert fake.requests == []
+    assert all(request.authorization is None for request in tls.requests)

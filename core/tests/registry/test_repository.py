@@ -107,6 +107,16 @@ def test_a_registry_that_does_not_delete(fake, status):
     assert (caught.value.answered, caught.value.status) == (status, 125)
 
 
+def test_a_blob_is_deleted(fake):
+    name = digest(b"data")
+    fake.blobs[name] = b"data"
+    with there(fake, actions=DELETE) as it:
+        it.delete_blob(name)
+        with pytest.raises(Missing):
+            it.delete_blob(name)
+    assert fake.blobs == {}
+
+
 def test_a_tag_is_deleted_and_its_manifest_stays(fake):
     with there(fake, actions=DELETE) as it:
         named = it.put_manifest(manifest(), MANIFEST, tag="1")

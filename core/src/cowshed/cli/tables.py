@@ -430,6 +430,7 @@ COMMANDS = (
         "delete tags, or by their digest images with all their tags, in a registry",
         (
             Option("--manifest", "flag", "what a tag stands for too, for registries that delete no tags alone"),
+            Option("--blob", "flag", "what the digest names is a blob, and no image"),
             _FORCE,
             *_REACH,
             _HELP,

@@ -96,11 +96,13 @@ def push(
                 places.remember(store, reference.registry, reference.repository, sending.arrived)
         for config, data in small.values():
             there.send(config, lambda at, data=data: (data[at:],))  # type: ignore[misc]
-        done = []
+        tags: dict[str, list[str]] = {}
         for tag, image in wanted:
-            digest = there.put_manifest(image.manifest, image.media_type, tag=tag)
-            done.append(Pushed(tag, digest, len(image.manifest)))
-        return tuple(done)
+            tags.setdefault(image.id, []).append(tag)
+        named = {image.id: image for _, image in wanted}
+        for id_, image in named.items():
+            there.put_manifest(image.manifest, image.media_type, tag=tags[id_][0], more_tags=tags[id_][1:])
+        return tuple(Pushed(tag, image.manifest_digest, len(image.manifest)) for tag, image in wanted)
 
 
 class _Sending:

@@ -122,6 +122,10 @@ class Repository:
         _verify(data, blob.digest)
         return data
 
+    def delete_blob(self, digest: str) -> None:
+        """Take a blob out of the repository, whatever names it. Refused by registries that do not do that."""
+        self._delete(check_digest(digest), "blobs")
+
     # ------------------------------------------------------------ manifests and tags
 
     def head(self, wanted: str) -> Head | None:
@@ -232,8 +236,8 @@ class Repository:
             raise Tampered(f"{self.registry} calls the manifest {said[:100]!r} instead of {digest[:19]}")
         return answer.headers
 
-    def _delete(self, name: str) -> None:
-        answer = self._place.ask(self._place.url("manifests", name), method="DELETE", fine=(202, 200, 204), what=name)
+    def _delete(self, name: str, kind: str = "manifests") -> None:
+        answer = self._place.ask(self._place.url(kind, name), method="DELETE", fine=(202, 200, 204), what=name)
         answer.close()
 
     def _knows_referrers(self, digest: str) -> bool:

@@ -264,6 +264,8 @@ def delete(engine: Engine, said: Values) -> int:
         parsed = reference.parse(text)
         if not parsed.digest and not text.endswith(f":{parsed.tag}"):
             raise BadUsage(f"{text!r} has neither a tag nor a digest", remedy="name what is to be deleted")
+        if said.blob and not parsed.digest:
+            raise BadUsage(f"{text!r} names no blob", remedy="write NAME@DIGEST")
         wanted.append(parsed)
     reach = reaching.reach(said, registries=[each.registry for each in wanted])
     if not said.force and not agreed("in the registry: " + ", ".join(each.familiar for each in wanted)):
@@ -272,7 +274,10 @@ def delete(engine: Engine, said: Values) -> int:
     for parsed in wanted:
         try:
             with _there(engine, parsed, DELETE, reach) as there:
-                if parsed.digest or said.manifest:
+                if said.blob:
+                    there.delete_blob(parsed.digest)
+                    print(f"Deleted: {parsed.digest}")
+                elif parsed.digest or said.manifest:
                     digest = parsed.digest or _digest(there, parsed)
                     there.delete_manifest(digest)
                     print(f"Deleted: {digest}")
