@@ -925,6 +925,17 @@ COMMANDS = (
         0,
     ),
     Command(
+        "storage dedup",
+        "storage:dedup",
+        "[DRIVER…]",
+        "let files that are the same in several layers share their blocks, where the file system can (btrfs, xfs)",
+        (
+            Option("--dry-run", "flag", "only tell which would share blocks, and what that would give back"),
+            _FORMAT_LIST,
+            _HELP,
+        ),
+    ),
+    Command(
         "storage convert",
         "storage:convert",
         "[IMAGE|CONTAINER…]",

@@ -1,4 +1,4 @@
-"""storage df, tree, why, gc, convert, accept, rollback."""
+"""storage df, tree, why, gc, dedup, convert, accept, rollback."""
 
 from __future__ import annotations
 
@@ -161,6 +161,33 @@ def _droppable(engine: Engine, said: Values, leaving: Container[str]) -> list[Fa
         lines = [f"{fate.digest} ({output.size(fate.size)}): {fate.why}" for fate in kept]
         print("Would keep Archives:", *lines, "", sep="\n")
     return [fate for fate in fates if fate.packing is not None]
+
+
+def dedup(engine: Engine, said: Values) -> int:
+    """Every driver that the store has layers in is looked at; if files can share blocks in none, that is an error."""
+    from cowshed.space import sharing
+    from cowshed.state import drivers
+    from cowshed.storage.errors import Unsupported
+
+    rows, refused = [], []
+    for name in said["operands"] or drivers.names(engine.reader):
+        why, found = "", sharing.Shared(0, 0, 0, 0)
+        try:
+            found = sharing.share(engine, name, dry_run=bool(said.dry_run))
+        except Unsupported as error:
+            refused.append(error)
+            why = str(error)
+        rows.append(
+            {
+                "Driver": name, "Layers": found.layers, "Files": found.files, "Same": found.same,
+                "Size": output.size(found.bytes), "Bytes": found.bytes, "Why": why,
+            }
+        )  # fmt: skip
+    if refused and len(refused) == len(rows):
+        raise refused[0]
+    columns = ("Driver", "Layers", "Files", "Same", "Size", *(("Why",) if refused else ()))
+    output.listing(rows, columns, said.format, what="storage dedup")
+    return 0
 
 
 def convert(engine: Engine, said: Values) -> int:
