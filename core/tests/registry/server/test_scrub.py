@@ -186,6 +186,20 @@ def test_files_of_other_tools_are_read_as_well(served):
     assert found(served) == []
 
 
+def test_a_blob_that_lies_elsewhere_is_read_there(served, tmp_path):
+    """An operator has moved it to another disk, and put a symbolic link in its place."""
+    served.client.blob(LAYER)
+    path = served.store.pool_path(digest(LAYER))
+    os.rename(path, tmp_path / "far")
+    os.symlink(tmp_path / "far", path)
+    assert found(served) == []
+    os.chmod(tmp_path / "far", 0o644)
+    (tmp_path / "far").write_bytes(b"x")
+    assert set(mended(served)) == {"blob.damaged"}
+    assert found(served) == []
+    assert not os.path.lexists(path)
+
+
 def test_a_blob_that_cannot_be_read_is_damaged(served, monkeypatch):
     served.client.image("a/b", "v1", (b"config",))
     wanted = digest(b"config")

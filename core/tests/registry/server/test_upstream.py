@@ -169,6 +169,9 @@ def test_a_blob_that_came_for_one_repository_does_not_come_again(origin, through
     origin.client.image("e/f", tag="v1", blobs=(b"other",))
     for name in ("a/b", "c/d", "e/f"):
         through.client("GET", f"/v2/{name}/manifests/v1")
+    every = iter(["a/b", "c/d"] * 3)
+    got = at_once(6, lambda: get(through, f"/v2/{next(every)}/blobs/{digest(LARGE)}"))
+    assert [answer.body for answer in got] == [LARGE] * 6
     for name in ("a/b", "c/d"):
         assert through.client("GET", f"/v2/{name}/blobs/{digest(LARGE)}").body == LARGE
     assert len(watched.blobs()) == 1

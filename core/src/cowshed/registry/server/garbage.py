@@ -171,8 +171,7 @@ def _sweep_uploads(store: Store, before: float, *, dry_run: bool) -> tuple[int, 
 def _sweep_pool(store: Store, before: float, thought: dict[tuple[int, int], int], *, dry_run: bool) -> tuple[int, int]:
     """(blobs, bytes) that no repository has. thought: names that a dry run thinks away, by inode."""
     count = freed = 0
-    for algorithm in names.ALGORITHMS:
-        folder = f"{store.root}/blobs/{algorithm}"
+    for folder in store.folders():
         every = os.listdir(folder)
         for at in range(0, len(every), _BATCH):
             with store.pool_locked(shared=False):

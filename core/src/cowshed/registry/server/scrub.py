@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cowshed.registry.server.store import Index, Repository, Store
 
 _PIECE = 1 << 20
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _MOVE = "move it to damaged/"
 _LINK = "the registry has it: put it back"
 _DELETE = "delete it"
@@ -86,8 +86,8 @@ class _Reader:
         self._unknown: set[str] = set()  # algorithms that cannot be computed here
 
     def run(self) -> Iterator[Finding]:
-        for algorithm in names.ALGORITHMS:
-            folder = f"{self._store.root}/blobs/{algorithm}"
+        for folder in self._store.folders():
+            algorithm = os.path.basename(folder)
             every = sorted(os.listdir(folder))
             for at, name in enumerate(every):
                 self._told(f"blob {at + 1} of {len(every)}: {name[:12]}")
@@ -154,7 +154,7 @@ def _fault(fd: int, digest: str, pace: Callable[[int], object] = lambda count: N
 
 def _inode(path: str) -> tuple[int, int] | None:
     try:
-        status = os.lstat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino

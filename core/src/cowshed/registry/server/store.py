@@ -86,7 +86,7 @@ class Store:
         self.root, self.quota = os.path.abspath(root), quota
         if os.path.isdir(root) and (there := set(os.listdir(root))) and not there & {"blobs", "repositories"}:
             raise StoreError(f"{root} has other things in it", remedy="name an empty or new directory for the registry")
-        for folder in (*(f"blobs/{one}" for one in names.ALGORITHMS), "repositories", "uploads"):
+        for folder in ("blobs/sha256", "repositories", "uploads"):
             os.makedirs(f"{self.root}/{folder}", mode=0o755, exist_ok=True)
         self._guard = threading.Lock()
         self._known: OrderedDict[str, Repository] = OrderedDict()
@@ -115,6 +115,11 @@ class Store:
         algorithm, _, digits = digest.partition(":")
         return f"{self.root}/blobs/{algorithm}/{digits}"
 
+    def folders(self) -> list[str]:
+        """Where blobs are, by algorithm: paths that end with its name."""
+        every = [f"{self.root}/blobs/{algorithm}" for algorithm in names.ALGORITHMS]
+        return [path for path in every if os.path.isdir(path)]
+
     def publish(self, path: str, digest: str) -> bool:
         """Make a synced file, whose digest this is, a blob of the pool; its old name is gone. False if it was one."""
         pool = self.pool_path(digest)
@@ -123,6 +128,7 @@ class Store:
             try:
                 os.utime(pool)
             except FileNotFoundError:
+                _make_folder(os.path.dirname(pool))
                 os.rename(path, pool)  # two who come at once both do: the same bytes
                 return True
         os.unlink(path)
@@ -175,8 +181,8 @@ class Store:
 
     def _measure(self) -> int:
         total = 0
-        for folder in (*(f"blobs/{one}" for one in names.ALGORITHMS), "uploads"):
-            for base, _, found in os.walk(f"{self.root}/{folder}"):
+        for folder in (*self.folders(), f"{self.root}/uploads"):
+            for base, _, found in os.walk(folder):
                 for name in found:
                     with contextlib.suppress(FileNotFoundError):
                         total += os.stat(f"{base}/{name}").st_size
@@ -231,9 +237,7 @@ class Repository:
         self.make()
         target = self.blob_path(digest)
         with self._locked(), self.store.pool_locked(shared=True):
-            if not os.path.isdir(folder := os.path.dirname(target)):  # an algorithm that came after the repository
-                os.makedirs(folder, mode=0o755, exist_ok=True)
-                files.sync_directory(f"{self.path}/blobs")
+            _make_folder(os.path.dirname(target))
             try:
                 os.link(self.store.pool_path(digest), target)
             except FileExistsError:
@@ -379,6 +383,13 @@ def _write_synced(path: str, data: bytes, mode: int) -> None:
         os.fdatasync(fd)
     finally:
         os.close(fd)
+
+
+def _make_folder(path: str) -> None:
+    """The first blob of an algorithm makes its folder."""
+    if not os.path.isdir(path):
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        files.sync_directory(os.path.dirname(path))
 
 
 def no_space(error: OSError) -> bool:

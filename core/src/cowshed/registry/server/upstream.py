@@ -44,7 +44,7 @@ class Upstream:
         self._asked: dict[tuple[str, str], float] = {}
         self._sizes: dict[tuple[str, str], int] = {}  # of blobs that manifests of a repository name
         self._asking: dict[tuple[str, str], Question] = {}
-        self._running: dict[tuple[str, str], Fetch] = {}
+        self._running: dict[str, Fetch] = {}  # by digest, for whichever repository it was asked first
 
     def manifest(self, repository: Repository, wanted: str) -> None:
         """See to it that a manifest is here, if it is there, and that a tag is what it is there. Refusal."""
@@ -100,17 +100,14 @@ class Upstream:
     def blob(self, repository: Repository, digest: str) -> File:
         """A blob that is not here, as far as it has come. Refusal if it is not there either."""
         size = self._size(repository, digest)
-        if repository.link(digest):  # it came for another repository; that this one has it is what a manifest says
-            return File(*_whole(repository, digest))
         with self._guard:
-            running = self._running.get((repository.name, digest))
+            running = self._running.get(digest)
             if running is None:
-                try:
-                    return File(*_whole(repository, digest))  # it has come meanwhile
-                except FileNotFoundError:
-                    pass
+                if repository.link(digest):  # it has come meanwhile, or for another repository
+                    fd, size = repository.open_blob(digest)
+                    return File(fd, 0, size)
                 upload = self._uploads.begin(repository, digest.partition(":")[0])
-                running = self._running[repository.name, digest] = Fetch(upload, Descriptor(digest, size, ""))
+                running = self._running[digest] = Fetch(upload, Descriptor(digest, size, ""))
                 threading.Thread(target=self._run, args=(repository, digest, running), daemon=True).start()
             return running.file()
 
@@ -168,7 +165,7 @@ class Upstream:
             fetch.fail()
         finally:
             with self._guard:
-                del self._running[repository.name, digest]
+                del self._running[digest]
                 fetch.close()
 
     def _remote(self, repository: Repository) -> Remote:
@@ -176,11 +173,6 @@ class Upstream:
 
     def _unreachable(self, error: CowshedError) -> Refusal:
         return Refusal("UNSUPPORTED", f"{self.registry} could not be asked: {error}", status=502)
-
-
-def _whole(repository: Repository, digest: str) -> tuple[int, int, int]:
-    fd, size = repository.open_blob(digest)
-    return fd, 0, size
 
 
 class Question:
