@@ -39,6 +39,7 @@ class Engine:
 
             self._store = open_store(self.settings.root, self.settings.run_root, freeing=self.freeing)
             self._store.layers_of, self._store.drops_archives = self.layers, self.settings.archives == "drop"
+            self._store.ignores_trailing = self.settings.trailing == "ignore"
             if not self.looking:
                 recovery.recover(self)
         return self._store

@@ -355,3 +355,20 @@ def test_s18_an_image_that_claims_the_layers_of_another_changes_nothing_of_it(fa
     with pytest.raises(Tampered, match="unpacks to"):
         other.pull(f"{fake.address}/a/b:liar")
     assert other.tree(other.pull(f"{fake.address}/a/b:victim").image) == SMALL
+
+
+def test_what_lies_behind_gzip_is_taken_if_the_configuration_says_so(fake, cowshed, tmp_path):
+    tar = LayerTar().file("a", "x").bytes()
+    packed = gzip.compress(tar) + b"trailing"
+    image = layer_image(packed, tar=tar)
+    fake.add(image)
+    name = f"{fake.address}/a/b"
+    refused = cowshed("pull", name, status=125).stderr
+    assert "something lies behind its gzip data: build the image again, or take it as it is: [images] " in refused
+    (tmp_path / "c.toml").write_text('[images]\ntrailing = "ignore"\n')
+    cowshed("--config", f"{tmp_path}/c.toml", "pull", "-q", name)
+    assert cowshed("storage", "check", "--deep").stdout.splitlines()[-1] == "clean"
+    cowshed("image", "copy", "-q", f"cowshed:{name}", f"dir:{tmp_path}/out")
+    assert (tmp_path / "out" / digest(packed)[7:]).read_bytes() == packed
+    cowshed("storage", "gc", "-f", "--archives")
+    assert (tmp_path / "store/blobs/sha256" / digest(packed)[7:]).read_bytes() == packed

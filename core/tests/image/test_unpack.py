@@ -67,6 +67,18 @@ def test_damage_is_never_silent(packed, match):
         plain(packed)
 
 
+@pytest.mark.parametrize("behind", [b"garbage", b"\0" * 700 + b"garbage", b"g" * 100_000])
+@pytest.mark.parametrize("size", [1000, 7000, 1 << 20])
+def test_what_lies_behind_gzip_is_left_out_if_that_is_wanted(behind, size):
+    packed = gzip.compress(DATA[:1000]) + gzip.compress(DATA[1000:])
+    given = iter(cut(packed + behind, size))
+    assert b"".join(decompress(given, trailing=True)) == DATA
+    assert next(given, None) is None  # it is read to its end, where its digest is known
+    for damaged in (packed[:-1], packed[:-8] + bytes(8), packed + b"\x1f\x8bgarbage"):
+        with pytest.raises(ImageError, match=r"damaged|cut short"):
+            b"".join(decompress(cut(damaged), trailing=True))
+
+
 def test_a_zstd_window_that_would_take_all_memory():
     """A frame header may claim a window of 3 TB; 128 MiB is what the command line tool takes."""
     header = b"\x28\xb5\x2f\xfd" + bytes([0x00, 0xF8]) + b"\x01\x00\x00"

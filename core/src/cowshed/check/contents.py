@@ -116,7 +116,7 @@ class _Walk:
     def _archive(self, row: LayerRow, digest: str) -> Iterator[bytes]:
         """The archive, uncompressed; one that was dropped as this layer gives it."""
         if self._blobs.size(digest) >= 0 or self._blobs.fault(digest):
-            yield from decompress(self._blobs.read(digest))
+            yield from decompress(self._blobs.read(digest), trailing=True)
             return
         with self._layers.mounted(self._layers.load(row.number), read_only=True) as root:
             yield from Recipe(self._blobs.recipe(digest)).tar(root)

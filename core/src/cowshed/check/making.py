@@ -114,7 +114,7 @@ def _make(layers: Layers, row: LayerRow, digest: str, diff_id: str, durability: 
     store.locks.release("mounts", row.number)
     try:
         with layers.mounted(active, read_only=False) as tree:
-            unpack(blobs.read(digest), tree, diff_id=diff_id)
+            unpack(blobs.read(digest), tree, diff_id=diff_id, trailing=True)
     finally:
         store.locks.take("mounts", row.number, wait=_WAIT)
     step("rebuild.applied")

@@ -183,7 +183,7 @@ _STORAGE: dict[str, Rule] = {
     "runtime": _table({"default": _text, "binaries": _each(_absolute)}),
     "runtimes": _each(_program),
     "trust": _table({"policy": _absolute}),
-    "images": _table({"archives": _choice("keep", "drop")}),
+    "images": _table({"archives": _choice("keep", "drop"), "trailing": _choice("refuse", "ignore")}),
 }
 _SCHEMA = _table({**_STORAGE, "registries": _each(_registry)})
 _STRICT = _table(

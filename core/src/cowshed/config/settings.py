@@ -47,6 +47,7 @@ class Settings:
     options_said: dict[tuple[str, str], str] = field(default_factory=dict)  # by driver and option: who said it
     policy: str = ""  # the file that says which images are accepted; "" for the usual ones
     archives: str = "keep"  # of layers that are in a driver: keep, drop
+    trailing: str = "refuse"  # what lies behind the gzip data of a layer: refuse, ignore
     named: str = ""  # the configuration file that was named; "" for the usual ones
 
     def options_of(self, driver: str) -> dict[str, Any]:
@@ -126,6 +127,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         sources,
         merged.get("trust", {}).get("policy", ""),
         merged.get("images", {}).get("archives", "keep"),
+        merged.get("images", {}).get("trailing", "refuse"),
         os.path.abspath(named) if (named := _named(flags, environ)) else "",
     )
 

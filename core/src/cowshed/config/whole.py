@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _DEFAULTS: dict[Keys, Any] = {
     ("storage", "driver"): "", ("storage", "durability"): "commit", ("runtime", "default"): "native",
     ("images", "archives"): "keep",
+    ("images", "trailing"): "refuse",
 }  # fmt: skip
 _VARIABLES = {("storage", "driver"): "driver", ("runtime", "default"): "runtime"}
 

@@ -115,7 +115,10 @@ def realise(
                 where = f"layer {n + 1} of {len(image.diff_ids)}"
                 try:
                     chunks = _typed(source.chunks(), media_type, progress, where)
-                    unpack(chunks, tree, diff_id=diff, verified=source.held_against == diff, cancel=source.cancel)
+                    unpack(
+                        chunks, tree, diff_id=diff, verified=source.held_against == diff,
+                        trailing=layers.store.ignores_trailing, cancel=source.cancel,
+                    )  # fmt: skip
                 except ImageError as error:
                     error.args = (f"{where}: {error}",)
                     raise

@@ -32,18 +32,20 @@ def unpack(
     diff_id: str,
     limit: int = 1 << 40,
     verified: bool = False,
+    trailing: bool = False,
     cancel: Callable[[], None] = lambda: None,
 ) -> int:
     """Decompress, verify against diff_id, apply to the tree at root; the size of the uncompressed archive.
 
-    verified: chunks are not packed, and raise before their end if their own digest is not diff_id.
+    verified: chunks are not packed, and raise before their end if their own digest is not diff_id. trailing: as for
+    `decompress`.
 
     chunks may raise: that error comes out of here. cancel() makes chunks, read in another thread, end soon: called when
     this fails, so that a stalled download does not hold it up. Raises Tampered if the diff id is another, ImageError,
     NoSpace.
     """
     algorithm, _, wanted = diff_id.partition(":")
-    pipeline = _Pipeline(chunks, None if verified else digests.new(algorithm), limit)
+    pipeline = _Pipeline(decompress(chunks, trailing=trailing), None if verified else digests.new(algorithm), limit)
     try:
         apply(pipeline.pieces(), root, limit=limit)
         pipeline.finish()
@@ -63,9 +65,9 @@ def unpack(
 class _Pipeline:
     """The pieces of an archive, hashed and counted. A small one is done with in the caller's thread."""
 
-    def __init__(self, chunks: Iterable[bytes], digest: Any, limit: int) -> None:
+    def __init__(self, source: Iterator[bytes], digest: Any, limit: int) -> None:
         self.hash, self.size, self.limit = digest, 0, limit + (1 << 30)
-        self._source = decompress(chunks)
+        self._source = source
         self._apply: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
         self._hash: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
         self._error: BaseException | None = None
@@ -152,8 +154,12 @@ class _Pipeline:
                 thread.join()
 
 
-def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """gzip (any number of members), zstd (any number of frames) or plain, told by the first bytes."""
+def decompress(chunks: Iterable[bytes], *, trailing: bool = False) -> Iterator[bytes]:
+    """gzip (any number of members), zstd (any number of frames) or plain, told by the first bytes.
+
+    trailing: what lies behind the last member of gzip and is none is left out, instead of an ImageError. Zeros, with
+    which tapes are filled up, always are.
+    """
     source = iter(chunks)
     first = b""
     while len(first) < 4:
@@ -162,7 +168,7 @@ def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
             break
         first += more
     if first[:2] == _GZIP:
-        yield from _gzip(first, source)
+        yield from _gzip(first, source, trailing)
     elif first[:4] == _ZSTD or first[1:4] == _ZSTD_SKIP:
         yield from _zstd(first, source)
     else:
@@ -171,7 +177,7 @@ def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield from source
 
 
-def _gzip(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
+def _gzip(first: bytes, source: Iterator[bytes], trailing: bool) -> Iterator[bytes]:
     zlib = codecs.deflate()
     decoder = zlib.decompressobj(31)
     data: bytes | None = first
@@ -182,7 +188,14 @@ def _gzip(first: bytes, source: Iterator[bytes]) -> Iterator[bytes]:
                 if not data.strip(b"\0"):
                     break
                 if data[:1] != _GZIP[:1]:
-                    raise ImageError("something lies behind its gzip data")
+                    if not trailing:
+                        raise ImageError(
+                            "something lies behind its gzip data",
+                            remedy='build the image again, or take it as it is: [images] trailing = "ignore"',
+                        )
+                    for _ in source:  # whoever gives it holds it against its digest at its end
+                        continue
+                    return
                 decoder, ended = zlib.decompressobj(31), False
             try:
                 piece = decoder.decompress(data, _PIECE)

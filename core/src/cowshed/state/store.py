@@ -42,6 +42,7 @@ class Store:
         self.stale = stale  # what is read is a copy, made because the disk is full
         self.recording = True  # records follow what is written
         self.layers_of: Callable[[str], Layers] | None = None  # the layers of a driver, as this command has opened it
+        self.ignores_trailing = False  # what lies behind the gzip data of a layer (`cowshed.layers.unpack`)
         self.drops_archives = False  # once a layer is in a driver (`cowshed.image.archives`)
         self._shared = False
         self.locks = Locks(f"{root}/locks")
