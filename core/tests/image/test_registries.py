@@ -37,11 +37,13 @@ def test_login_and_logout(guarded, cowshed, no_credentials):
     assert done.stdout == "Login Succeeded\n"
     assert "unencrypted" in done.stderr
     assert "secret" not in done.stdout + done.stderr
+    assert cowshed("login", "--get-login", guarded.address).stdout == "me\n"
     cowshed("pull", "-q", name)
     cowshed("push", "-q", name)
     assert cowshed("logout", guarded.address).stdout == f"Removing login credentials for {guarded.address}\n"
     assert cowshed("logout", guarded.address).stdout == f"Not logged in to {guarded.address}\n"
     cowshed("pull", "-q", name, status=125)
+    assert "nobody is logged in" in cowshed("login", "--get-login", guarded.address, status=125).stderr
     cowshed("login", "-u", "me", "-p", "secret", guarded.address)
     assert guarded.address in cowshed("logout", "--all").stdout
 

@@ -25,8 +25,10 @@ def reach(said: Values, side: str = "", *, registries: Iterable[str] = ()) -> Re
     verify = said.get(f"{prefix}tls_verify", said.get("tls_verify"))
     if creds is None and not authfile and not folder and verify is None:
         return AS_CONFIGURED
-    if creds is not None and authfile:
+    if creds is not None and said.get(f"{prefix}authfile"):
         raise BadUsage("--creds and --authfile exclude each other")
+    if creds is not None:
+        authfile = ""  # which is then meant for the other side
     if creds is not None and len(set(registries)) > 1:
         raise BadUsage("--creds is for one registry, and several are named", remedy="one command for each")
     if folder and not os.path.isdir(folder):

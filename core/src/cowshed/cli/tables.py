@@ -368,6 +368,7 @@ COMMANDS = (
             ),
             Option("--password-stdin", "flag", "read the password from standard input"),
             Option("--authfile", "text", "the file to keep them in", value="FILE"),
+            Option("--get-login", "flag", "only tell who is logged in"),
             *_TLS,
             _HELP,
         ),

@@ -13,9 +13,10 @@ from cowshed.image.archives import Archives, follow_policy
 from cowshed.image.blobs import BlobStore
 from cowshed.image.realise import Kept, realise
 from cowshed.image.resolve import resolve, resolve_all
+from cowshed.image.sparing import Sparing
 from cowshed.registry.client import Client
 from cowshed.registry.reach import AS_CONFIGURED
-from cowshed.state import images, indexes, places
+from cowshed.state import images, places
 from cowshed.state.leases import Lease
 from cowshed.state.origins import OriginRow
 from cowshed.storage.record import record
@@ -104,7 +105,6 @@ def pull(
         brought = bring(layers, client, found, names=[reference.name], durability=durability, progress=progress,
                         abort=client.abort, came=origin)  # fmt: skip
     progress.step(_summary(brought, monotonic() - begun))
-    indexes.remember(store, found.digest, found.indexes)
     places.remember(store, reference.registry, reference.repository, (layer.digest for layer in found.manifest.layers))
     return Pulled(found.image, found.digest, there is None or there.id != found.image.id)
 
@@ -146,37 +146,7 @@ def pull_all(
             places.remember(store, reference.registry, reference.repository, blobs)
             new = there is None or there.id != each.image.id
             done.append(Pulled(each.image, each.digest, named and new))
-    indexes.remember(store, found[main].digest, found[main].indexes)
     return tuple(done)
-
-
-class Sparing:
-    """A repository as `resolve` reads it, but for documents that the store has: they are not fetched again.
-
-    Registries limit how often a manifest is fetched, and not how often HEAD asks what a name stands for. HEAD comes
-    first only where it can save the other: where the store has what the name stood for the last time. So a first pull
-    asks no more than before. What HEAD tells is a digest and nothing else: what has it is the store's, verified, and
-    if the store has nothing of that digest, or HEAD tells none, the document is fetched.
-    """
-
-    def __init__(self, store: Store, client: Client, reference: Reference) -> None:
-        self._store, self._client, self._reference = store, client, reference
-
-    def manifest(self, wanted: str) -> tuple[bytes, str]:
-        digest = self._told() if wanted == self._reference.wanted else wanted
-        return (indexes.document(self._store, digest) if digest else None) or self._client.manifest(wanted)
-
-    def blob(self, blob: Descriptor, offset: int = 0) -> Iterable[bytes]:
-        return self._client.blob(blob, offset)
-
-    def _told(self) -> str:
-        """The registry has to say itself what the name stands for, also where the name is a digest: that an image is
-        here does not mean that it is there, or that we may have it."""
-        before = indexes.stood_for(self._store, self._reference.name)
-        if not before or indexes.document(self._store, before) is None:
-            return ""
-        told = self._client.head(self._reference.wanted)
-        return told if told == (self._reference.digest or told) else ""
 
 
 def origin_of(client: Client, reference: Reference, found: Resolved, gate: Gate | None) -> OriginRow:
@@ -226,7 +196,7 @@ def bring(
                 try:
                     realise(
                         layers, found.image, sources, names=names, digest=found.digest,
-                        durability=durability, progress=progress, ready=ready, came=came,
+                        durability=durability, progress=progress, ready=ready, came=came, indexes=found.indexes,
                     )  # fmt: skip
                 except Exception as error:
                     downloads.cancel()

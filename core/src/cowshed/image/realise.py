@@ -14,7 +14,7 @@ from cowshed.state.locks import chain_byte
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Protocol
 
     from cowshed.image.blobs import BlobStore
@@ -56,10 +56,12 @@ def realise(
     progress: Progress,
     ready: Callable[[bool], None] = lambda synced: None,
     came: OriginRow | None = None,
+    indexes: Mapping[str, bytes] | None = None,
 ) -> Layer | None:
     """Apply those layers of image that the driver lacks; then write image, names and layers down at once.
 
     digest: of what the names stand for where they come from, if that is known. came: the registry's name of it.
+    indexes: by digest, those that lead from there to the image.
     ready(synced) is called when all is applied and nothing is written down yet: it returns when all blobs are there;
     synced tells whether the blobs' file system will be synced here, if durability asks for that.
     The top layer, None for an image without layers. On an error nothing that is new stays.
@@ -136,6 +138,10 @@ def realise(
                 from cowshed.state import origins
 
                 origins.write(tx, image.id, came)
+            if indexes:
+                from cowshed.state import indexes as known
+
+                known.write(tx, digest, indexes)
 
         layers.publish(made, durability, rows)
         made.clear()

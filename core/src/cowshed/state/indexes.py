@@ -9,19 +9,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cowshed.state.store import Store
+    from cowshed.state.store import Store, Transaction
 
 
-def remember(store: Store, root: str, found: Mapping[str, bytes]) -> None:
+def write(tx: Transaction, root: str, found: Mapping[str, bytes]) -> None:
     """Keep the indexes that were gone through from `root`, the digest of what a name stands for, to an image. Those
     that no name stands for any more go."""
-    known = {digest for (digest,) in store.query("select digest from indexes where root = ?", root)}
-    new = {digest: data for digest, data in found.items() if digest not in known}
-    if not new:
-        return
-    with store.transaction() as tx:
-        for digest, data in new.items():
-            tx.execute("insert or replace into indexes values (?, ?, ?)", digest, root, data)
+    known = {digest for (digest,) in tx.execute("select digest from indexes where root = ?", root)}
+    new = [digest for digest in found if digest not in known]
+    for digest in new:
+        tx.execute("insert into indexes values (?, ?, ?)", digest, root, found[digest])
+    if new:
         tx.execute("delete from indexes where root not in (select digest from tags)")
 
 

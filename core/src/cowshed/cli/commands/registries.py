@@ -68,13 +68,19 @@ def allow_short(engine: Engine, text: str) -> None:
 
 
 def login(engine: Engine, said: Values) -> int:
+    from cowshed.registry import credentials
     from cowshed.registry import login as logins
-    from cowshed.registry.credentials import Credentials
 
     account = logins.account_of(said["operands"][0] if said["operands"] else "docker.io")
+    if said.get_login:
+        found = credentials.find(account, "", said.authfile or "")
+        if found is None:
+            raise NotFound(f"nobody is logged in to {account}", remedy=f"cowshed login {account}")
+        print(found.user)
+        return 0
     reach = reaching.reach(Values((key, said[key]) for key in ("tls_verify", "cert_dir") if key in said))
     user, password = _asked(said)
-    known = Credentials(user, password)
+    known = credentials.Credentials(user, password)
     asked = logins.check(account, engine.settings.registries.get(account) or {}, known, reach)
     where = logins.store(account, known, said.authfile or "")
     if not asked:
