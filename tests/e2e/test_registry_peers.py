@@ -181,3 +181,28 @@ def test_layers_that_podman_has_packed_as_zstd_chunked(engine, registry, engines
     assert all(any("zstd-chunked" in key for key in layer["annotations"]) for layer in listed)
     engine.ok("create", "--name", "box", there, "a")
     assert len(engine("cp", "box:/a", "-").stdout) > 100_000
+
+
+def test_everybody_pulls_and_podman_and_docker_log_in_to_push(tmp_path, engines):
+    """Both show a password only to a registry that wants it for everything, so that they need its tokens."""
+    Image([LayerTar().file("a", "x").bytes()], {"Cmd": ["a"]}).write_layout(str(tmp_path / "layout"), "1")
+    users = str(tmp_path / "users")
+    subprocess.run([COMMAND, "registry", "user", users, "alice"], input=b"secret\n", check=True)
+    refused = {"podman": 125, "docker": 1}
+    with Ours(COMMAND, str(tmp_path / "registry"), "--htpasswd", users, "--anonymous-pull") as ours:
+        there = f"{ours.address}/team/app"
+        subprocess.run(
+            ["skopeo", "copy", "--dest-tls-verify=false", "--dest-creds", "alice:secret", f"oci:{tmp_path}/layout:1",
+             f"docker://{there}:1"], check=True, capture_output=True,
+        )  # fmt: skip
+        for name, engine in engines.items():
+            engine("pull", *PLAIN[name], f"{there}:1")
+            engine("tag", f"{there}:1", f"{there}:{name}")
+            engine("push", *PLAIN[name], f"{there}:{name}", status=refused[name])
+            engine("login", *PLAIN[name], "-u", "alice", "-p", "wrong", ours.address, status=refused[name])
+            engine("login", *PLAIN[name], "-u", "alice", "-p", "secret", ours.address)
+            engine("push", *PLAIN[name], f"{there}:{name}")
+            engine("logout", ours.address)
+            engine("rmi", "-f", f"{there}:1", f"{there}:{name}")
+            engine("pull", *PLAIN[name], f"{there}:{name}")
+            engine("rmi", "-f", f"{there}:{name}")
