@@ -13,19 +13,14 @@ if TYPE_CHECKING:
 
 NOTHING = "-"  # a property that is not set
 
-_GET = """
+# The properties of a dataset or snapshot, one a line; nothing if it is not there.
+PROPERTIES = """
 local arguments = ...
 local function get(name, property)
   local value = zfs.get_prop(name, property)
   if value == nil then return "-" end
   return tostring(value)
 end
-"""
-
-# The properties of a dataset or snapshot, one a line; nothing if it is not there.
-PROPERTIES = (
-    _GET
-    + """
 local name = arguments["name"]
 if not zfs.exists(name) then return "" end
 local found = {}
@@ -34,13 +29,19 @@ for property in string.gmatch(arguments["properties"], "[^ ]+") do
 end
 return table.concat(found, "\\n")
 """
-)
 
 # Each dataset of a store, and its snapshots with their clones. What is kept with a committed layer is kept with its
-# snapshot.
-OBJECTS = (
-    _GET
-    + """
+# snapshot. The kernel opens a dataset for each property that it is asked for, and once for all of those of users.
+OBJECTS = """
+local arguments = ...
+local function identity(name)
+  local number, parent = "-", "-"
+  for property, value in zfs.list.properties(name) do
+    if property == "cowshed:number" then number = value end
+    if property == "cowshed:parent" then parent = value end
+  end
+  return number, parent
+end
 local store = arguments["store"]
 local found = {}
 if not zfs.exists(store) then return "" end
@@ -52,13 +53,12 @@ for name in zfs.list.children(store) do
     for clone in zfs.list.clones(snapshot) do clones[#clones + 1] = "\\t" .. clone end
     snapshots[#snapshots + 1] = "\\nS\\t" .. short .. table.concat(clones)
   end
-  local number, parent = get(layer, "cowshed:number"), get(layer, "cowshed:parent")
+  local number, parent = identity(layer)
   local words = string.sub(name, #store + 2) .. "\\t" .. number .. "\\t" .. parent
   found[#found + 1] = "D\\t" .. words .. table.concat(snapshots)
 end
 return table.concat(found, "\\n")
 """
-)
 
 
 @record(slots=True)
