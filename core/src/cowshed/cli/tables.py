@@ -764,6 +764,10 @@ COMMANDS = (
             Option("--gc-interval", "int", "hours between garbage collections (24); 0: none", value="HOURS"),
             Option("--gc-grace", "int", "seconds that what nobody refers to is kept (86400)", value="SECONDS"),
             Option("--gc-untagged", "flag", "collect manifests without a tag as well"),
+            Option(
+                "--check-interval", "int", "hours between checks that repair; 0, which is usual: none", value="HOURS"
+            ),
+            Option("--check-rate", "size", "the most that a check reads in a second"),
             Option("--log", "text", "where requests are told, as lines of JSON (-: stderr), or none", value="FILE"),
             Option("--max-connections", "int", "how many connections there may be at once (512)"),
             Option("--stop-timeout", "int", "seconds that running requests have when it is stopped (30)"),

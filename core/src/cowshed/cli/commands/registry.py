@@ -6,7 +6,7 @@ import os
 import sys
 
 from cowshed.cli import output
-from cowshed.errors import BadUsage, ConfigError, CowshedError
+from cowshed.errors import BadUsage, ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def serve(flags: Values, said: Values) -> int:
-    import threading
-
+    from cowshed.registry.server import chores
     from cowshed.registry.server.garbage import GRACE
     from cowshed.registry.server.registry import Registry
     from cowshed.registry.server.service import Service, context
@@ -47,18 +46,18 @@ def serve(flags: Values, said: Values) -> int:
     service.handle_signals()
     print(f"cowshed registry: {service.url} serves {store.root}", flush=True)
     journal.event("start", url=service.url, directory=store.root)
-    hours = _number(said.gc_interval, 24)
-    over = threading.Event()
+    mine = chores.Chores(journal)
+    hours, grace = _number(said.gc_interval, 24), float(_number(said.gc_grace, int(GRACE)))
     if hours and not said.read_only:
-        grace = float(said.gc_grace) if said.gc_grace is not None else GRACE
-        cleaner = threading.Thread(
-            target=_collect_at_times,
-            args=(store, journal, hours * 3600, grace, bool(said.gc_untagged), over),
-            daemon=True,
-        )
-        cleaner.start()
+        untagged = bool(said.gc_untagged)
+        mine.every(
+            hours * 3600, "collection", lambda: chores.collect(store, journal, grace=grace, untagged=untagged)
+        )  # fmt: skip
+    if said.check_interval:
+        rate = said.check_rate or 0
+        mine.every(said.check_interval * 3600, "check", lambda: chores.check(store, journal, rate=rate))
     service.run()
-    over.set()
+    mine.stop()
     journal.event("stop", url=service.url)
     return 0
 
@@ -98,15 +97,8 @@ def check(flags: Values, said: Values) -> int:
     store = Store(_there(said))
     rows = []
     left = mended = 0
-    for finding in scrub.look(store, rate=said.rate or 0, told=told(said)):
-        outcome = ""
-        if said.repair and finding.repair:
-            try:
-                scrub.mend(store, finding)
-                outcome = "done"
-            except (OSError, CowshedError) as error:
-                outcome = f"failed: {error}"
-        if outcome == "done":
+    for finding, outcome in scrub.check(store, repair=bool(said.repair), rate=said.rate or 0, told=told(said)):
+        if outcome == scrub.DONE:
             mended += 1
         elif finding.severity != NOTE:
             left += 1
@@ -188,30 +180,6 @@ def _journal(said: Values) -> Journal:
     if where == "-":
         return Journal(2)
     return Journal(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640))
-
-
-def _collect_at_times(store: Store, journal: Journal, pause: float, grace: float, untagged: bool, over: object) -> None:
-    import threading
-
-    from cowshed.registry.server import garbage
-
-    assert isinstance(over, threading.Event)
-    while not over.wait(pause):
-        try:
-            done = garbage.collect(store, grace=grace, untagged=untagged)
-        except Exception as error:
-            journal.failure(f"garbage collection: {type(error).__name__}: {error}")
-            continue
-        for why in done.unreadable:
-            journal.failure(f"garbage collection: {why}: nothing of this repository was removed")
-        journal.event(
-            "collected",
-            manifests=done.manifests,
-            links=done.links,
-            uploads=done.uploads,
-            blobs=done.blobs,
-            freed=done.freed,
-        )
 
 
 def _number(value: int | None, default: int) -> int:

@@ -1,10 +1,10 @@
 """Holding the files of a registry against each other, also while it is served: the bytes of each blob against its name,
 each tag against its manifest, each manifest against the blobs that it stands on, and what broken uploads left.
 
-`look` tells what does not fit, `mend` does what a finding says about it. Bytes are read without a lock, and from the
-disk instead of what the kernel remembers of it; what is mended is looked at again under the locks. A damaged blob goes
-to DIR/damaged, out of all repositories at once: nobody gets it any more, and the next push, or the registry that this
-one fetches from, brings it again.
+`look` tells what does not fit, `mend` does what a finding says about it, `check` both. Bytes are read without a lock,
+and from the disk instead of what the kernel remembers of it; what is mended is looked at again under the locks. A
+damaged blob goes to DIR/damaged, out of all repositories at once: nobody gets it any more, and the next push, or the
+registry that this one fetches from, brings it again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _LINK = "the registry has it: put it back"
 _DELETE = "delete it"
 _FORGET = "take it off the list"
 _PUSH = "push the image again"
+DONE = "done"
 
 
 def look(store: Store, *, rate: int = 0, told: Callable[[str], object] = lambda text: None) -> Iterator[Finding]:
@@ -55,8 +56,24 @@ def look(store: Store, *, rate: int = 0, told: Callable[[str], object] = lambda 
         yield Finding("upload.left", place, f"{place} was given up by its client", WARNING, _DELETE)
 
 
+def check(
+    store: Store, *, repair: bool, rate: int = 0, told: Callable[[str], object] = lambda text: None
+) -> Iterator[tuple[Finding, str]]:
+    """`look`, and with repair `mend` of each: (finding, what became of it: "" if nothing can be done, DONE, or why it
+    failed). OSError."""
+    for finding in look(store, rate=rate, told=told):
+        outcome = ""
+        if repair and finding.repair:
+            try:
+                mend(store, finding)
+                outcome = DONE
+            except (OSError, StoreError, Refusal) as error:
+                outcome = f"failed: {error}"
+        yield finding, outcome
+
+
 def mend(store: Store, finding: Finding) -> None:
-    """Do what a finding's `repair` says, unless it is no longer as it was. OSError, StoreError."""
+    """Do what a finding's `repair` says, unless it is no longer as it was. OSError, StoreError, Refusal."""
     data = finding.data
     if finding.code == "blob.damaged":
         _move_aside(store, data["digest"], f"{store.root}/{data['place']}")
