@@ -148,6 +148,7 @@ def test_image_verify(engine, policy, ours, signer, tmp_path):
     assert "is not signed by a key that is named" in refused(
         engine, "image", "verify", "--key", f"{tmp_path}/second.pub", name
     )
+    assert "/no.pub cannot be read" in refused(engine, "image", "verify", "--key", "/no.pub", f"{ours.address}/none")
     assert "exclude each other" in refused(engine, "image", "verify", "--key", "k", "--policy", "p", name)
     (tmp_path / "reject.json").write_text(json.dumps({"default": [REJECT]}))
     assert "it is rejected" in refused(engine, "image", "verify", "--policy", f"{tmp_path}/reject.json", name)

@@ -60,6 +60,10 @@ def test_tags_catalog_and_search(fake, cowshed):
 
     fake.answer = answer
     assert cowshed.lines("registry", "tags", f"{fake.address}/a/b") == ["1", "2"]
+    before, fake.answer = fake.answer, lambda r, h: "/tags/" in r.path and (send(h, 404) or True)
+    told = cowshed("registry", "tags", f"{fake.address}/a/b", status=125).stderr
+    assert told.startswith(f"cowshed: the list of tags of {fake.address}/a/b is not in the registry: ")
+    fake.answer = before
     assert cowshed.lines("registry", "catalog", fake.address) == ["a/b", "x/bee"]
     found = cowshed.lines("search", f"{fake.address}/B")
     assert found[0].split() == ["NAME", "DESCRIPTION", "STARS", "OFFICIAL"]

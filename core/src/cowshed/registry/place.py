@@ -255,6 +255,6 @@ def refusal(status: int, said: bytes, where: str, wanted: str) -> RegistryError:
 
 def _called(where: str, wanted: str) -> str:
     """What was asked for, as errors name it."""
-    if not wanted or "/" not in where:
+    if not wanted or "/" not in where or " " in wanted:
         return f"{wanted[:80]} of {where}" if wanted else where
     return f"{where}{'@' if ':' in wanted else ':'}{wanted[:80]}"

@@ -257,7 +257,7 @@ def catalog(
     """The names of all repositories that a registry lists. Many registries refuse that. RegistryError, AuthError."""
     place = Place(itself(registry, settings, reach), "", actions="*", pause=pause)
     try:
-        for page in pages(place, f"{place.endpoint.url}/v2/{place.endpoint.prefix}_catalog", "the catalog"):
+        for page in pages(place, f"{place.endpoint.url}/v2/{place.endpoint.prefix}_catalog", "repositories"):
             yield from _texts(page.get("repositories"))
     finally:
         place.transport.close()
@@ -272,7 +272,7 @@ def pages(place: Place, url: str, what: str) -> Iterator[dict[str, Any]]:
     for _ in range(_PAGES):
         seen.add(url)
         accept = {"Accept": "application/json, application/vnd.oci.image.index.v1+json"}
-        data, headers = place.document(url, accept, limit=_LIST_LIMIT, what=what)
+        data, headers = place.document(url, accept, limit=_LIST_LIMIT, what=f"the list of {what}")
         try:
             value = json.loads(data)
         except (ValueError, RecursionError):

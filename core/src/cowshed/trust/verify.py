@@ -40,6 +40,8 @@ def verify(
     when it was pulled. reach: what the command says of the registry. Raises NotFound, ConfigError, and what a registry
     raises.
     """
+    for path in keys:
+        signature.key_file(path)  # before a registry is asked
     image = None
     if not remote:
         try:

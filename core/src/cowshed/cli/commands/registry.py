@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 def serve(flags: Values, said: Values) -> int:
+    from cowshed.image.reference import is_host
     from cowshed.registry.server import chores
     from cowshed.registry.server.garbage import GRACE
     from cowshed.registry.server.registry import Registry
     from cowshed.registry.server.service import Service, context
     from cowshed.registry.server.store import Store
 
+    if said.upstream and not is_host(said.upstream):
+        raise BadUsage(f"registry serve: --upstream is HOST[:PORT] of a registry, not {said.upstream!r}")
     certificate, key = said.tls_certificate or "", said.tls_key or ""
     if bool(certificate) != bool(key) or (said.tls_client_ca and not certificate):
         raise BadUsage("registry serve: --tls-certificate and --tls-key belong together")

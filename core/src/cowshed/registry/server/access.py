@@ -62,7 +62,8 @@ class Users:
         except (OSError, UnicodeDecodeError) as error:
             if self._state != (0, 0):
                 return  # between two versions of the file, the old one counts
-            raise ConfigError(f"{self._path} cannot be read: {error}") from None
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ConfigError(f"{self._path} cannot be read: {why}", remedy="cowshed registry user makes it") from None
         found = {}
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.startswith("#"):
