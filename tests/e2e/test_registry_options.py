@@ -188,7 +188,7 @@ def test_a_log_in_a_file_and_a_quota(tmp_path):
 WRONG = {
     "a certificate without a key": (["--tls-certificate", "x"], "belong together"),
     "a certificate that is none": (["--tls-certificate", "/dev/null", "--tls-key", "/dev/null"], "cannot be used"),
-    "users that are not there": (["--htpasswd", "/none"], "/none cannot be read: No such file or directory: cowshed registry user makes it"),
+    "users that are not there": (["--htpasswd", "/none"], "No such file or directory: cowshed registry user makes"),
     "another registry that is an address": (["--upstream", "https://r.example"], "is HOST[:PORT] of a registry"),
     "tokens for nobody": (["--token"], "needs --htpasswd"),
     "another server without its key": (["--token-realm", "https://tokens.example"], "needs --token-key"),
