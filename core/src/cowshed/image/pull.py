@@ -14,7 +14,6 @@ from cowshed.image.blobs import BlobStore
 from cowshed.image.realise import Kept, realise
 from cowshed.image.resolve import resolve, resolve_all
 from cowshed.image.sparing import Sparing
-from cowshed.registry.client import Client
 from cowshed.registry.reach import AS_CONFIGURED
 from cowshed.state import images, places
 from cowshed.state.leases import Lease
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from cowshed.image.reference import Reference
     from cowshed.image.resolve import Origin, Resolved
     from cowshed.layers.layers import Layers
+    from cowshed.registry.client import Client
     from cowshed.registry.reach import Reach
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Store
@@ -93,6 +93,8 @@ def pull(
             return Pulled(there, there.manifest_digest, False)
         if policy == "never":
             raise NotFound(f"no such image: {reference.familiar}", remedy="pull it, or allow it to be pulled")
+    from cowshed.registry.client import Client  # not for `load`, which asks no registry
+
     if gate is not None:
         gate.before(reference)
     progress.step(f"{reference.familiar}: asking {reference.registry}")
@@ -118,6 +120,8 @@ def pull_all(
     That one gets the name, if there is one, else the first of the index; the others are named by their digests. Raises
     as `pull` does; images that were complete by then stay.
     """
+    from cowshed.registry.client import Client
+
     store = layers.store
     there = images.by_name(store, reference.name)
     if gate is not None:
