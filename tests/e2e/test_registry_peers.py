@@ -4,9 +4,9 @@ our own, and a scripted one that cuts our connections. Manifests stay byte for b
 import functools
 import hashlib
 import http.client
+import itertools
 import json
 import os
-import random
 import subprocess
 
 import pytest
@@ -52,19 +52,17 @@ def address(request, tmp_path):
             yield ours.address
     else:
         with FakeRegistry() as fake:
-            chance, cut = random.Random(1), []
+            ours = itertools.count()
 
             def answer(asked, handler):
-                ours = asked.headers.get("user-agent") == "cowshed"
-                if ours and chance.random() < 0.1:
-                    cut.append(asked)
-                    handler.close_connection = True
-                    return True
-                return False
+                if asked.headers.get("user-agent") != "cowshed" or next(ours) % 7 != 5:
+                    return False
+                handler.close_connection = True
+                return True
 
             fake.answer = answer
             yield fake.address
-            assert cut
+            assert next(ours) > 12, "connections were cut"
 
 
 @pytest.fixture
@@ -125,8 +123,6 @@ def test_skopeo_and_we(engine, address, source, tmp_path):
         assert manifest(address, f"{form}-on") == there
         assert f"{name}@{digest(there)}" in engine.ok("image", "inspect", "-f", "{{.RepoDigests}}", f"{name}:{form}")
         assert skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{name}:{form}-on") == there
-        engine.ok("image", "copy", "-q", f"docker://{name}:{form}", f"docker://{name}:{form}-copied")
-        assert manifest(address, f"{form}-copied") == there
 
 
 def test_podman_docker_and_we(engine, address, source, engines):
