@@ -68,7 +68,8 @@ def test_only_what_is_signed_runs(engine, policy, ours, signer, greeting_image, 
     for words in (("pull", name), ("run", "--rm", name, "true"), ("create", name, "true"),
                   ("image", "copy", f"docker://{name}", "cowshed:x")):  # fmt: skip
         assert "is not accepted: it has no signature" in refused(engine, *words)
-    assert "it is rejected" in refused(engine, "pull", f"{ours.address}/other/app")
+    for words in (("pull", "127.0.0.1:1/app"), ("image", "copy", "docker://127.0.0.1:1/app", "cowshed:x")):
+        assert "it is rejected" in refused(engine, *words)  # nobody is asked
     assert engine.ok("images", "-q") == ""
     upload(name, signature=signer.simple(greeting_image.digest, f"{ours.address}/team/app"))
     engine.ok("image", "copy", f"docker://{name}", "cowshed:x")

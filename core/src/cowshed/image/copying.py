@@ -56,9 +56,14 @@ def copy(
 
     every: all that an index names, else the manifest for the platform (None: this machine's). referrers: also what is
     attached, and what is attached to that. reach_source, reach_goal: what the command says of their registries.
-    Raises BadUsage, NotFound, ImageError, Tampered, RegistryError, AuthError, NoSpace; then nothing has its name there.
+    Raises BadUsage, NotFound, ImageError, Tampered, RegistryError, AuthError, NoSpace, Untrusted, ConfigError; then
+    nothing has its name there.
     """
     source_place, goal_place = names.parse(origin), names.parse(goal)
+    if goal_place.transport == names.STORE and source_place.reference is not None:  # it is pulled
+        gate = engine.gate()
+        if gate is not None:
+            gate.before(source_place.reference)
     with ExitStack() as opened:
         source, wanted = open_source(engine, source_place, opened, progress, reach_source)
         return transfer(
@@ -231,7 +236,7 @@ def _into_store(
     )  # fmt: skip
     there = came.reference if came is not None else None
     row = None
-    if there is not None:  # it is pulled
+    if there is not None:
         from cowshed.registry.client import Client
 
         settings = engine.settings.registries.get(there.registry) or {}
