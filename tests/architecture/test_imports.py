@@ -86,3 +86,11 @@ def test_a_command_keeps_to_its_budget_of_modules(name, store):
     found = [m for m in found if m not in ("cowshed.trust", "cowshed.trust.policy")]  # if this host has a policy file
     assert not COSTLY & set(found), sorted(COSTLY & set(found))
     assert len(found) <= budget, f"{len(found)} modules: {' '.join(found)}"
+
+
+def test_load_imports_no_client_of_registries(store, tmp_path):
+    command, _ = store
+    Image([b"\0" * 1024]).write_layout(f"{tmp_path}/layout", "example.org/other:1")
+    found = imported([*command, "load", "-q", "-i", f"{tmp_path}/layout"])
+    assert "cowshed.image.pull" in found
+    assert {"http", "ssl", "cowshed.registry.client"}.isdisjoint(found)
