@@ -192,7 +192,7 @@ def test_a_download_that_cannot_end_leaves_nothing(origin, through, watched):
     """Clients see that it broke off; the next one gets it."""
     origin.client.image(tag="v1", blobs=(b"config", LARGE))
     through.client("GET", "/v2/a/b/manifests/v1")
-    watched.cut = [300_000] + [0] * 10
+    watched.cut = [300_000] + [0] * 100
     assert at_once(3, lambda: get(through, WHERE)) == [None] * 3
     assert os.listdir(f"{through.store.root}/uploads/a+b") == []
     watched.cut = []
