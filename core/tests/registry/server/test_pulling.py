@@ -75,11 +75,20 @@ def test_a_range(ask, said, status, body):
         assert answer.body == body
 
 
-@pytest.mark.parametrize("name", ["A", "a//b", "a/", "-a", "a_", "a/../b", "a%00b", "a" * 300, "%2e%2e", "a+b"])
+@pytest.mark.parametrize(
+    "name",
+    ["A", "a//b", "a/", "-a", "a_", "a/../b", "a%00b", "a" * 300, "%2e%2e", "a+b", "a..b", "a___b", "a._b", "a-.b"],
+)
 def test_a_name_that_is_none(ask, name):
     for method, path in (("GET", "tags/list"), ("POST", "blobs/uploads/"), ("GET", "manifests/latest")):
         answer = ask(method, f"/v2/{name}/{path}")
         assert (answer.status, answer.code) == (400, "NAME_INVALID")
+
+
+def test_the_longest_names_and_tags_and_each_separator(ask):
+    for name, tag in (("a.b_c__d-e---f/0.1", "_A.b-c__.."), ("a" * 250, "T" * 128)):
+        found = ask.image(name, tag)
+        assert ask("GET", f"/v2/{name}/manifests/{tag}")["Docker-Content-Digest"] == found
 
 
 def test_names_that_look_like_paths_of_the_interface(ask):
