@@ -9,7 +9,7 @@ import pytest
 from cowshed_testing.distribution import INDEX, MANIFEST, Client, descriptor, digest, manifest
 
 from cowshed.errors import StoreError
-from cowshed.registry.server import garbage
+from cowshed.registry.server import garbage, uploads
 from cowshed.registry.server.store import Store
 
 OLD = time.time() - 10 * 86400
@@ -139,6 +139,43 @@ def test_collecting_while_others_push(served):
     age(served)
     garbage.collect(served.store, untagged=True)
     assert there(served) == set()
+
+
+def test_an_upload_that_is_collected_before_it_is_locked_begins_anew(served, monkeypatch):
+    real, before = uploads.locks.lock_file, []
+
+    def lock(fd, **options):
+        if not before:
+            before.append(fd)
+            assert garbage.collect(served.store, grace=-60).uploads == 1
+        return real(fd, **options)
+
+    monkeypatch.setattr(uploads.locks, "lock_file", lock)
+    location = served.client.begin()
+    assert before
+    assert served.client("PUT", f"{location}?digest={digest(b'x')}", b"x").status == 201
+
+
+def test_a_manifest_that_is_collected_while_it_is_stored_is_stored_again(served, monkeypatch):
+    """Between its coming into the pool and its getting a name in the repository; a third time, the client is told."""
+    real, left = served.store.publish, [2]
+
+    def publish(path, wanted):
+        new = real(path, wanted)
+        if left[0]:
+            left[0] -= 1
+            os.unlink(served.store.pool_path(wanted))
+        return new
+
+    data = manifest(served.client.blob(b"config"))
+    put = ("PUT", "/v2/a/b/manifests/v1", data)
+    monkeypatch.setattr(served.store, "publish", publish)
+    assert served.client(*put, Content_Type=MANIFEST).status == 201
+    assert served.client("GET", "/v2/a/b/manifests/v1").body == data
+    left[0] = 3
+    other = data + b" "
+    assert served.client("PUT", "/v2/a/b/manifests/v2", other, Content_Type=MANIFEST).status == 503
+    assert served.client("PUT", "/v2/a/b/manifests/v2", other, Content_Type=MANIFEST).status == 201
 
 
 def test_half_written_files_of_the_dead_go(served):

@@ -12,7 +12,7 @@ import os
 
 from cowshed.registry.server import names
 from cowshed.registry.server.message import Answer
-from cowshed.registry.server.refusals import Refusal
+from cowshed.registry.server.refusals import REMOVED, Refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -195,6 +195,24 @@ def _put(
 ) -> None:
     """Store a parsed manifest whose digest was computed, under these tags. hold: raises, under the lock, if it cannot
     be taken. Refusal."""
+    for last in (False, False, True):  # a collection without a grace period may come between
+        try:
+            _put_once(uploads, repository, data, digest, kind, tags, hold)
+            return
+        except Refusal as error:
+            if error.status != REMOVED or last:
+                raise
+
+
+def _put_once(
+    uploads: Uploads,
+    repository: Repository,
+    data: bytes,
+    digest: str,
+    kind: str,
+    tags: list[str],
+    hold: Callable[[Index], None],
+) -> None:
     repository.make()
     upload = None
     if not os.path.exists(repository.store.pool_path(digest)):
@@ -205,7 +223,7 @@ def _put(
         if upload is not None:
             upload.finish(digest)
         elif not repository.link(digest):
-            raise Refusal("MANIFEST_INVALID", "the manifest was removed while it was stored", status=503)
+            raise Refusal("MANIFEST_INVALID", "the manifest was removed while it was stored", status=REMOVED)
         entry = {"mediaType": kind, "digest": digest, "size": len(data)}
         index.entries[digest] = {**index.entries.get(digest, {}), **entry}
         index.tags.update(dict.fromkeys(tags, digest))

@@ -20,6 +20,7 @@ CODES = {
     "UNSUPPORTED": 405,
     "TOOMANYREQUESTS": 429,
 }
+REMOVED = 503  # the status for what was collected, or moved aside as damaged, while it was stored: it can be sent again
 
 
 class Refusal(Exception):

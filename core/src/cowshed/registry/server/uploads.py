@@ -14,7 +14,7 @@ import uuid
 from collections import OrderedDict
 
 from cowshed.registry.server import names
-from cowshed.registry.server.refusals import Refusal
+from cowshed.registry.server.refusals import REMOVED, Refusal
 from cowshed_linux import locks
 
 TYPE_CHECKING = False
@@ -43,9 +43,13 @@ class Uploads:
         hash_ = names.hasher(algorithm)
         folder = f"{self._store.root}/uploads/{repository.folder}"
         os.makedirs(folder, mode=0o755, exist_ok=True)
-        name = str(uuid.uuid4())
-        fd = os.open(f"{folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        locks.lock_file(fd)
+        while True:
+            name = str(uuid.uuid4())
+            fd = os.open(f"{folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            locks.lock_file(fd)
+            if os.fstat(fd).st_nlink:
+                break
+            os.close(fd)  # a collection without a grace period has removed it before it was locked
         return Upload(self, repository, name, f"{folder}/{name}", fd, (0, algorithm, hash_))
 
     def resume(self, repository: Repository, name: str) -> Upload:
@@ -154,7 +158,7 @@ class Upload:
             store.release(self.size)
         self._over = True
         if not self._repository.link(digest):  # a collection came between: none does within its grace period
-            raise Refusal("BLOB_UPLOAD_INVALID", "the blob was removed while it was received", status=503)
+            raise Refusal("BLOB_UPLOAD_INVALID", "the blob was removed while it was received", status=REMOVED)
 
     def cancel(self) -> None:
         os.unlink(self._path)
