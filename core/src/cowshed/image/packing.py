@@ -59,6 +59,9 @@ def find(path: str) -> Packing | None:
 
 def packed(packing: Packing, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The bytes of an archive, compressed. ImageError if its library is not here."""
+    if not packing.codec:
+        yield from pieces
+        return
     packer = _packer(packing)
     head = packing.head
     total, crc = 0, 0

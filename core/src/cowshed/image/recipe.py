@@ -168,7 +168,8 @@ class _Maker:
         views = feed.views(length)
         rest: memoryview | None = None
         for view in views if fd >= 0 else ():
-            if os.pread(fd, len(view), offset + same) != view:
+            # as bytes: a view is compared number by number, which takes longer than all else here
+            if os.pread(fd, len(view), offset + same) != bytes(view):
                 rest = view
                 break
             same += len(view)
@@ -231,7 +232,7 @@ class Recipe:
                 yield piece
 
         last, at = b"", 0
-        for data in packings.packed(about.packing, hashed()):
+        for data in packings.packed(about.packing, hashed() if about.packing.codec else self.tar(root)):
             found.update(data)
             if last:
                 yield last
