@@ -523,3 +523,10 @@ def test_an_archive_of_docker_that_has_no_packed_layers(store, tmp_path):
     (again,) = load(store.layers, f"{tmp_path}/old.tar", durability="commit", progress=Progress())
     assert again.image.manifest == row.manifest
     assert [os.path.exists(blob(store, name)) for name, _, _ in row.blobs] == [False, False]
+
+
+def test_a_codec_that_is_not_here():
+    """A newer Cowshed, or another machine, may have packed an archive."""
+    how = packing.Packing("codec-of-tomorrow", 3)
+    with pytest.raises(ImageError, match="compressed by codec-of-tomorrow, which is not here"):
+        list(packing.packed(how, [b"x"]))

@@ -10,7 +10,7 @@ import zlib
 
 from cowshed import codecs
 from cowshed.errors import ImageError
-from cowshed.image.outgoing import PIECE, Plain
+from cowshed.image.outgoing import PIECE
 from cowshed.layers.unpack import decompress
 from cowshed.storage.record import record
 
@@ -152,9 +152,9 @@ def _packer(packing: Packing) -> Any:
         return zstd.ZstdCompressor(
             options={names.compression_level: packing.level, names.checksum_flag: int(packing.checksum)}
         )
-    if packing.codec == "isal":
-        isal = codecs.isal()
-        if isal is None:
-            raise ImageError("it was compressed by isal, which is not here", remedy="install isal, or pull again")
-        return isal.compressobj(packing.level, isal.DEFLATED, _RAW)
-    return Plain()
+    isal = codecs.isal() if packing.codec == "isal" else None
+    if isal is None:
+        raise ImageError(
+            f"it was compressed by {packing.codec}, which is not here", remedy="install that, or pull again"
+        )
+    return isal.compressobj(packing.level, isal.DEFLATED, _RAW)
