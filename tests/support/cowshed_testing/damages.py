@@ -290,7 +290,7 @@ def _(shop):
 @damage("image-row-lost", "an image's rows are lost", "image.lost-row", "database.reference",
         does="writes them again, from the image's record")  # fmt: skip
 def _(shop):
-    shop.execute(*(f"delete from {table}" for table in ("tags", "chains", "image_blobs", "images")))
+    shop.execute(*(f"delete from {table}" for table in ("tags", "chains", "image_blobs", "origins", "images")))
 
 
 @damage("image-config-changed", "an image's configuration in the database is another", "image.damaged",
