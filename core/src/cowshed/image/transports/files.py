@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from contextlib import suppress
 
 from cowshed.errors import BadUsage, Conflict, NoSpace, NotFound
@@ -90,7 +91,8 @@ class DirectoryFiles:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._made: list[str] = []  # files and directories, in order
+        self._made: list[str] = []  # files and directories, what is in one behind it
+        self._guard = threading.Lock()
 
     def __enter__(self) -> DirectoryFiles:
         self._directory("")
@@ -110,14 +112,15 @@ class DirectoryFiles:
     def _directory(self, name: str) -> None:
         path = f"{self._path}/{name}" if name else self._path
         try:
-            os.mkdir(path)
+            with self._guard:  # another thread may find it, and make what is in it, at once
+                os.mkdir(path)
+                self._made.append(path)
         except FileExistsError:
             if not stat.S_ISDIR(os.stat(path).st_mode):
                 raise Conflict(f"{path} is there and is no directory") from None
             return
         except FileNotFoundError:
             raise NotFound(f"the directory of {path} does not exist", remedy="make it first") from None
-        self._made.append(path)
 
     def has(self, name: str, size: int) -> bool:
         try:
