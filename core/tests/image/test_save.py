@@ -18,6 +18,7 @@ from cowshed_testing.samples import SMALL, small
 from cowshed.errors import BadUsage, Conflict, ImageError, NotFound, Tampered
 from cowshed.image import progress
 from cowshed.image.save import FORMATS, chosen, save
+from cowshed.image.transports.files import DirectoryFiles
 from cowshed.state import images
 
 NAME = "example.org/team/app:1"
@@ -220,3 +221,28 @@ def test_memory_does_not_grow_with_the_image(store, tmp_path):
     finally:
         tracemalloc.stop()
     assert (tmp_path / "out").stat().st_size > 64 << 20
+
+
+def test_directories_that_two_threads_make_at_once_are_taken_away(tmp_path, monkeypatch):
+    """What is in one is taken away before it, whichever of them came first."""
+    below, mkdir = threading.Event(), os.mkdir
+
+    def slow(path):
+        mkdir(path)
+        if path.endswith("/b/c"):
+            below.set()
+        elif path.endswith("/b"):
+            below.wait(0.5)  # the other would get as far as that
+
+    def put_and_fail(files):
+        threads = [threading.Thread(target=files.put, args=(f"a/b/c/{n}", 1, [b"x"])) for n in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        raise ImageError("the end")
+
+    monkeypatch.setattr(os, "mkdir", slow)
+    with pytest.raises(ImageError), DirectoryFiles(f"{tmp_path}/out") as files:
+        put_and_fail(files)
+    assert os.listdir(tmp_path) == []

@@ -137,8 +137,10 @@ def _overlay(step: api.Overlay, done: list[int]) -> int:
         try:
             return mount.file_system("overlay", "cowshed", [*_one_by_one(lowers, data), *rest], attributes)
         except OSError as error:
-            # An older kernel takes any option until "create", and then says EINVAL and no more.
-            unknown = "lowerdir+" in str(error) or ("create" in str(error) and "(kernel:" not in str(error))
+            # An older kernel takes any option until "create", and then says EINVAL and no more; or until they are more
+            # than a page, which may be at any of them.
+            said = str(error)
+            unknown = "lowerdir+" in said or "Legacy:" in said or ("create" in said and "(kernel:" not in said)
             if error.errno != 22 or data or not unknown:
                 raise
         from cowshed.layers import older
