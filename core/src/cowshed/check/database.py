@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from cowshed.state.rows import ImageRow
     from cowshed.state.store import Store
 
-# Rows that say nothing without the row that they name. One of another table may be the last trace of something.
-_DEPENDENT = ("tags", "chains", "origins", "volume_users", "journal")
+_NO_IMAGE = "image not in (select id from images)"
+# Tables whose rows say nothing without the row that they name, and which of them name none. A row of another table may
+# be the last trace of something.
+DEPENDENT = {
+    "tags": _NO_IMAGE,
+    "chains": _NO_IMAGE,
+    "origins": _NO_IMAGE,
+    "volume_users": "volume not in (select name from volumes) or container not in (select number from containers)",
+    "journal": "number not in (select number from layers)",
+}
 
 
 def look(store: Store, *, deep: bool) -> Iterator[Finding]:
@@ -28,7 +36,7 @@ def look(store: Store, *, deep: bool) -> Iterator[Finding]:
             yield Finding("database.damaged", "db.sqlite", f"database: {said}", remedy=REBUILD)
     for table, row, parent, _ in store.query("pragma foreign_key_check"):
         text = f"database: row {row} of {table} names a row of {parent} that is not there"
-        if table in _DEPENDENT:
+        if table in DEPENDENT:
             yield Finding("database.reference", table, text, repair="delete it", data={"table": table})
         elif (table, parent) == ("containers", "images"):
             yield Finding(

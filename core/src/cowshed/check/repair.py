@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cowshed.check import blobs, files, making, rebuild
+from cowshed.check import blobs, database, files, making, rebuild
 from cowshed.check.findings import Finding
 from cowshed.check.objects import TAKE
 from cowshed.container import lifecycle, recovery, remains, state
@@ -134,12 +134,6 @@ def _old(engine: Engine, finding: Finding) -> None:
 
 
 def _reference(engine: Engine, finding: Finding) -> None:
-    missing = {
-        "tags": "image not in (select id from images)",
-        "chains": "image not in (select id from images)",
-        "volume_users": "volume not in (select name from volumes) or container not in (select number from containers)",
-        "journal": "number not in (select number from layers)",
-    }
     table = finding.data["table"]
     with engine.store.transaction() as tx:
         if table == "containers":
@@ -148,7 +142,7 @@ def _reference(engine: Engine, finding: Finding) -> None:
                 "(select id from images)"
             )
         else:
-            tx.execute(f"delete from {table} where {missing[table]}")  # noqa: S608 - of the names above
+            tx.execute(f"delete from {table} where {database.DEPENDENT[table]}")  # noqa: S608 - of the names there
 
 
 def _image(engine: Engine, finding: Finding) -> None:
