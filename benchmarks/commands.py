@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import samples
 import table
-from cowshed_testing.registry import Registry, Remote
+from cowshed_testing.registry import Ours, Registry, Remote
 from engines import KNOWN, Engine, Failed, Runner
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ PULLS = {
 # What can be asked for, in order, and the images that it needs
 GROUPS = {
     "short": ["small"], "parallel": ["small"], "pulls": list(PULLS), "commit": ["small"], "load": ["big"],
-    "save": ["big"],
+    "save": ["big"], "push": ["big"],
     "output": ["small"], "sequence": ["small"], "growth": ["small"], "depth": ["deep", "small"],
 }  # fmt: skip
 _PAUSE = 0.25  # seconds after a timed command, in which work that trails it ends
@@ -282,6 +283,36 @@ class Bench:
             self.record("save, peak memory", name, most)
         for engine in engines:
             engine(engine.rmi(self.image("big")))
+
+    def push(self) -> None:
+        """Each to a registry that is empty, so that nothing is there already; skopeo's source is a layout on the same
+        file system as our store."""
+        layout, skopeo = f"{self.work}/var/layout", Engine("skopeo", ["skopeo"], self.ours.runner)
+        skopeo(skopeo.words("copy", "--src-tls-verify=false", f"docker://{self.image('big')}", f"oci:{layout}:big"))
+        self.prepare(("big",), [self.ours])
+
+        def pushing(engine: Engine) -> None:
+            for title, serve in (("", Registry), (" to our registry", lambda folder: Ours(str(COMMAND), folder))):
+                folder = f"{self.work}/var/{self.name()}"
+                with serve(folder) as target:
+                    to = f"{target.address}/bench/big:latest"
+                    words = engine.words("copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:big", f"docker://{to}")
+                    if engine is self.ours:
+                        engine(engine.words("tag", self.image("big"), to))
+                        words = engine.words("push", "-q", to)
+                    os.sync()
+                    time.sleep(_PAUSE)
+                    done = engine(words)
+                    self.record(f"push big (101 MB){title}", engine.name, done["ms"])
+                    if engine is self.ours:
+                        engine(engine.words("rmi", to))
+                shutil.rmtree(folder)
+            self.record("push, processor time", engine.name, done["cpu"])
+            self.record("push, peak memory", engine.name, done["rss"])
+
+        self.each(7, pushing, [self.ours, skopeo])
+        self.ours(self.ours.rmi(self.image("big")))
+        shutil.rmtree(layout)
 
     def output(self) -> None:
         engines = self.engines("podman")
