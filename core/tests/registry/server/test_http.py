@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import ssl
 import threading
@@ -12,8 +13,11 @@ import pytest
 from cowshed_testing.distribution import Client, digest
 
 from cowshed.registry.server import connection, message, refusals
+from cowshed.registry.server.access import Access
 from cowshed.registry.server.journal import Journal
-from cowshed.registry.server.service import context
+from cowshed.registry.server.registry import Registry
+from cowshed.registry.server.service import Service, context
+from cowshed.registry.server.store import Store
 
 ROUNDS = int(os.environ.get("COWSHED_REGISTRY_FUZZ", "300"))
 HOST = b"Host: x\r\n"
@@ -327,3 +331,32 @@ def test_a_stop_does_not_wait_for_idle_connections(serving):
     served.service.stop()
     served._thread.join(60)
     assert not served._thread.is_alive()
+
+
+def test_a_signal_that_another_thread_gets_ends_it_all_the_same(tmp_path):
+    """As one that comes just before the main thread waits: neither ends poll(2)."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    registry = Registry(Store(str(tmp_path / "registry")), Access(None, None))
+    service = Service("127.0.0.1:0", registry.respond, Journal(-1))
+    ended, late = threading.Event(), []
+
+    def tell():
+        with contextlib.closing(Client(service.url.partition("://")[2])) as client:
+            client("GET", "/v2/")
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        if not ended.wait(20):
+            late.append(True)
+            service.stop()
+
+    teller = threading.Thread(target=tell)
+    try:
+        service.handle_signals()
+        teller.start()
+        service.run()
+    finally:
+        ended.set()
+        teller.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert not late
+    assert signal.set_wakeup_fd(-1) == -1, "the bell is taken down"

@@ -40,6 +40,8 @@ class Service:
         self._guard = threading.Lock()
         self._open: dict[Connection, threading.Thread] = {}
         self._wake, self._poke = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._heard, self._ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # of signals
+        self._ring_before: int | None = None
         self._stopping = False
         host, port = self._socket.getsockname()[:2]
         self.url = f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -49,21 +51,29 @@ class Service:
         signal.signal(signal.SIGTERM, self._signalled)
         signal.signal(signal.SIGINT, self._signalled)
         signal.signal(signal.SIGHUP, self._reload)
+        # A signal that comes just before poll(2) waits, or to another thread, does not end it
+        self._ring_before = signal.set_wakeup_fd(self._ring, warn_on_full_buffer=False)
 
     def run(self) -> None:
         """Serve until `stop`, and until running requests are answered."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
+        poll.register(self._heard, select.POLLIN)
         try:
             while not self._stopping:
-                if any(fd == self._socket.fileno() for fd, _ in poll.poll(60_000)):
-                    self._accept()
+                for fd, _ in poll.poll():
+                    if fd == self._socket.fileno():
+                        self._accept()
+                    elif fd == self._heard:
+                        os.read(fd, 64)
         finally:
             self._socket.close()
             self._finish()
-            os.close(self._wake)
-            os.close(self._poke)
+            if self._ring_before is not None:
+                signal.set_wakeup_fd(self._ring_before)
+            for fd in (self._wake, self._poke, self._heard, self._ring):
+                os.close(fd)
 
     def stop(self) -> None:
         """From any thread: take no more connections, answer what is asked, end."""
