@@ -40,16 +40,34 @@ def wait(pid: int, terminal: int = -1) -> int:
         except ProcessLookupError:
             return  # it has ended, and is about to be seen to have
 
-    for number in _FORWARDED:
-        _signal.signal(number, forward)
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _FORWARDED)
-    if terminal >= 0:
-        _relay(pid, terminal)
+    heard, ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    before = _signal.set_wakeup_fd(ring, warn_on_full_buffer=False)  # one that comes just before poll(2) ends it too
+    pidfd = os.pidfd_open(pid)
+    try:
+        for number in _FORWARDED:
+            _signal.signal(number, forward)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _FORWARDED)
+        if terminal >= 0:
+            _relay(terminal, pidfd, heard)
+        else:
+            _stand_by(pidfd, heard)
+    finally:
+        _signal.set_wakeup_fd(before)
+        for fd in (pidfd, heard, ring):
+            os.close(fd)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return 128 - code if code < 0 else code
 
 
-def _relay(pid: int, terminal: int) -> None:
+def _stand_by(pidfd: int, heard: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(heard, select.POLLIN)
+    while pidfd not in dict(poll.poll()):
+        os.read(heard, 64)
+
+
+def _relay(terminal: int, pidfd: int, heard: int) -> None:
     import termios
 
     ours = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
@@ -63,11 +81,9 @@ def _relay(pid: int, terminal: int) -> None:
         _signal.signal(28, resize)  # SIGWINCH
         resize()
         _raw(ours)
-    pidfd = os.pidfd_open(pid)
     try:
-        _copy(terminal, pidfd)
+        _copy(terminal, pidfd, heard)
     finally:
-        os.close(pidfd)
         if before is not None:
             termios.tcsetattr(ours, termios.TCSADRAIN, before)
 
@@ -85,15 +101,18 @@ def _raw(fd: int) -> None:
     termios.tcsetattr(fd, termios.TCSAFLUSH, mode)
 
 
-def _copy(terminal: int, pidfd: int) -> None:
+def _copy(terminal: int, pidfd: int, heard: int) -> None:
     """Until the process has ended and all that it wrote has been read."""
     poll = select.poll()
+    poll.register(heard, select.POLLIN)
     poll.register(terminal, select.POLLIN)
     poll.register(pidfd, select.POLLIN)
     poll.register(0, select.POLLIN)
     ended = False
     while True:
         events = dict(poll.poll(0 if ended else None))
+        if heard in events:
+            os.read(heard, 64)
         if events.get(terminal, 0):
             try:
                 block = os.read(terminal, 1 << 16)
