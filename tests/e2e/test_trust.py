@@ -152,6 +152,10 @@ def test_image_verify(engine, policy, ours, signer, tmp_path):
     assert "/no.pub cannot be read" in refused(engine, "image", "verify", "--key", "/no.pub", f"{ours.address}/none")
     assert "exclude each other" in refused(engine, "image", "verify", "--key", "k", "--policy", "p", name)
     (tmp_path / "reject.json").write_text(json.dumps({"default": [REJECT]}))
+    open_, absent = tmp_path / "open.json", f"{ours.address}/team/absent"
+    open_.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
+    unseen = engine.ok("image", "verify", "--policy", open_, absent)
+    assert unseen == f"{absent} is accepted: the default, {open_}, asks for no signature\n"
     assert "it is rejected" in refused(engine, "image", "verify", "--policy", f"{tmp_path}/reject.json", name)
 
 

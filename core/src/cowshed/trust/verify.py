@@ -63,7 +63,7 @@ def verify(
         claims = ()
         if rule.needs_signatures:
             claims = judge.judge(rule, wanted, *_asked(engine, wanted, platform, progress, reach))
-    return f"{rule.scope}, {path}", claims
+    return f"{rule.scope}, {path}{'' if claims else ', asks for no signature'}", claims
 
 
 def _by_keys(
