@@ -304,11 +304,11 @@ class Bench:
                     time.sleep(_PAUSE)
                     done = engine(words)
                     self.record(f"push big (101 MB){title}", engine.name, done["ms"])
+                    self.record(f"push{title}, processor time", engine.name, done["cpu"])
+                    self.record(f"push{title}, peak memory", engine.name, done["rss"])
                     if engine is self.ours:
                         engine(engine.words("rmi", to))
                 shutil.rmtree(folder)
-            self.record("push, processor time", engine.name, done["cpu"])
-            self.record("push, peak memory", engine.name, done["rss"])
 
         self.each(7, pushing, [self.ours, skopeo])
         self.ours(self.ours.rmi(self.image("big")))
