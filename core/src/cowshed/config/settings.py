@@ -69,7 +69,7 @@ class Settings:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
-                return path
+                pass  # it may be there
             return path
         return ""
 
